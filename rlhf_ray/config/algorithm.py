@@ -1,0 +1,188 @@
+"""Policy-gradient algorithms: each variant carries its own defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .section import Section
+
+
+class FixedKL(Section):
+    """A constant coefficient."""
+
+    type: Literal["fixed"] = "fixed"
+
+
+class AdaptiveKL(Section):
+    """Moves the coefficient towards a target KL (Ziegler et al., 2019)."""
+
+    type: Literal["adaptive"] = "adaptive"
+    target: float = Field(6.0, gt=0, description="KL to aim for, in nats summed over a sequence.")
+    horizon: float = Field(10000.0, gt=0, description="Samples over which the coefficient moves.")
+
+
+class KLConfig(Section):
+    """The penalty for leaving the reference."""
+
+    coef: float = Field(0.0, ge=0, description="Coefficient; 0 leaves the reference out.")
+    where: Literal["reward", "loss"] = Field("reward", description="Subtract it from each token's reward, or add it to the loss.")
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Schulman's estimators; in the loss k2 or k3.")
+    controller: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")] = Field(
+        default_factory=FixedKL, description="What moves the coefficient."
+    )
+
+    @model_validator(mode="after")
+    def _estimator_fits(self) -> KLConfig:
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError("k1 in the loss has zero expected gradient on-policy; use estimator k2 or k3")
+        if self.where == "reward" and self.estimator != "k1":
+            raise ValueError("the KL in the reward is k1; k2 and k3 belong to where: loss")
+        return self
+
+
+class DynamicSampling(Section):
+    """Keep only groups whose task reward varies (DAPO, Yu et al., 2025)."""
+
+    max_rounds: int = Field(3, ge=1, description="Rounds of rollouts to fill a step; on shortage it trains on what there is.")
+
+
+class Overlong(Section):
+    """A soft penalty on long responses (DAPO, Yu et al., 2025)."""
+
+    buffer: int = Field(..., ge=1, description="Tokens before max_new_tokens where the penalty starts to grow.")
+    coef: float = Field(1.0, gt=0, description="Penalty at max_new_tokens.")
+
+
+class Algorithm(Section):
+    """What all variants share."""
+
+    group_size: int = Field(8, ge=1, description="Samples of one prompt.")
+    clip_low: float = Field(0.2, gt=0, description="The ratio is clipped at 1 - clip_low.")
+    clip_high: float = Field(0.2, gt=0, description="The ratio is clipped at 1 + clip_high.")
+    dual_clip: float | None = Field(None, gt=1, description="Bound on the loss ratio where the advantage is negative.")
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("tokens", description="What the loss is averaged over.")
+    epochs: int = Field(1, ge=1, description="Passes over the step's samples.")
+    num_mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass.")
+    kl: KLConfig = Field(default_factory=KLConfig, description="The penalty for leaving the reference.")
+    entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
+    ptx_coef: float = Field(0.0, ge=0, description="Coefficient of the cross-entropy on ptx_data (Ouyang et al., 2022).")
+    importance: Literal["auto", "on", "off"] = Field(
+        "auto", description="Truncated importance weights between engine and learner; auto: off only where both are float32 and ahead is 0."
+    )
+    importance_cap: float = Field(2.0, gt=0, description="Where the importance weight is truncated.")
+    truncated: Literal["score", "penalty", "mask", "bootstrap"] = Field(
+        "score", description="What a sample that hit the length limit gets."
+    )
+    truncated_penalty: float = Field(1.0, ge=0, description="Subtracted from its reward where truncated: penalty.")
+    dynamic_sampling: DynamicSampling | None = Field(None, description="Refill groups whose rewards are all equal.")
+    overlong: Overlong | None = Field(None, description="Soft penalty on long responses.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Algorithm:
+        if self.truncated == "bootstrap" and not isinstance(self, PPO):
+            raise ValueError("truncated: bootstrap needs a critic, which only ppo has")
+        if self.dynamic_sampling is not None and self.group_size < 2:
+            raise ValueError("dynamic_sampling compares the samples of a prompt: group_size must be at least 2")
+        return self
+
+
+class Grouped(Algorithm):
+    """Algorithms that compare the samples of one prompt."""
+
+    group_size: int = Field(8, ge=2, description="Samples of one prompt.")
+
+
+class PPO(Algorithm):
+    """PPO with a critic (Schulman et al., 2017; arXiv 1707.06347)."""
+
+    type: Literal["ppo"] = "ppo"
+    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
+    dual_clip: float | None = Field(3.0, gt=1, description="Bound on the loss ratio where the advantage is negative.")
+    epochs: int = Field(2, ge=1, description="Passes over the step's samples.")
+    num_mini_batches: int = Field(2, ge=1, description="Optimizer steps a pass.")
+    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda.")
+    value_clip: float | None = Field(0.2, gt=0, description="How far a value may move from the old one; none: not clipped.")
+
+
+class GRPO(Grouped):
+    """GRPO (Shao et al., 2024; arXiv 2402.03300)."""
+
+    type: Literal["grpo"] = "grpo"
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("sequences", description="What the loss is averaged over.")
+
+
+class DrGRPO(Grouped):
+    """Dr.GRPO: no division by the deviation, constant length normaliser (Liu et al., 2025; arXiv 2503.20783)."""
+
+    type: Literal["dr_grpo"] = "dr_grpo"
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("max_tokens", description="What the loss is averaged over.")
+
+
+class DAPO(Grouped):
+    """GRPO's advantage with clip-higher, token-level loss and dynamic sampling (Yu et al., 2025; arXiv 2503.14476)."""
+
+    type: Literal["dapo"] = "dapo"
+    clip_high: float = Field(0.28, gt=0, description="The ratio is clipped at 1 + clip_high.")
+    dynamic_sampling: DynamicSampling | None = Field(
+        default_factory=DynamicSampling, description="Refill groups whose rewards are all equal."
+    )
+
+
+class RLOO(Grouped):
+    """Leave-one-out REINFORCE (Ahmadian et al., 2024; arXiv 2402.14740)."""
+
+    type: Literal["rloo"] = "rloo"
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("sequences", description="What the loss is averaged over.")
+    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference.")
+
+
+class ReinforcePlusPlus(Algorithm):
+    """REINFORCE++ (Hu, 2025; arXiv 2501.03262)."""
+
+    type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference.")
+
+
+class ReinforcePlusPlusBaseline(Grouped):
+    """REINFORCE++ with the group mean as baseline and k2 in the loss (Hu, 2025; arXiv 2501.03262)."""
+
+    type: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.01, where="loss", estimator="k2"),
+        description="The penalty for leaving the reference.",
+    )
+
+
+class ReMax(Algorithm):
+    """ReMax: the greedy sample's reward is the baseline (Li et al., 2023; arXiv 2310.10505)."""
+
+    type: Literal["remax"] = "remax"
+    group_size: int = Field(1, ge=1, description="Samples of one prompt; a greedy one comes on top.")
+    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference.")
+
+
+class GSPO(Grouped):
+    """Sequence-level ratio and clip (Zheng et al., 2025; arXiv 2507.18071)."""
+
+    type: Literal["gspo"] = "gspo"
+    clip_low: float = Field(3e-4, gt=0, description="The sequence ratio is clipped at 1 - clip_low.")
+    clip_high: float = Field(4e-4, gt=0, description="The sequence ratio is clipped at 1 + clip_high.")
+    loss_over: Literal["sequences"] = Field("sequences", description="What the loss is averaged over.")
+
+
+class CISPO(Grouped):
+    """Clipped importance weights, detached (MiniMax, 2025; arXiv 2506.13585)."""
+
+    type: Literal["cispo"] = "cispo"
+
+
+AlgorithmConfig = Annotated[
+    PPO | GRPO | DrGRPO | DAPO | RLOO | ReinforcePlusPlus | ReinforcePlusPlusBaseline | ReMax | GSPO | CISPO,
+    Field(discriminator="type"),
+]

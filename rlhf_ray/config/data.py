@@ -1,0 +1,26 @@
+"""Where examples come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .section import Section
+
+
+class DataConfig(Section):
+    """Examples from a file or from the offline world."""
+
+    path: str = Field(..., min_length=1, description="JSONL, JSON, Parquet, CSV, TSV, saved HF dataset, or 'toy:reviews/sft'.")
+    split: Literal["train", "heldout"] = Field("train", description="Split of the offline world.")
+    size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
+    seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
+
+
+class PromptConfig(DataConfig):
+    """Prompts for rollouts."""
+
+    max_prompt_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens.")
+    too_long: Literal["error", "drop", "truncate_left"] = Field("error", description="What happens to a longer prompt.")

@@ -1,0 +1,141 @@
+"""The jobs: what `job:` in a file chooses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .algorithm import PPO, AlgorithmConfig
+from .data import DataConfig, PromptConfig
+from .learner import CriticConfig, LearnerConfig
+from .model import ModelConfig
+from .rewards import ModelReward, RewardsConfig
+from .rollout import RolloutConfig
+from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
+from .section import Section
+
+
+class EvaluateRL(Section):
+    """Held-out prompts, the same and with the same seeds every time."""
+
+    every: int = Field(0, ge=0, description="Steps between evaluations; 0: before the first and after the last step only.")
+    data: PromptConfig | None = Field(None, description="Held-out prompts; none: no evaluation.")
+    greedy: bool = Field(False, description="Take the likeliest token instead of sampling.")
+    terms: RewardsConfig | None = Field(None, description="Terms that only judge, such as the truth; weight does not matter.")
+    num_shown: int = Field(3, ge=0, description="Samples shown side by side.")
+
+
+class EvaluateSupervised(Section):
+    """Held-out examples."""
+
+    every: int = Field(0, ge=0, description="Steps between evaluations; 0: after the last step only.")
+    data: DataConfig | None = Field(None, description="Held-out examples; none: no evaluation.")
+
+
+class Common(Section):
+    """What every single-stage job has."""
+
+    run: RunConfig = Field(default_factory=RunConfig, description="Run directory and seed.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster and devices.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="When checkpoints are written.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go.")
+    model: ModelConfig = Field(..., description="The model that is trained.")
+    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="The learner gang and its optimizer.")
+    num_steps: int = Field(..., ge=1, description="Optimizer steps (supervised) or rollout-and-learn steps (ppo).")
+
+
+class RLJob(Common):
+    """Reinforcement learning; `algorithm.type` chooses which."""
+
+    job: Literal["ppo"] = "ppo"
+    data: PromptConfig = Field(..., description="Prompts to train on.")
+    ptx_data: DataConfig | None = Field(None, description="Pre-training text for algorithm.ptx_coef.")
+    algorithm: AlgorithmConfig = Field(default_factory=PPO, description="Advantage, ratio, clip and loss.")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Generation.")
+    rewards: RewardsConfig = Field(..., description="The reward.")
+    critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic; only ppo has one.")
+    evaluate: EvaluateRL = Field(default_factory=EvaluateRL, description="Held-out evaluation.")
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> RLJob:
+        samples = self.rollout.prompts_per_step * self.algorithm.group_size
+        if samples % self.algorithm.num_mini_batches:
+            raise ValueError(
+                f"rollout.prompts_per_step * algorithm.group_size = {samples} samples do not divide into "
+                f"algorithm.num_mini_batches = {self.algorithm.num_mini_batches} equal mini-batches"
+            )
+        if samples // self.algorithm.num_mini_batches < self.learner.num_workers:
+            raise ValueError(
+                f"a mini-batch of {samples // self.algorithm.num_mini_batches} samples leaves some of "
+                f"learner.num_workers = {self.learner.num_workers} ranks without one"
+            )
+        if self.data.max_prompt_tokens + self.rollout.max_new_tokens > self.learner.micro_batch_tokens:
+            raise ValueError(
+                f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than the longest sequence, "
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {self.data.max_prompt_tokens + self.rollout.max_new_tokens}"
+            )
+        if (self.algorithm.ptx_coef > 0) != (self.ptx_data is not None):
+            raise ValueError("algorithm.ptx_coef above 0 and ptx_data go together")
+        return self
+
+    @property
+    def reward_model(self) -> ModelReward | None:
+        """The first reward model among the terms."""
+        return next((t for t in self.rewards.terms if isinstance(t, ModelReward)), None)
+
+
+class Supervised(Common):
+    """What the supervised jobs share."""
+
+    data: DataConfig = Field(..., description="Examples to train on.")
+    evaluate: EvaluateSupervised = Field(default_factory=EvaluateSupervised, description="Held-out evaluation.")
+    batch_size: int = Field(32, ge=1, description="Examples of one optimizer step (pairs count once).")
+    max_length: int = Field(512, ge=2, description="Longest sequence, in tokens.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Supervised:
+        if self.max_length > self.learner.micro_batch_tokens:
+            raise ValueError(
+                f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than max_length = {self.max_length}"
+            )
+        if self.batch_size < self.learner.num_workers:
+            raise ValueError(f"batch_size = {self.batch_size} is less than learner.num_workers = {self.learner.num_workers}")
+        return self
+
+
+class PretrainJob(Supervised):
+    """Causal language modelling on the column `text`."""
+
+    job: Literal["pretrain"] = "pretrain"
+
+
+class SFTJob(Supervised):
+    """Supervised fine-tuning on `prompt`, `completion` (or `messages`)."""
+
+    job: Literal["sft"] = "sft"
+
+
+class RewardJob(Supervised):
+    """A reward model from `prompt`, `chosen`, `rejected` pairs or from `text`, `label`."""
+
+    job: Literal["reward"] = "reward"
+    objective: Literal["pairwise", "labelled"] = Field(
+        "pairwise", description="Bradley-Terry on pairs, or cross-entropy on labels 0 and 1."
+    )
+
+
+SingleJob = Annotated[RLJob | PretrainJob | SFTJob | RewardJob, Field(discriminator="job")]
+
+
+class PipelineJob(Section):
+    """Stages in order, in one Ray session; 'stage:NAME' in a path is an earlier stage's model."""
+
+    job: Literal["pipeline"] = "pipeline"
+    run: RunConfig = Field(default_factory=RunConfig, description="Run directory (a stage's is a folder in it) and seed.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster, for all stages.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
+    stages: dict[str, SingleJob] = Field(..., min_length=1, description="Name: job.")
+
+
+Job = Annotated[RLJob | PretrainJob | SFTJob | RewardJob | PipelineJob, Field(discriminator="job")]

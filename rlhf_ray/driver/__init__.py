@@ -1,0 +1,1 @@
+"""The driver: stages, loop, checkpoints, evaluation."""

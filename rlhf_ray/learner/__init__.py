@@ -1,0 +1,1 @@
+"""Learning: objectives, ZeRO, and the worker around them."""

@@ -1,0 +1,259 @@
+"""LearnerWorker: one rank of the gang that holds actor, critic and reference, or one supervised model."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import metrics
+from ..batch import Batch, micro_batches
+from ..config import LearnerConfig, ModelConfig
+from ..models import load as models
+from ..models.log_probs import before
+from . import zero
+from .objectives import Columns, Objective, final_positions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model of the gang. ``model.path`` is a local directory; ``lr`` None means frozen."""
+
+    name: str
+    kind: str
+    model: ModelConfig
+    lr: float | None
+    zero_head: bool = False
+    num_updates: int = 1
+
+
+class LearnerWorker:
+    """One rank. Methods are called on all ranks of the gang at once, with the same arguments."""
+
+    def __init__(self, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float) -> None:
+        torch.set_num_threads(num_threads)
+        self.config, self.roles = config, {r.name: r for r in roles}
+        self.device, self.deadline_s = torch.device(device), deadline_s
+        self.engines: dict[str, Any] = {}
+
+    def address(self) -> tuple[str, int]:
+        """This host and a free port on it, for the gang to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
+
+    def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
+        """Joins the gang and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
+        self.rank, self.world_size = rank, world_size
+        zero.start(rank, world_size, address, port, self.device, self.deadline_s)
+        info: dict[str, Any] = {}
+        for role in self.roles.values():
+            self.engines[role.name], info[role.name] = self._build(role)
+        info["peak_flops"] = self.peak = _peak_flops(self.device, DTYPES[next(iter(self.roles.values())).model.dtype])
+        return info
+
+    def _build(self, role: Role) -> tuple[Any, dict[str, Any]]:
+        m, path = role.model, str(role.model.path)
+        dtype = DTYPES[m.dtype]
+        common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": m.trust_remote_code}
+        torch.manual_seed(0)
+        model = zero.build(
+            self.config,
+            dtype,
+            lambda: models.pretrained(role.kind, path, **common),
+            lambda: models.skeleton(role.kind, path, **common),
+            lambda: models.tensors(path),
+        )
+        if role.zero_head:
+            zero.zero_(model.score.weight)
+        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in model.parameters())
+        width, layers = model.config.hidden_size, model.config.num_hidden_layers
+        vocab = model.config.vocab_size
+        wrapped = models.finish(role.kind, model, attention=m.attention, lora=m.lora if role.lr is not None else None)
+        wrapped.to(self.device)
+        if m.gradient_checkpointing and role.lr is not None:
+            wrapped.core.gradient_checkpointing_enable({"use_reentrant": False})
+        engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
+        wrapped.train(role.lr is not None)
+        info = {"num_parameters": size, "width": width, "num_layers": layers}
+        if role.kind == "policy" and m.attention == "auto":
+            info["packed_difference"] = wrapped.check(vocab, TOLERANCE[m.dtype])
+        info["packed"] = wrapped.packed
+        self.width = width
+        return engine, info
+
+    def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """This rank's share of old_log_probs, ref_log_probs, values and final_values, without gradients.
+
+        Returns 'rows' (indices into ``batch``) and each column for those rows, flat in that order.
+        """
+        plan = self._plan(batch, None)[self.rank]
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        parts |= {"final_values": []} if "values" in columns else {}
+        for rows in plan:
+            micro = batch.take(rows if len(rows) else [0])
+            for name, array in self._annotate(micro, temperature, columns).items():
+                if len(rows):
+                    parts[name].append(array)
+        flat = {name: np.concatenate(arrays) if arrays else np.zeros(0, np.float32) for name, arrays in parts.items()}
+        return {"rows": np.concatenate(plan) if plan else np.zeros(0, np.int64), **flat}
+
+    @torch.no_grad()
+    def _annotate(self, micro: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        c = Columns(micro, self.device)
+        at = torch.nonzero(c.response_mask).squeeze(-1)
+        found = {}
+        if "old_log_probs" in columns:
+            found["old_log_probs"] = c.spread(self._run("actor", c.tokens, c.lengths, at, temperature)[0], at)
+        if "ref_log_probs" in columns:
+            with self._reference() as name:
+                found["ref_log_probs"] = c.spread(self._run(name, c.tokens, c.lengths, at, temperature)[0], at)
+        if "values" in columns:
+            both = self._run("critic", c.tokens, c.lengths, torch.cat([before(at), final_positions(c.lengths)]))
+            found["values"] = c.spread(both[: len(at)], at)
+            found["final_values"] = both[len(at) :]
+        return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+
+    def update(
+        self, role: str, objectives: Sequence[tuple[Objective, float]], minis: Sequence[Sequence[np.ndarray]], *batches: Batch
+    ) -> metrics.Sums:
+        """One optimizer step for each of ``minis``; returns this rank's metric sums.
+
+        A step minimises the sum over ``objectives`` of coefficient * loss / weight; objective i reads the rows
+        ``minis[step][i]`` of ``batches[i]``. All ranks compute the same plan and run the same number of micro-batches.
+        """
+        engine, model = self.engines[role], zero.module(self.engines[role])
+        model.train()
+        sums: list[metrics.Sums] = []
+        began, flops = time.monotonic(), 0.0
+        for mini in minis:
+            for (objective, coef), rows, batch in zip(objectives, mini, batches, strict=True):
+                chosen = batch.take(rows)
+                divisor = objective.weight(chosen) / coef
+                for micro_rows in self._plan(chosen, objective.unit)[self.rank]:
+                    micro = chosen.take(micro_rows if len(micro_rows) else [0])
+                    if objective.unit is not None and not len(micro_rows):
+                        micro = chosen.take(chosen.group == chosen.group[0])
+                    loss, found = objective.loss(engine, micro, self.device)
+                    zero.backward(engine, loss if len(micro_rows) else loss * 0.0, divisor or 1.0)
+                    if len(micro_rows):
+                        sums.append(found)
+                        flops += self._flops(role, micro)
+            sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (engine.get_lr()[0], 1.0)})
+        seconds = time.monotonic() - began
+        sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
+        return metrics.add(sums)
+
+    def evaluate(self, role: str, objective: Objective, batch: Batch) -> metrics.Sums:
+        """The objective's metrics over this rank's share of ``batch``, without gradients."""
+        model, sums = self.engines[role], []
+        with torch.no_grad():
+            for rows in self._plan(batch, objective.unit)[self.rank]:
+                found = objective.loss(model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device)[1]
+                sums.extend([found] if len(rows) else [])
+        return metrics.add(sums)
+
+    def scores(self, batch: Batch) -> dict[str, np.ndarray]:
+        """A scalar model's score at each sequence's last token, for this rank's share: 'rows' and 'scores'."""
+        plan, out = self._plan(batch, None)[self.rank], []
+        with torch.no_grad():
+            for rows in plan:
+                c = Columns(batch.take(rows if len(rows) else [0]), self.device)
+                score = self._run("actor", c.tokens, c.lengths, final_positions(c.lengths))
+                out.extend([score.cpu().numpy()] if len(rows) else [])
+        return {"rows": np.concatenate(plan), "scores": np.concatenate(out) if out else np.zeros(0, np.float32)}
+
+    def probe(self, tokens: np.ndarray, temperature: float) -> np.ndarray:
+        """Log-probs (T,) of one sequence by the actor, 0 for token 0; on every rank the same."""
+        ids = torch.tensor(tokens, device=self.device).long()
+        at = torch.arange(1, len(ids), device=self.device)
+        with torch.no_grad():
+            found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
+        return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
+
+    def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
+        """The whole model by transformers' names on rank 0, None elsewhere; adapters are merged into what is returned."""
+        model = zero.module(self.engines[role])
+        prefix = "model.base_model.model." if hasattr(model.model, "peft_config") else "model."
+        adapters = {n: m for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
+        named: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                continue
+            owner = name.removesuffix(".weight").removesuffix(".base_layer")
+            layer = adapters.get(owner)
+            with zero.gathered([parameter] if layer is None else list(layer.parameters())):
+                if self.rank == 0:
+                    value = parameter.detach()
+                    if layer is not None and name.endswith("base_layer.weight"):
+                        value = value + layer.get_delta_weight("default").to(value.dtype)
+                    named[name.removeprefix(prefix).replace(".base_layer.", ".")] = value.cpu().clone()
+        return named if self.rank == 0 else None
+
+    def export(self, directory: str, role: str = "actor") -> None:
+        """Writes the model in Hugging Face format (safetensors), adapters merged."""
+        named = self.weights(role)
+        if named is not None:
+            zero.module(self.engines[role]).core.save_pretrained(directory, state_dict=named)
+
+    def save(self, directory: str) -> None:
+        """Writes this rank's shards of all trained roles, and its random state."""
+        for name, role in self.roles.items():
+            if role.lr is not None:
+                zero.save(self.engines[name], Path(directory), name)
+        torch.save(torch.get_rng_state(), Path(directory) / f"rng-rank{self.rank:03d}.pt")
+
+    def load(self, directory: str) -> None:
+        """Reads back what :meth:`save` wrote."""
+        for name, role in self.roles.items():
+            if role.lr is not None:
+                zero.load(self.engines[name], Path(directory), name)
+        torch.set_rng_state(torch.load(Path(directory) / f"rng-rank{self.rank:03d}.pt"))
+
+    def ping(self) -> str:
+        """Answers while the worker lives."""
+        return "ok"
+
+    def _plan(self, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
+        column = getattr(batch, unit) if unit else None
+        return micro_batches(batch.lengths, self.config.micro_batch_tokens, self.world_size, column, self.width)
+
+    def _run(self, role: str, *args: Any) -> Any:
+        return self.engines[role](*args)
+
+    @contextlib.contextmanager
+    def _reference(self) -> Any:
+        if "reference" in self.engines:
+            yield "reference"
+        else:
+            with zero.module(self.engines["actor"]).model.disable_adapter():
+                yield "actor"
+
+    def _flops(self, role: str, micro: Batch) -> float:
+        """Forward and backward FLOPs of the real tokens: 6 N T plus attention's 6 layers width s^2 (performance.md, c)."""
+        core = zero.module(self.engines[role]).core
+        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in core.parameters())
+        lengths = micro.lengths.astype(float)
+        attention = 6.0 * core.config.num_hidden_layers * core.config.hidden_size * float((lengths**2).sum())
+        return 6.0 * size * float(lengths.sum()) + attention
+
+
+def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product in ``dtype``, the best of three: what MFU is measured against."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, best = torch.ones(n, n, device=device, dtype=dtype), float("inf")
+    for _ in range(3):
+        began = time.monotonic()
+        (a @ a)[0, 0].item()
+        best = min(best, time.monotonic() - began)
+    return 2.0 * n**3 / best

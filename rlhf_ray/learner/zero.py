@@ -1,0 +1,197 @@
+"""DeepSpeed ZeRO: start, engines, gathering, saving. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LearnerConfig
+
+
+def start(rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
+    """Joins this process to the gang: gloo on the CPU, nccl on GPUs. Collectives that hang raise after ``timeout_s``."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_SIZE=str(world_size),
+        MASTER_ADDR=address, MASTER_PORT=str(port),
+    )  # fmt: skip
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.init_distributed(
+        dist_backend="gloo" if device.type == "cpu" else "nccl",
+        timeout=timedelta(seconds=timeout_s),
+        verbose=False,
+        dist_init_required=True,
+    )
+
+
+def settings(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str, Any]:
+    """DeepSpeed's config. Accumulation and its scaling are ours: see :func:`backward`."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+    }
+
+
+def build(
+    config: LearnerConfig,
+    dtype: torch.dtype,
+    pretrained: Callable[[], nn.Module],
+    skeleton: Callable[[], nn.Module],
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]],
+) -> nn.Module:
+    """A model with its weights. At ZeRO-3 the skeleton is built partitioned and filled one tensor at a time, read by rank
+    0 only, so that no rank ever holds the whole model. Raises ValueError where a parameter has no saved tensor, but for
+    a new scalar head.
+    """
+    if config.zero_stage < 3:
+        return pretrained()
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=settings(config, dtype, 3)):
+        model = skeleton()
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    rank = torch.distributed.get_rank()
+    for name, tensor in tensors():
+        parameter = parameters.get(name)
+        if parameter is None:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if rank == 0:
+                parameter.data.copy_(tensor)
+        missing.discard(name)
+    missing = {n for n in missing if not n.startswith("score.")}
+    if missing:
+        raise ValueError(f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+    for name, parameter in parameters.items():
+        if name.startswith("score."):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if rank == 0:
+                    torch.nn.init.normal_(parameter.data, std=0.02)
+    return model
+
+
+def zero_(parameter: Tensor) -> None:
+    """Sets a parameter to zero, partitioned or not."""
+    with gathered([parameter], write=True), torch.no_grad():
+        parameter.zero_()
+
+
+def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:
+    """A DeepSpeed engine around ``model``; without ``lr`` it is frozen, and an engine only where ZeRO-3 shards it."""
+    import deepspeed
+
+    stage = config.zero_stage
+    if lr is None:
+        model.requires_grad_(False)
+        if stage < 3:
+            return model
+        return deepspeed.initialize(model=model, config=settings(config, dtype, 3))[0]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if _shape(p) > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if _shape(p) <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(config, num_updates))
+    made = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings(config, dtype, stage)
+    )[0]
+    if _plain(made):
+        made.enable_backward_allreduce = False  # step() reduces, so that it can see the norm
+    return made
+
+
+class _Schedule:
+    """Factor of the learning rate at an update: linear warm-up, then constant, linear or cosine to zero."""
+
+    def __init__(self, config: LearnerConfig, num_updates: int) -> None:
+        self.config, self.num_updates = config, max(num_updates, 1)
+
+    def __call__(self, update: int) -> float:
+        warmup = self.config.warmup_steps
+        if update < warmup:
+            return (update + 1) / (warmup + 1)
+        done = min(1.0, (update - warmup) / max(1, self.num_updates - warmup))
+        if self.config.schedule == "linear":
+            return 1.0 - done
+        if self.config.schedule == "cosine":
+            import math
+
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0
+
+
+def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
+    """Accumulates the gradient of loss_sum / divisor; DeepSpeed averages over ranks, which is undone here."""
+    world = torch.distributed.get_world_size()
+    engine.backward(loss_sum * (world / divisor), scale_wrt_gas=False)
+
+
+def step(engine: Any) -> float:
+    """Clips, updates, and returns the global gradient norm before clipping."""
+    if _plain(engine):
+        engine.buffered_allreduce_fallback()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        engine.step()
+    else:
+        engine.step()
+        norm = engine.get_global_grad_norm()
+    return float(norm)
+
+
+def _plain(engine: Any) -> bool:
+    """ZeRO-0 in float32: DeepSpeed then keeps no gradient norm."""
+    return engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
+
+
+def module(engine: Any) -> Any:
+    """The module inside an engine, or the module itself."""
+    return getattr(engine, "module", engine)
+
+
+@contextlib.contextmanager
+def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
+    """The whole values of ZeRO-3 partitioned parameters while the block runs (all ranks must enter)."""
+    if any(hasattr(p, "ds_id") for p in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):
+            yield
+    else:
+        yield
+
+
+def save(engine: Any, directory: Path, name: str) -> None:
+    """Every rank writes its shard of weights, optimizer and schedule to directory/name; no 'latest' file."""
+    engine.save_checkpoint(str(directory), tag=name, save_latest=False)
+
+
+def load(engine: Any, directory: Path, name: str) -> None:
+    """Every rank reads its shard back. Raises ValueError where DeepSpeed finds nothing to load."""
+    path, _ = engine.load_checkpoint(str(directory), tag=name)
+    if path is None:
+        raise ValueError(f"{directory}/{name}: DeepSpeed found no checkpoint to load there")
+
+
+def _shape(parameter: Any) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,140 @@
+"""Models from a local Hugging Face directory: causal LMs, scalar models, random ones.
+
+Everything that runs is loaded from a directory, so that every role and every ZeRO stage starts from the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from ..config import BadInput, LoraConfig, ModelConfig
+from .log_probs import PolicyModel, Ragged, ScalarModel
+
+CLASSES: dict[str, Any] = {"policy": AutoModelForCausalLM, "scalar": AutoModelForSequenceClassification}
+WRAPPERS: dict[str, type[Ragged]] = {"policy": PolicyModel, "scalar": ScalarModel}
+
+
+def resolve(path: str, revision: str | None = None) -> str:
+    """The local directory of a model: itself, or the snapshot of a Hugging Face id. Raises BadInput where there is none."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file() and not (local / "adapter_config.json").is_file():
+            raise BadInput(f"{path}: no config.json there; a model directory in Hugging Face format is needed")
+        return str(local.resolve())
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise BadInput(f"{path}: no such model directory")
+    try:
+        return snapshot_download(path, revision=revision)
+    except Exception as error:
+        raise BadInput(f"{path}: neither a directory nor a model that could be downloaded ({type(error).__name__}: {error})") from None
+
+
+def create(config: ModelConfig, directory: str, tokenizer: Any, seed: int) -> str:
+    """Writes a random model of ``config.init`` with the tokenizer's vocabulary to ``directory``, and returns it.
+
+    Raises BadInput where transformers does not know the model type or a value.
+    """
+    values = dict(config.init or {})
+    kind = values.pop("model_type")
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    try:
+        settings = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **ids, **values})
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"model.init: {error}") from None
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def load(
+    kind: str,
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    attention: str = "packed",
+    zero_head: bool = False,
+    lora: LoraConfig | None = None,
+) -> Any:
+    """A PolicyModel or ScalarModel (``kind`` 'policy' or 'scalar') of a local directory, dropout off.
+
+    ``zero_head`` starts a scalar head at zero. Raises BadInput where the architecture has no such head.
+    """
+    model = pretrained(kind, path, dtype=dtype, trust_remote_code=trust_remote_code)
+    return finish(kind, model, attention=attention, zero_head=zero_head, lora=lora)
+
+
+def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The transformers model of a local directory; an adapter is merged into its base."""
+    extra = {"num_labels": 1} if kind == "scalar" else {}
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        if kind != "policy":
+            raise BadInput(f"{path}: an adapter cannot be a scalar model; merge it first (rlhf-ray export)")
+        return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
+    try:
+        return CLASSES[kind].from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The architecture of a local directory without its weights (built under ``zero.Init`` at ZeRO-3)."""
+    extra = {"num_labels": 1} if kind == "scalar" else {}
+    settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
+    return CLASSES[kind].from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The saved tensors of a local directory, one in memory at a time. Raises BadInput without safetensors files."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise BadInput(f"{path}: no .safetensors files there; ZeRO-3 reads weights tensor by tensor from them")
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, opened.get_tensor(name)
+
+
+def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lora: LoraConfig | None = None) -> Any:
+    """Head, adapters, dropout and wrapper of a freshly built model."""
+    if kind == "scalar" and not isinstance(getattr(model, "score", None), nn.Linear):
+        raise BadInput(f"{type(model).__name__} has no 'score' head to read at every token; use a decoder-only model")
+    if zero_head:
+        with torch.no_grad():
+            model.score.weight.zero_()
+    without_dropout(model)
+    if lora is not None:
+        from peft import LoraConfig as PeftLora
+        from peft import get_peft_model
+
+        model = get_peft_model(model, PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0))
+    return WRAPPERS[kind](model, attention)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0, in modules and in attributes such as ``attention_dropout``."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def context_length(path: str) -> int:
+    """Most tokens the model takes, from its config; very large where the config does not say."""
+    values = json.loads((Path(path) / "config.json").read_text())
+    return int(values.get("max_position_embeddings") or values.get("n_positions") or 1 << 30)

@@ -1,0 +1,162 @@
+"""Token log-probabilities, entropies and scalars of ragged sequences; the only place that shifts by one.
+
+``log_probs[i]`` belongs to predicting token i from the tokens before it, and so do ``values[i]``: both are read from the
+hidden state of position i - 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import NAME as PACKED
+
+log = logging.getLogger(__name__)
+
+CHUNK_ELEMENTS = 1 << 24  # logits kept at a time: tokens x vocabulary
+
+
+class Ragged(nn.Module):
+    """Runs a transformers model on ragged sequences, packed into one row or padded into a rectangle.
+
+    ``attention``: 'packed', 'padded', or 'auto', which compares the two at load (:meth:`check`).
+    """
+
+    def __init__(self, model: nn.Module, attention: str) -> None:
+        super().__init__()
+        self.model = model
+        self.plain = getattr(model.config, "_attn_implementation", "sdpa")
+        self.packed = attention != "padded"
+        if self.packed:
+            self._switch(PACKED)
+
+    @property
+    def core(self) -> Any:
+        """The transformers model itself, under an adapter where there is one."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def hidden(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,)."""
+        body = self.core.base_model
+        if self.packed:
+            sizes = tuple(int(n) for n in lengths.tolist())
+            positions = torch.cat([torch.arange(n, device=tokens.device) for n in sizes])
+            out = body(
+                input_ids=tokens[None], position_ids=positions[None], sequence_lengths=sizes, use_cache=False, return_dict=True
+            )
+            return out.last_hidden_state[0, at]
+        ids, mask, row, column = rectangle(tokens, lengths, at)
+        return body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state[row, column]
+
+    def _switch(self, implementation: str) -> None:
+        self.core.set_attn_implementation(implementation)
+
+    def use_padded(self) -> None:
+        """Takes the padded path from now on."""
+        self.packed = False
+        self._switch(self.plain)
+
+
+class PolicyModel(Ragged):
+    """A causal language model as a function from ragged sequences to log-probs."""
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, at: Tensor, temperature: float = 1.0, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its sequence's start.
+
+        ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so that
+        no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it.
+        """
+        if self.packed:
+            return chunked(self.core.get_output_embeddings(), self.hidden(tokens, lengths, at - 1), tokens[at], temperature, entropy_grad)
+        ids, mask, row, column = rectangle(tokens, lengths, at - 1)
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
+        return token_log_probs(logits, tokens[at], temperature, entropy_grad)
+
+    @torch.no_grad()
+    def check(self, vocab_size: int, tolerance: float) -> float:
+        """Packed against one-by-one log-probs on two sequences; beyond ``tolerance`` the padded path is taken and said so.
+
+        Returns the largest difference in nats (infinite where the packed pass cannot run).
+        """
+        device = next(self.parameters()).device
+        draw = torch.Generator().manual_seed(0)
+        lengths = torch.tensor([7, 12])
+        tokens = torch.randint(0, vocab_size, (19,), generator=draw).to(device)
+        at = torch.tensor([*range(1, 7), *range(8, 19)], device=device)
+        try:
+            packed = self.forward(tokens, lengths.to(device), at)[0]
+        except (ValueError, TypeError) as error:
+            log.warning("padded forward: %s", error)
+            self.use_padded()
+            return float("inf")
+        self.use_padded()
+        alone = torch.cat([
+            self.forward(tokens[:7], lengths[:1].to(device), torch.arange(1, 7, device=device))[0],
+            self.forward(tokens[7:], lengths[1:].to(device), torch.arange(1, 12, device=device))[0],
+        ])  # fmt: skip
+        difference = float((packed - alone).abs().max())
+        if difference <= tolerance:
+            self.packed = True
+            self._switch(PACKED)
+        else:
+            log.warning("padded forward: packed log-probs differ from one-by-one ones by %.2g nats", difference)
+        return difference
+
+
+class ScalarModel(Ragged):
+    """A sequence-classification model with one logit, read wherever it is asked for: critic or reward model."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+        """Scalars (R,) float32 read from the hidden states of flat positions ``at`` (R,)."""
+        return self.core.score(self.hidden(tokens, lengths, at)).squeeze(-1).float()
+
+
+def before(at: Tensor) -> Tensor:
+    """The positions whose hidden states predict the tokens at ``at``."""
+    return at - 1
+
+
+def chunked(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies (R,) of ``targets`` (R,) from ``hidden`` (R, H); logits exist for one chunk at a time.
+
+    Where there is more than one chunk, the backward pass computes each chunk's logits again.
+    """
+
+    def piece(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return token_log_probs(head(states), ids, temperature, entropy_grad)
+
+    size = max(128, CHUNK_ELEMENTS // max(1, getattr(head, "out_features", 1)))
+    if len(hidden) <= size:
+        return piece(hidden, targets)
+    parts = []
+    for start in range(0, len(hidden), size):
+        states, ids = hidden[start : start + size], targets[start : start + size]
+        parts.append(checkpoint(piece, states, ids, use_reentrant=False) if torch.is_grad_enabled() else piece(states, ids))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def token_log_probs(logits: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs of ``targets`` (R,) and entropies (R,) of softmax(logits / temperature), float32; logits (R, V)."""
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        source = log_p if entropy_grad else log_p.detach()
+        entropy = -(source.exp() * source).sum(-1)
+    return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
+
+
+def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Right-padded ids and mask (B, S), and the rows and columns of the flat positions ``at``."""
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+    starts = torch.cumsum(lengths, 0) - lengths
+    columns = torch.arange(len(tokens), device=tokens.device) - starts[rows]
+    ids = tokens.new_zeros(len(lengths), int(lengths.max()))
+    mask = torch.zeros_like(ids)
+    ids[rows, columns] = tokens
+    mask[rows, columns] = 1
+    return ids, mask, rows[at], columns[at]

@@ -1,0 +1,1 @@
+"""Reward scoring: rules, models, user functions, and the worker around them."""

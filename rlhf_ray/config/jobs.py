@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from .algorithm import PPO, AlgorithmConfig
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig, LearnerConfig
 from .model import ModelConfig
-from .rewards import ModelReward, RewardsConfig
+from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import Section
@@ -22,7 +22,7 @@ class EvaluateRL(Section):
     every: int = Field(0, ge=0, description="Steps between evaluations; 0: before the first and after the last step only.")
     data: PromptConfig | None = Field(None, description="Held-out prompts; none: no evaluation.")
     greedy: bool = Field(False, description="Take the likeliest token instead of sampling.")
-    terms: RewardsConfig | None = Field(None, description="Terms that only judge, such as the truth; weight does not matter.")
+    terms: list[Reward] = Field(default_factory=list, description="Terms that only judge, such as the truth; weights do not matter.")
     num_shown: int = Field(3, ge=0, description="Samples shown side by side.")
 
 
@@ -56,6 +56,20 @@ class RLJob(Common):
     rewards: RewardsConfig = Field(..., description="The reward.")
     critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic; only ppo has one.")
     evaluate: EvaluateRL = Field(default_factory=EvaluateRL, description="Held-out evaluation.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ppo_unless_said(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("algorithm"), dict):
+            data = {**data, "algorithm": {"type": "ppo", **data["algorithm"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _distinct_terms(self) -> RLJob:
+        names = [t.name for t in [*self.rewards.terms, *self.evaluate.terms]]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards.terms and evaluate.terms share a name: {', '.join(names)}")
+        return self
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> RLJob:

@@ -44,7 +44,7 @@ def parse(tree: dict[str, Any], where: str) -> Any:
     try:
         return ADAPTER.validate_python(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_sentence(e) for e in error.errors()[:3])) from None
+        raise ConfigError(f"{where}: " + "; ".join(_sentence(e, tree) for e in error.errors()[:3])) from None
 
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -81,15 +81,28 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
             node = node[index]
 
 
-def _sentence(error: Any) -> str:
-    tags = {"ppo", "sft", "pretrain", "reward", "pipeline", "rule", "function", "model", "transformers"}
-    parts = [str(p) for p in error["loc"]]
-    if parts and parts[0] in tags:
-        parts = parts[1:]
-    where = ".".join(parts)
+def _sentence(error: Any, tree: Any) -> str:
+    where = ".".join(_path(error["loc"], tree))
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
+    """The keys of the file on the way to an error, without the names of variants that pydantic puts between them."""
+    found, node = [], tree
+    for position, part in enumerate(loc):
+        if isinstance(node, dict) and part in node:
+            found.append(str(part))
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            found.append(str(part))
+            node = node[part]
+        elif position == len(loc) - 1 and not isinstance(node, dict | list):
+            continue
+        elif not (isinstance(node, dict) and part in (node.get("type"), node.get("job"))):
+            found.append(str(part))
+    return found
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import metrics
+from .. import metrics, weights
 from ..batch import Batch, micro_batches
 from ..config import LearnerConfig, ModelConfig
 from ..models import load as models
@@ -180,6 +180,16 @@ class LearnerWorker:
         with torch.no_grad():
             found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
         return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
+
+    def publish(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> tuple[Any, Any]:
+        """On rank 0 the actor's packed weights and the ticket that receivers check them against; None, None elsewhere."""
+        log_probs = self.probe(probe, temperature)
+        named = self.weights()
+        if named is None:
+            return None, None
+        packed = weights.pack(named)
+        mark = weights.fingerprint(packed, weights.full(version))
+        return packed, weights.Ticket(version, mark, probe, log_probs, tolerance)
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
         """The whole model by transformers' names on rank 0, None elsewhere; adapters are merged into what is returned."""

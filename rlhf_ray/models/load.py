@@ -134,7 +134,29 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def settings(path: str) -> dict[str, Any]:
+    """config.json of a local directory (of the base model, where it holds an adapter)."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return settings(resolve(base))
+    values = json.loads(file.read_text())
+    return {**values, **values.get("text_config", {})}
+
+
 def context_length(path: str) -> int:
     """Most tokens the model takes, from its config; very large where the config does not say."""
-    values = json.loads((Path(path) / "config.json").read_text())
+    values = settings(path)
     return int(values.get("max_position_embeddings") or values.get("n_positions") or 1 << 30)
+
+
+def vocab_size(path: str) -> int:
+    """Rows of the embedding, from the config."""
+    return int(settings(path)["vocab_size"])
+
+
+def generation_eos(path: str) -> list[int]:
+    """End tokens that the model's generation config names, if it has one."""
+    file = Path(path) / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -1,0 +1,120 @@
+"""The command line: `rlhf-ray train JOB.yaml [key.path=value ...]`. Thin: it parses, calls, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import __version__
+from .config import BadInput, load
+from .config.options import listing
+
+EPILOG = """\
+examples:
+  rlhf-ray train jobs/quickstart.yaml
+  rlhf-ray train jobs/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
+  rlhf-ray plan jobs/ppo.yaml model.path=/models/qwen
+  rlhf-ray report runs/quickstart/ppo
+  rlhf-ray options learner
+  ray job submit --working-dir . -- rlhf-ray train jobs/ppo.yaml run.dir=/shared/runs/ppo
+
+The same `train` command on an existing run directory goes on from its last checkpoint.
+exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside with a checkpoint written
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    args = parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return args.call(args)
+    except BadInput as error:
+        print(f"rlhf-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlhf-ray: interrupted; the last checkpoint stands", file=sys.stderr)
+        return 1
+    except Exception:
+        logging.getLogger("rlhf_ray").exception("failed")
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="rlhf-ray", description="RLHF on Ray: rollout, reward and learner actors under one driver.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"rlhf-ray {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, call, text in (
+        ("train", _train, "run a job (pretrain, sft, reward, ppo, pipeline), or go on with one"),
+        ("plan", _plan, "check a job and print its batch arithmetic, without starting anything"),
+    ):
+        sub = _command(commands, name, call, text)
+        sub.add_argument("job", metavar="JOB.yaml", help="job file; jobs/ has one for each stage and algorithm")
+        sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    report = _command(commands, "report", _report, "before and after of a ppo run: means, 95 %% intervals, samples")
+    report.add_argument("directory", metavar="RUN", help="run directory")
+    report.add_argument("--samples", type=int, default=3, help="completions shown side by side (default 3)")
+    options = _command(commands, "options", _options, "every option of every job: type, default, meaning")
+    options.add_argument("contains", nargs="?", default="", help="only those whose path contains this")
+    return top
+
+
+def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(call=call)
+    return sub
+
+
+def _train(args: argparse.Namespace) -> int:
+    job = load(args.job, args.overrides)
+    from rich.console import Console
+
+    from .driver import pipeline
+    from .driver.session import Stopped
+
+    try:
+        pipeline.run(job, Console(width=None if sys.stdout.isatty() else 120))
+    except Stopped as stopped:
+        print(f"rlhf-ray: {stopped}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .config.arithmetic import lines
+
+    for line in lines(load(args.job, args.overrides)):
+        print(line)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from .driver.report import before_and_after
+
+    if not before_and_after(Path(args.directory), args.samples, Console(width=None if sys.stdout.isatty() else 120)):
+        raise BadInput(f"{args.directory}: no two evaluations there; give the run directory of a ppo job with evaluate.data")
+    return 0
+
+
+def _options(args: argparse.Namespace) -> int:
+    for line in listing():
+        if args.contains in line.split("  ")[0]:
+            print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

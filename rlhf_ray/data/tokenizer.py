@@ -1,0 +1,37 @@
+"""Tokenizers: from a directory or hub id, or the offline world's own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ..config import BadInput, ModelConfig
+from . import toy
+
+log = logging.getLogger(__name__)
+
+
+def load(config: ModelConfig, default: str | None) -> Any:
+    """The tokenizer a model is used with; ``default`` is where the model itself lies.
+
+    Raises BadInput where it cannot be read or has no end-of-sequence token. A missing pad token is no error: sequences
+    are ragged and nothing is padded, so the end-of-sequence token stands in for it.
+    """
+    name = config.tokenizer or default
+    if name == "toy":
+        return toy.tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"model.tokenizer: cannot read a tokenizer from {name} ({first}); give model.tokenizer") from None
+    if tokenizer.eos_token_id is None:
+        raise BadInput(
+            f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        log.warning("%s: no pad_token; the eos_token stands in for it (nothing is padded here)", name)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

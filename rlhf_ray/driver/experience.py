@@ -1,0 +1,162 @@
+"""Experience: prompts to scored rollouts, over any number of rollout and reward workers, any of which may die.
+
+Chunks go to idle rollout workers; what a chunk yields goes to reward workers at once. A worker that dies is replaced,
+caught up, and its chunk or piece is done again whole; rows are merged by (example_id, sample), so nothing is dropped and
+nothing comes twice, and the result depends on the step alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import RayTaskError
+
+from ..batch import Batch, cat
+from ..rollout.worker import Chunk
+from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A dataset of prompts: token ids, and the rows (Arrow, with example_id) that rewards read."""
+
+    tokens: list[np.ndarray]
+    rows: pa.Table
+    example_id: list[int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to generate: which prompts (indices into Prompts), how many samples of each, from which version."""
+
+    step: int
+    version: int
+    chosen: Sequence[int]
+    first_group: int
+    samples: int
+    greedy_extra: bool = False
+    greedy: bool = False
+    terms: tuple[str, ...] | None = None
+
+
+def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chunk]:
+    """The order cut into chunks of ``size`` prompts; a prompt visited twice in a step gets other sample numbers."""
+    visits: dict[int, int] = {}
+    per = order.samples + order.greedy_extra
+    found = []
+    for start in range(0, len(order.chosen), size):
+        part = list(order.chosen[start : start + size])
+        first = []
+        for index in part:
+            first.append(visits.get(index, 0) * per)
+            visits[index] = visits.get(index, 0) + 1
+        group = list(range(order.first_group + start, order.first_group + start + len(part)))
+        ids = [prompts.example_id[i] for i in part]
+        tokens = [prompts.tokens[i] for i in part]
+        found.append(Chunk(order.step, run_seed, tokens, ids, group, first, order.samples, order.greedy_extra, order.greedy))
+    return found
+
+
+class Collector:
+    """Runs an Order on the two groups. Not thread-safe: one order at a time."""
+
+    def __init__(self, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float) -> None:
+        self.rollout, self.reward = rollout, reward
+        self.chunk_prompts, self.run_seed, self.deadline_s = chunk_prompts, run_seed, deadline_s
+
+    def collect(self, order: Order, prompts: Prompts) -> Batch:
+        """All rows of the order, scored (reward_parts), in canonical order. Raises StageTimeout, or what a worker raised."""
+        return _Collection(self, order, prompts).run()
+
+
+class _Collection:
+    """One order on its way."""
+
+    def __init__(self, collector: Collector, order: Order, prompts: Prompts) -> None:
+        self.c, self.order, self.prompts = collector, order, prompts
+        self.chunks = chunks(order, prompts, collector.chunk_prompts, collector.run_seed)
+        self.waiting = deque(range(len(self.chunks)))
+        self.idle = deque(range(len(collector.rollout)))
+        self.generating: dict[Any, tuple[int, int]] = {}  # stream -> (worker, chunk)
+        self.scoring: dict[Any, tuple[int, int, Batch]] = {}  # reference -> (worker, chunk, piece)
+        self.scored: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}
+        self.until = time.monotonic() + collector.deadline_s
+
+    def run(self) -> Batch:
+        while self.waiting or self.generating or self.scoring:
+            while self.waiting and self.idle:
+                self._generate(self.idle.popleft(), self.waiting.popleft())
+            pending = [*self.generating, *self.scoring]
+            ready, _ = ray.wait(pending, num_returns=1, timeout=max(0.0, self.until - time.monotonic()))
+            if not ready:
+                self._give_up()
+            for item in ready:
+                self._take_piece(item) if item in self.generating else self._take_scores(item)
+        return cat(part for i in range(len(self.chunks)) for part in self.scored[i]).sorted()
+
+    def _generate(self, worker: int, chunk: int) -> None:
+        actor, what = self.c.rollout.actors[worker], self.chunks[chunk]
+        piece = max(1, len(what) // 4)
+        stream = actor.generate.options(num_returns="streaming").remote(self.order.version, what, piece)
+        self.generating[stream] = (worker, chunk)
+
+    def _take_piece(self, stream: Any) -> None:
+        worker, chunk = self.generating[stream]
+        try:
+            piece = ray.get(next(stream))
+        except StopIteration:
+            del self.generating[stream]
+            self.idle.append(worker)
+        except DEAD:
+            del self.generating[stream]
+            self._forget(chunk)
+            self.c.rollout.replace(worker)
+            self.idle.append(worker)
+        except RayTaskError as error:
+            raise unwrap(error) from None
+        else:
+            self._score(piece, chunk)
+
+    def _forget(self, chunk: int) -> None:
+        """The chunk is done again whole: what of it was finished is dropped."""
+        self.scored[chunk] = []
+        self.scoring = {ref: what for ref, what in self.scoring.items() if what[1] != chunk}
+        self.waiting.appendleft(chunk)
+
+    def _score(self, piece: Batch, chunk: int) -> None:
+        load = [sum(w == i for w, _, _ in self.scoring.values()) for i in range(len(self.c.reward))]
+        worker = int(np.argmin(load))
+        wanted = np.unique(piece.example_id)
+        at = np.searchsorted(self.prompts.example_id, wanted)
+        reference = self.c.reward.actors[worker].score.remote(piece, self.prompts.rows.take(at), self.order.terms)
+        self.scoring[reference] = (worker, chunk, piece)
+
+    def _take_scores(self, reference: Any) -> None:
+        worker, chunk, _ = self.scoring[reference]
+        try:
+            self.scored[chunk].append(ray.get(reference))
+            del self.scoring[reference]
+        except DEAD:
+            lost = {ref: what for ref, what in self.scoring.items() if what[0] == worker}
+            self.scoring = {ref: what for ref, what in self.scoring.items() if what[0] != worker}
+            self.c.reward.replace(worker)
+            for _, its_chunk, piece in lost.values():
+                self._score(piece, its_chunk)
+        except RayTaskError as error:
+            raise unwrap(error) from None
+
+    def _give_up(self) -> None:
+        generating = [w for w, _ in self.generating.values()]
+        group, workers = (self.c.rollout, generating) if generating else (self.c.reward, [w for w, _, _ in self.scoring.values()])
+        stage = "generate" if generating else "score"
+        raise StageTimeout(group.describe_hang(stage, sorted(set(workers))))

@@ -1,0 +1,116 @@
+"""The learner gang as the driver sees it: whole Batches in, whole Batches and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from .. import metrics
+from ..batch import COLUMNS, Batch
+from ..config import Common
+from ..learner.objectives import Objective
+from ..learner.worker import LearnerWorker, Role
+from ..placement import Placement
+from ..workers import WorkerGroup
+
+PROBE_LENGTH = 16
+SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+
+
+class Gang:
+    """All ranks of the learner, called together. A rank that dies raises WorkerLost, and the gang is started anew."""
+
+    def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
+        plan = placement.plan
+        self.job = job
+        self.group = WorkerGroup(
+            "learner", LearnerWorker, job.learner.num_workers,
+            lambda i: (job.learner, roles, plan.device, plan.num_threads, job.cluster.deadline_s),
+            lambda i: placement.options("learner", i),
+            job.cluster.deadline_s, job.cluster.max_restarts,
+        )  # fmt: skip
+        self.info: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Joins the ranks and builds their models."""
+        address, port = ray.get(self.group.actors[0].address.remote(), timeout=self.job.cluster.deadline_s)
+        world = len(self.group)
+        self.info = self.group.each("start", [(rank, world, address, port) for rank in range(world)])[0]
+
+    def restart(self) -> None:
+        """New ranks in place of all of them, with the weights they started from."""
+        self.group.respawn()
+        self.start()
+
+    def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
+        """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""
+        parts = self.group.broadcast("annotate", ray.put(batch), temperature, columns)
+        names = [*columns, "final_values"] if "values" in columns else columns
+        return batch.replace(**{name: _scatter(batch, parts, name) for name in names})
+
+    def update(
+        self, role: str, objectives: Sequence[tuple[Objective, float]], minis: Sequence[Sequence[np.ndarray]], *batches: Any
+    ) -> dict[str, float]:
+        """One optimizer step for each of ``minis``; ``batches`` may be references. Returns means over ranks."""
+        refs = [b if isinstance(b, ray.ObjectRef) else ray.put(b) for b in batches]
+        return metrics.means(metrics.add(self.group.broadcast("update", role, objectives, minis, *refs)))
+
+    def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
+        """The objective's metrics without learning."""
+        return metrics.means(metrics.add(self.group.broadcast("evaluate", "actor", objective, batch)))
+
+    def scores(self, batch: Batch) -> np.ndarray:
+        """A scalar model's scores (B,)."""
+        found = np.zeros(len(batch), np.float32)
+        for part in self.group.broadcast("scores", ray.put(batch)):
+            found[part["rows"]] = part["scores"]
+        return found
+
+    def publish(self, version: int, temperature: float, vocab_size: int) -> tuple[Any, Any]:
+        """References to packed weights and their ticket, in rank 0's part of the object store."""
+        probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
+        tolerance = SYNC_TOLERANCE[self.job.model.dtype]
+        return self.group.broadcast_pairs("publish", version, probe, temperature, tolerance)[0]
+
+    def save(self, directory: Path) -> None:
+        """Every rank's shards, into ``directory``."""
+        self.group.broadcast("save", str(directory))
+
+    def load(self, directory: Path) -> None:
+        """The inverse of :meth:`save`."""
+        self.group.broadcast("load", str(directory))
+
+    def export(self, directory: Path, save_tokenizer: Callable[[str], Any]) -> None:
+        """The trained model and tokenizer in Hugging Face format; an older one there is replaced at the end."""
+        import shutil
+
+        part = directory.with_name(directory.name + ".tmp")
+        shutil.rmtree(part, ignore_errors=True)
+        self.group.broadcast("export", str(part))
+        save_tokenizer(str(part))
+        shutil.rmtree(directory, ignore_errors=True)
+        part.rename(directory)
+
+    def kill(self) -> None:
+        """Ends all ranks."""
+        self.group.kill()
+
+
+def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """Puts the ranks' shares of a column back into the Batch's order."""
+    if COLUMNS[name]["per"] == "sequence":
+        found = np.zeros(len(batch), np.float32)
+        for part in parts:
+            found[part["rows"]] = part[name]
+        return found
+    found = np.zeros(len(batch.tokens), np.float32)
+    starts = batch.offsets[:-1]
+    for part in parts:
+        lengths = batch.lengths[part["rows"]]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        found[np.repeat(starts[part["rows"]], lengths) + within] = part[name]
+    return found

@@ -1,0 +1,139 @@
+"""Running a job: a single one in its run directory, or stages in order, each in its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from ..config import BadInput, PipelineJob, RLJob, parse
+from . import report
+from .rl import RL
+from .rl_setup import setup
+from .rundir import RunDir
+from .session import Stop, Stopped, check_shared, session
+from .supervised import SupervisedRun
+
+STAGE = "stage:"
+
+
+def run(job: Any, console: Console) -> None:
+    """Runs a job in a Ray session of its own (or the cluster it is told to join).
+
+    Raises BadInput (nothing was lost), Stopped (a checkpoint was written), or whatever went wrong.
+    """
+    check_stages(job)
+    held = RunDir(job)
+    try:
+        with session(job.cluster, job.run.dir) as stop:
+            check_shared(held.path)
+            if isinstance(job, PipelineJob):
+                pipeline(job, held, stop, console)
+            else:
+                held.record("running", resources=ray.cluster_resources())
+                single(job, held, stop, console)
+        held.record("finished")
+        console.print(f"run directory: {held.path}")
+    except (Stopped, KeyboardInterrupt):
+        held.record("stopped")
+        raise
+    except BaseException as error:
+        held.record("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        held.close()
+
+
+def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, Any]:
+    """One job in its run directory; returns its results, which the manifest keeps too."""
+    if isinstance(job, RLJob):
+        with setup(job, held.path, console.print) as made:
+            RL(job, held, made, stop).train()
+            made.gang.export(held.path / "model", made.tokenizer.save_pretrained)
+        found = report.before_and_after(held.path, job.evaluate.num_shown, console)
+        results = {name: vars(d) for name, d in found.items()}
+    else:
+        results = SupervisedRun(job, held, stop).train()
+    held.record("finished", results=results)
+    return results
+
+
+def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> None:
+    """The stages in order; a finished one is not done again."""
+    results: dict[str, Any] = {}
+    for number, (name, stage) in enumerate(job.stages.items(), 1):
+        settled = settle(job, name, stage)
+        console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
+        inner = RunDir(settled, keep_state=True)
+        try:
+            if inner.state.get("state") == "finished":
+                console.print(f"{name} is finished already: {inner.path}")
+                results[name] = inner.state["results"]
+                continue
+            results[name] = single(settled, inner, stop, console)
+        except (Stopped, KeyboardInterrupt):
+            inner.record("stopped")
+            raise
+        except BaseException as error:
+            inner.record("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            seconds = inner.state.get("seconds")
+            inner.close()
+        console.print(f"{name}: {seconds} s")
+    held.record("running", results=results)
+    summary(results, console)
+
+
+def settle(job: PipelineJob, name: str, stage: Any) -> Any:
+    """The stage as a job of its own: the pipeline's run directory, seed, cluster and log; 'stage:' paths made real."""
+    root = Path(job.run.dir).absolute()
+    tree = stage.model_dump(mode="json")
+    tree["run"] = {"dir": str(root / name), "seed": job.run.seed}
+    tree["cluster"], tree["log"] = job.cluster.model_dump(mode="json"), {**job.log.model_dump(mode="json"), "every": stage.log.every}
+    return parse(_replace(tree, root), f"stages.{name}")
+
+
+def _replace(node: Any, root: Path) -> Any:
+    if isinstance(node, dict):
+        return {key: _replace(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replace(value, root) for value in node]
+    if isinstance(node, str) and node.startswith(STAGE):
+        return str(root / node.removeprefix(STAGE) / "model")
+    return node
+
+
+def check_stages(job: Any) -> None:
+    """Every 'stage:NAME' names an earlier stage. Raises BadInput."""
+    if not isinstance(job, PipelineJob):
+        return
+    earlier: list[str] = []
+    for name, stage in job.stages.items():
+        for wanted in _references(stage.model_dump(mode="json")):
+            if wanted not in earlier:
+                raise BadInput(f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {', '.join(earlier) or 'none'})")
+        earlier.append(name)
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [r for value in node.values() for r in _references(value)]
+    if isinstance(node, list):
+        return [r for value in node for r in _references(value)]
+    return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []
+
+
+def summary(results: dict[str, Any], console: Console) -> None:
+    """One line a stage: what it reached on held-out examples."""
+    for name, found in results.items():
+        shown = {k.removeprefix("evaluate/"): v for k, v in found.items()}
+        parts = [
+            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" if isinstance(v, dict) else f"{k} {v:.3f}"
+            for k, v in shown.items()
+        ]
+        console.print(f"[bold]{name}[/bold]: " + ", ".join(parts), highlight=False)
+
+

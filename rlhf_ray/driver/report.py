@@ -1,0 +1,103 @@
+"""What a run says: metrics of the driver's stages, progress lines, and the table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from ..algorithms.losses import effective_sample_share
+from ..batch import Batch
+from . import evaluate
+
+
+def rollout_metrics(batch: Batch, job: Any, step: int, kl_coef: float) -> dict[str, float]:
+    """Rewards, lengths and staleness of the step's rollouts."""
+    sampled = batch.take(batch.response_lengths > 0)
+    lengths = (sampled.lengths - sampled.prompt_length).astype(float)
+    found = {
+        "reward/mean": float(sampled.rewards.mean()),
+        "reward/std": float(sampled.rewards.std()),
+        "rollout/length_mean": float(lengths.mean()),
+        "rollout/length_max": float(lengths.max()),
+        "rollout/truncated": float(sampled.truncated.mean()),
+        "rollout/samples": float(len(sampled)),
+        "rollout/tokens": float(lengths.sum()),
+        "rollout/staleness": float(step - sampled.policy_version.mean()),
+        "kl/coef": kl_coef,
+    }
+    for i, term in enumerate(job.rewards.terms):
+        part = sampled.reward_parts[:, i]
+        found |= {f"reward/{term.name}/mean": float(np.nanmean(part)), f"reward/{term.name}/std": float(np.nanstd(part))}
+    return found
+
+
+def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics with the effective sample size of the importance weights, as a share of the tokens."""
+    if "importance/weight" in metrics:
+        share = effective_sample_share(metrics["importance/weight"], metrics["importance/weight_square"])
+        metrics["importance/effective_samples"] = share
+    return metrics
+
+
+def step_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds by stage, and tokens per second of generation (what waiting for it cost) and of the whole step."""
+    found = {f"time/{name}": value for name, value in seconds.items()}
+    if metrics.get("rollout/tokens"):
+        found["rollout/tokens_per_second"] = metrics["rollout/tokens"] / max(seconds.get("rollout", 0.0), 1e-9)
+        found["step/tokens_per_second"] = metrics["rollout/tokens"] / max(metrics["time/step"], 1e-9)
+    return found
+
+
+def progress_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+    """One line a step: reward, KL, length, entropy, seconds."""
+    shown = [
+        ("reward", "reward/mean", "{:+.3f}"), ("kl", "kl/reference_per_sequence", "{:.2f}"),
+        ("mismatch", "kl/mismatch", "{:.1e}"), ("length", "rollout/length_mean", "{:.1f}"),
+        ("entropy", "policy/entropy", "{:.2f}"), ("s", "time/step", "{:.1f}"),
+    ]  # fmt: skip
+    parts = [f"{label} {form.format(metrics[key])}" for label, key, form in shown if key in metrics]
+    return f"step {step}/{num_steps}  " + "  ".join(parts)
+
+
+def evaluation_line(step: int, metrics: dict[str, float]) -> str:
+    """One line an evaluation."""
+    return f"evaluation at step {step}: " + "  ".join(f"{k.removeprefix('evaluate/')} {v:.3f}" for k, v in metrics.items())
+
+
+def supervised_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+    """One line of a supervised job: losses, accuracy, seconds."""
+    shown = {k: v for k, v in metrics.items() if k.startswith(("loss/", "reward/", "time/step", "evaluate/"))}
+    return f"step {step}/{num_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items())
+
+
+def before_and_after(run_dir: Path, num_shown: int, console: Console) -> dict[str, evaluate.Difference]:
+    """Prints the paired comparison of a run's first and last evaluation, and samples side by side."""
+    pair = evaluate.first_and_last(run_dir)
+    if pair is None:
+        return {}
+    found = evaluate.compare(*pair)
+    table = Table(title=f"{run_dir.name}: {len(pair[0])} held-out prompts before and after")
+    for column in ("", "before", "after", "difference", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, d in found.items():
+        interval = f"[{d.low:+.3f}, {d.high:+.3f}]"
+        table.add_row(name.removeprefix("part/"), f"{d.before:+.3f}", f"{d.after:+.3f}", f"{d.after - d.before:+.3f}", interval)
+    console.print(table)
+    if num_shown:
+        console.print(samples(*pair, num_shown))
+    return found
+
+
+def samples(before: pa.Table, after: pa.Table, num_shown: int) -> Table:
+    """The first completions before and after, side by side."""
+    table = Table(title="samples", show_lines=True)
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for i in range(min(num_shown, len(before))):
+        table.add_row(*(t[c][i].as_py() for t, c in ((before, "prompt"), (before, "completion"), (after, "completion"))))
+    return table

@@ -1,0 +1,214 @@
+"""Reinforcement learning: rollout, reward, learner, and the one loop above them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ..algorithms.kl import adapt
+from ..batch import Batch
+from ..config import PPO, AdaptiveKL, RLJob
+from ..learner.objectives import LanguageModelObjective, Objective, PolicyObjective, ValueObjective
+from ..metrics import Sinks
+from ..workers import DEAD, WorkerGroup, WorkerLost
+from . import advantages, evaluate, report, trajectories
+from .checkpoint import Checkpoints
+from .experience import Collector, Order
+from .gang import Gang
+from .rl_setup import Setup
+from .rollouts import Rollouts
+from .rundir import RunDir
+from .session import Stop, Stopped
+
+log = logging.getLogger(__name__)
+
+
+class RL:
+    """One RL job. ``state.step`` counts finished steps and equals the policy version that is published."""
+
+    def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop) -> None:
+        self.job, self.run, self.setup, self.stop = job, run.path, setup, stop
+        self.gang: Gang = setup.gang
+        self.rollout: WorkerGroup = setup.rollout
+        collector = Collector(
+            setup.rollout, setup.reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s
+        )
+        self.collector = collector
+        self.rollouts = Rollouts(job, collector, setup.prompts)
+        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
+        self.rollout.welcome = self._welcome
+        self.published: tuple[Any, Any] | None = None
+        self.seconds: dict[str, float] = {}
+
+    # the loop -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Trains to num_steps from wherever the run stands. A lost learner rank takes the gang to the last checkpoint."""
+        while True:
+            try:
+                self.restore()
+                self.loop()
+                return
+            except WorkerLost as lost:
+                log.error("%s; the gang goes back to the last checkpoint", lost)
+                print(f"{lost}; going back to the last checkpoint", flush=True)
+                self.gang.restart()
+
+    def loop(self) -> None:
+        """Steps until num_steps; evaluates before the first and after the last."""
+        if self.step == self.job.num_steps:
+            return
+        self.rollouts.fetch(self.step)  # the starting policy's samples freeze the reward's scale before anything is judged
+        self.evaluate()
+        while self.step < self.job.num_steps:
+            began = time.monotonic()
+            with self.phase("rollout", self.rollout):
+                batch, metrics = self.rollouts.take(self.step)
+                self.rollouts.prefetch(self.step)
+            with self.phase("annotate"):
+                batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
+            metrics |= report.rollout_metrics(batch, self.job, self.step, self.kl_coef)
+            batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
+            trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
+            with self.phase("learn"):
+                metrics |= found | self.learn(batch)
+            with self.phase("wait"):
+                self.rollouts.drain()
+            with self.phase("sync", self.rollout):
+                metrics["sync/probe_difference"] = self.publish(self.step + 1)
+            self.step += 1
+            metrics["time/step"] = time.monotonic() - began
+            self.finish_step(metrics)
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
+        a, job, metrics = self.job.algorithm, self.job, {}
+        minis = self.mini_batches(len(batch))
+        reference = ray.put(batch)
+        if isinstance(a, PPO):
+            metrics |= self.gang.update("critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference)
+        if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
+            policy = PolicyObjective(a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance)
+            terms: list[tuple[Objective, float]] = [(policy, 1.0)]
+            rows, batches = [[m] for m in minis], [reference]
+            if self.setup.ptx is not None:
+                terms.append((LanguageModelObjective(), a.ptx_coef))
+                rows = [[m, self.setup.ptx.rows(self.step, i, len(minis), len(m))] for i, m in enumerate(minis)]
+                batches.append(self.setup.ptx.batch)
+            metrics |= self.gang.update("actor", terms, rows, *batches)
+        if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
+            kl = float(advantages.token_kl(batch).sum()) / len(batch)
+            self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
+        return report.with_effective_samples(metrics)
+
+    def mini_batches(self, num_rows: int) -> list[np.ndarray]:
+        """Rows of each optimizer step of this step: for each epoch a shuffle, cut into num_mini_batches."""
+        a = self.job.algorithm
+        draw = np.random.default_rng([self.job.run.seed, self.step])
+        cut = [np.array_split(draw.permutation(num_rows), a.num_mini_batches) for _ in range(a.epochs)]
+        return [rows for epoch in cut for rows in epoch if len(rows)]
+
+    # weights --------------------------------------------------------------------------------------------------------
+
+    def publish(self, version: int) -> float:
+        """Sends the actor's weights to every rollout worker, verified. Returns the probe's largest difference in nats."""
+        self.published = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size)
+        sent = [(i, a.load_weights.remote(*self.published)) for i, a in enumerate(self.rollout.actors)]
+        differences = [0.0]
+        for index, reference in sent:
+            try:
+                differences.append(ray.get(reference, timeout=self.job.cluster.deadline_s))
+            except DEAD:
+                self.rollout.replace(index)
+        return max(differences)
+
+    def _welcome(self, actor: Any) -> None:
+        if self.published is not None:
+            ray.get(actor.load_weights.remote(*self.published), timeout=self.job.cluster.deadline_s)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
+        """Times a stage, and wakes the groups that share its GPUs for as long as it lasts."""
+        began = time.monotonic()
+        shared = groups if self.setup.time_shared else ()
+        for group in shared:
+            group.broadcast("wake")
+        yield
+        for group in shared:
+            group.broadcast("sleep")
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    # state ----------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """The state of the last checkpoint; of nothing, a fresh start."""
+        self.step, self.kl_coef = 0, self.job.algorithm.kl.coef
+        self.rollouts.reset()
+        found = self.checkpoints.latest()
+        if found is not None:
+            state = json.loads((found / "state.json").read_text())
+            self.step, self.kl_coef = state["step"], state["kl_coef"]
+            self.gang.load(found / "learner")
+            self.rollouts.restore(found / "rollouts", state["rollouts"])
+            print(f"going on from {found.name} in {self.run}", flush=True)
+        log_, config = self.job.log, self.job.model_dump(mode="json")
+        self.sinks = Sinks(self.run, self.step, log_.tensorboard, log_.wandb, config)
+        with self.phase("sync", self.rollout):
+            self.publish(self.step)
+
+    def finish_step(self, metrics: dict[str, float]) -> None:
+        """Logs the step; evaluates, checkpoints and stops where it is time to."""
+        job, last = self.job, self.step == self.job.num_steps
+        stopping = self.stop.requested and not last
+        if last or (job.evaluate.every and self.step % job.evaluate.every == 0):
+            with self.phase("evaluate", self.rollout):
+                metrics |= self.evaluate()
+        if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
+            with self.phase("checkpoint"):
+                self.save()
+        metrics |= report.step_metrics(metrics, self.seconds)
+        self.seconds = {}
+        self.sinks.write(self.step - 1, metrics)
+        if job.log.progress:
+            print(report.progress_line(self.step, job.num_steps, metrics), flush=True)
+        if stopping:
+            raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything the next step depends on. Nothing is in flight here."""
+
+        def fill(directory: Path) -> None:
+            for name in ("learner", "rollouts"):
+                (directory / name).mkdir()
+            self.gang.save(directory / "learner")
+            state["rollouts"] = self.rollouts.save(directory / "rollouts")
+
+        state: dict[str, Any] = {"step": self.step, "kl_coef": self.kl_coef}
+        self.checkpoints.write(self.step, fill, state)
+
+    # evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out prompts with the published weights; written once for each step, and not again when a run goes on."""
+        file, s, e = evaluate.path(self.run, self.step), self.setup, self.job.evaluate
+        if s.heldout is None or file.exists():
+            return {}
+        order = Order(evaluate.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
+        batch = self.collector.collect(order, s.heldout)
+        batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
+        rows = evaluate.table(
+            batch, s.terms, self.job.rewards.terms, self.rollouts.statistics, s.heldout.rows, s.decode
+        )
+        evaluate.write(file, rows)
+        found = evaluate.metrics(rows)
+        if self.job.log.progress:
+            print(report.evaluation_line(self.step, found), flush=True)
+        return found

@@ -1,0 +1,151 @@
+"""Everything an RL job needs before its first step: data, models, actors. All bad input shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from ..config import PPO, BadInput, ModelReward, PromptConfig, Reward, RLJob
+from ..data import batches, examples
+from ..data.sampler import Sampler
+from ..models import load as models
+from ..placement import Placement, plan
+from ..rewards.worker import RewardWorker
+from ..rollout.worker import RolloutWorker
+from ..workers import WorkerGroup
+from . import roles
+from .experience import Prompts
+from .gang import Gang
+
+
+@dataclass(frozen=True)
+class Ptx:
+    """Pre-training text for the joint objective: a reference to its Batch, and which rows a mini-batch takes."""
+
+    batch: Any
+    sampler: Sampler
+
+    def rows(self, step: int, mini: int, num_minis: int, count: int) -> np.ndarray:
+        """As many rows as the mini-batch has samples; a function of (step, mini) alone."""
+        return self.sampler.indices((step * num_minis + mini) * count, count)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The actors and data of an RL job."""
+
+    gang: Gang
+    rollout: WorkerGroup
+    reward: WorkerGroup
+    prompts: Prompts
+    heldout: Prompts | None
+    ptx: Ptx | None
+    terms: list[Reward]
+    columns: list[str]
+    importance: bool
+    time_shared: bool
+    vocab_size: int
+    tokenizer: Any
+    decode: Callable[[Any], str]
+
+    @property
+    def reward_names(self) -> list[str]:
+        """Names of the terms that are trained on."""
+        return [t.name for t in self.terms]
+
+
+def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str) -> Prompts:
+    """The prompts of a dataset. Raises BadInput: no rows, no prompt column, prompts too long for the config or the model."""
+    if config.max_prompt_tokens + max_new_tokens > context:
+        raise BadInput(
+            f"{where}.max_prompt_tokens {config.max_prompt_tokens} + rollout.max_new_tokens {max_new_tokens} exceed the model's "
+            f"context of {context} tokens; lower one of them"
+        )
+    rows = examples.load(config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns)
+    kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long)
+    table = pa.Table.from_pylist([{**rows[i], "example_id": i} for i in kept.ids])
+    return Prompts(kept.tokens, table, list(kept.ids))
+
+
+@contextmanager
+def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[Setup]:
+    """Spawns the actors for the time of the block. ``notes`` gets sentences about what was decided."""
+    model, tokenizer = roles.prepare(job.model, run_dir, job.run.seed)
+    directory = str(model.path)
+    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+    context = models.context_length(directory)
+    prompts = load_prompts(job.data, tokenizer, context, job.rollout.max_new_tokens, "data")
+    heldout = None
+    if job.evaluate.data is not None:
+        heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
+    terms = [*job.rewards.terms, *job.evaluate.terms]
+    rewards = job.rewards.model_copy(update={"terms": [_local(t) for t in terms]})
+    counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
+    chosen = plan(job.cluster, counts, ray.cluster_resources())
+    for line in chosen.lines():
+        notes(line)
+    placement = Placement(chosen, 120.0)
+    limits = (job.cluster.deadline_s, job.cluster.max_restarts)
+    eos, pad = roles.eos_ids(tokenizer, directory), tokenizer.pad_token_id
+    reward = WorkerGroup(
+        "reward", RewardWorker, job.rewards.num_workers,
+        lambda i: (rewards, str(run_dir / "tokenizer"), chosen.device, chosen.num_threads),
+        lambda i: placement.options("reward", i), *limits,
+    )  # fmt: skip
+    rollout = WorkerGroup(
+        "rollout", RolloutWorker, job.rollout.num_workers,
+        lambda i: (job.rollout, model, eos, pad, chosen.device, chosen.num_threads),
+        lambda i: placement.options("rollout", i), *limits,
+    )  # fmt: skip
+    gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
+    try:
+        reward.broadcast("check")
+        gang.start()
+        for role, info in gang.info.items():
+            if isinstance(info, dict) and not info.get("packed", True):
+                notes(f"{role}: padded forward (packed and one-by-one log-probs differ for this architecture)")
+        rollout.broadcast("ping")
+        yield Setup(
+            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer), terms, _columns(job), _importance(job),
+            chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        )  # fmt: skip
+    finally:
+        for group in (reward, rollout, gang):
+            group.kill()
+        placement.remove()
+
+
+def _local(term: Reward) -> Reward:
+    return term.model_copy(update={"path": models.resolve(term.path)}) if isinstance(term, ModelReward) else term
+
+
+def _columns(job: RLJob) -> list[str]:
+    found = ["old_log_probs"]
+    if job.algorithm.kl.coef > 0:
+        found.append("ref_log_probs")
+    if isinstance(job.algorithm, PPO):
+        found.append("values")
+    return found
+
+
+def _importance(job: RLJob) -> bool:
+    """'auto' is off only where engine and learner share float32 numerics and rollouts are never stale."""
+    exact = job.model.dtype == "float32" == job.rollout.engine.dtype and job.rollout.ahead == 0
+    return {"on": True, "off": False, "auto": not exact}[job.algorithm.importance]
+
+
+def _ptx(job: RLJob, tokenizer: Any) -> Ptx | None:
+    if job.ptx_data is None:
+        return None
+    d = job.ptx_data
+    rows = examples.load(d.path, split=d.split, size=d.size, seed=d.seed, columns=d.columns)
+    made = batches.language_model(rows, tokenizer, job.learner.micro_batch_tokens)
+    return Ptx(ray.put(made.batch), Sampler(len(made.batch), job.run.seed))

@@ -1,0 +1,76 @@
+"""Which models and workers a job needs, from its config: tokenizer, directories, roles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import PPO, BadInput, ModelConfig, ModelReward, RLJob, Supervised
+from ..data import tokenizer as tokenizers
+from ..learner.worker import Role
+from ..models import load as models
+
+
+def prepare(config: ModelConfig, run_dir: Path, seed: int) -> tuple[ModelConfig, Any]:
+    """The model as a local directory (a random one is written to RUN/init), and its tokenizer.
+
+    Raises BadInput where either cannot be had, or the vocabulary is larger than the embedding.
+    """
+    if config.init is not None:
+        tokenizer = tokenizers.load(config, None)
+        directory = run_dir / "init"
+        if not (directory / "config.json").is_file():
+            models.create(config, str(directory), tokenizer, seed)
+        return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
+    directory_name = models.resolve(str(config.path), config.revision)
+    tokenizer = tokenizers.load(config, directory_name)
+    size = models.vocab_size(directory_name)
+    if len(tokenizer) > size:
+        raise BadInput(
+            f"model.path: {config.path} embeds {size} tokens and its tokenizer has {len(tokenizer)}; "
+            "give the model.tokenizer it was trained with"
+        )
+    return config.model_copy(update={"path": directory_name}), tokenizer
+
+
+def supervised_roles(job: Supervised, model: ModelConfig, kind: str) -> list[Role]:
+    """The one model of a supervised job."""
+    return [Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps)]
+
+
+def rl_roles(job: RLJob, model: ModelConfig, tokenizer: Any) -> list[Role]:
+    """Actor; critic for PPO; reference where its KL is used or reported and no adapter can be switched off for it."""
+    a = job.algorithm
+    updates = job.num_steps * a.epochs * a.num_mini_batches
+    roles = [Role("actor", "policy", model, job.learner.lr, num_updates=updates)]
+    if isinstance(a, PPO):
+        trunk = critic_trunk(job, model, tokenizer)
+        roles.append(Role("critic", "scalar", trunk, job.critic.lr, zero_head=True, num_updates=updates))
+    if needs_reference(job) and model.lora is None:
+        roles.append(Role("reference", "policy", model, None))
+    return roles
+
+
+def needs_reference(job: RLJob) -> bool:
+    """KL in reward or loss, or reported for held-out prompts."""
+    return job.algorithm.kl.coef > 0 or job.evaluate.data is not None
+
+
+def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:
+    """critic.model, else the reward model where it shares the policy's tokenizer, else the policy."""
+    if job.critic.model is not None:
+        return job.critic.model.model_copy(update={"path": models.resolve(str(job.critic.model.path))})
+    base = model.model_copy(update={"lora": None})
+    term: ModelReward | None = job.reward_model
+    if term is not None:
+        directory = models.resolve(term.path)
+        other = tokenizers.load(ModelConfig(path=directory), directory)
+        if other.get_vocab() == tokenizer.get_vocab():
+            return base.model_copy(update={"path": directory})
+    return base
+
+
+def eos_ids(tokenizer: Any, directory: str) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's, and those of the model's generation config."""
+    more = models.generation_eos(directory)
+    return tuple(sorted({tokenizer.eos_token_id, *more}))

@@ -1,0 +1,109 @@
+"""The run directory: config, lock, manifest, and whether a run may go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..config import BadInput
+
+MAY_CHANGE = ("num_steps", "log", "checkpoint", "evaluate", "cluster", "run.dir")
+PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
+
+
+class RunDir:
+    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is. Raises BadInput where another run holds it or another job wrote it."""
+
+    def __init__(self, job: Any, keep_state: bool = False) -> None:
+        self.path = Path(job.run.dir).absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"run.dir: cannot create {self.path}: {error.strerror}") from None
+        self.lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.seek(0)
+            raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}") from None
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.lock.flush()
+        self.job = job
+        self._accept(job)
+        self.began = time.time()
+        if not (keep_state and self.state.get("state") == "finished"):
+            self.record("running")
+
+    def _accept(self, job: Any) -> None:
+        config, mine = self.path / "config.json", job.model_dump(mode="json")
+        if config.is_file():
+            changed = differences(json.loads(config.read_text()), mine)
+            refused = [c for c in changed if not c.split(":")[0].startswith(MAY_CHANGE)]
+            if refused:
+                raise BadInput(
+                    f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
+                    "take the old values to go on with it, or another run.dir"
+                )
+        part = config.with_suffix(".tmp")
+        part.write_text(json.dumps(mine, indent=1))
+        part.replace(config)
+
+    def record(self, state: str, **more: Any) -> None:
+        """Writes RUN/manifest.json: versions, revision, hardware, exit state."""
+        file, before = self.path / "manifest.json", self.state
+        now = {
+            "state": state,
+            "job": self.job.job,
+            "seed": self.job.run.seed,
+            "command": sys.argv,
+            "git_revision": _revision(),
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "host": socket.gethostname()},
+            "seconds": round(time.time() - self.began, 1),
+        }
+        part = file.with_suffix(".tmp")
+        part.write_text(json.dumps({**before, **now, **more}, indent=1))
+        part.replace(file)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The manifest as it stands; empty before there is one."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def close(self) -> None:
+        """Lets another process have the directory."""
+        self.lock.close()
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Dotted paths at which two JSON trees differ, each with old and new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            found += differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        return found
+    return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    root = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

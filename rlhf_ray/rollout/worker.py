@@ -1,0 +1,141 @@
+"""RolloutWorker: prompts in, a Batch of completions out; it knows which policy version it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..batch import Batch, from_sequences
+from ..config import ModelConfig, RolloutConfig
+from ..models import load as models
+from ..weights import Packed, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from .engine import Completion, Engine, Request, Sampling
+from .transformers_engine import TransformersEngine
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The unit of dispatch: its rows depend on (step, index) alone, never on the worker that computes it.
+
+    ``group`` numbers prompts over the whole run; ``first_sample`` sets apart two visits to one example in a step.
+    """
+
+    step: int
+    run_seed: int
+    prompts: list[np.ndarray]
+    example_id: list[int]
+    group: list[int]
+    first_sample: list[int]
+    samples: int
+    greedy_extra: bool = False
+    greedy: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompts) * (self.samples + self.greedy_extra)
+
+
+def sample_seed(run_seed: int, step: int, example_id: int, sample: int) -> int:
+    """The seed of one sample: it depends on what is sampled, not on who samples it."""
+    return int(np.random.SeedSequence([run_seed, step, example_id, sample]).generate_state(1, np.uint64)[0])
+
+
+class RolloutWorker:
+    """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
+
+    def __init__(
+        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], pad: int, device: str, num_threads: int
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self.version = -1
+        where = torch.device(device)
+        dtype = DTYPES[config.engine.dtype]
+        causal = models.pretrained("policy", str(model.path), dtype=dtype, trust_remote_code=model.trust_remote_code)
+        models.without_dropout(causal)
+        sampling = Sampling(config.max_new_tokens, config.temperature, eos)
+        self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where, pad)
+
+    def load_weights(self, packed: Packed, ticket: Ticket) -> float:
+        """Takes the weights of ``ticket.version`` once they are verified; returns the probe's difference in nats.
+
+        Raises StaleWeights, and then serves no version at all.
+        """
+        self.version = -1
+        verify_received(packed, ticket)
+        self.engine.load_weights(unpack(packed))
+        difference = verify_probe(self.engine.log_probs(ticket.probe), ticket)
+        self.version = ticket.version
+        return difference
+
+    def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
+        """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last.
+
+        Raises StaleWeights where this worker does not hold ``version`` (an actor restarted after a crash holds none).
+        """
+        if version != self.version:
+            raise StaleWeights(f"asked for policy version {version}, holding {self.version}")
+        rows = _rows(chunk)
+        self.engine.add([request for request, _ in rows])
+        finished: list[Completion] = []
+        while self.engine.busy:
+            finished.extend(self.engine.step())
+            if len(finished) >= piece or not self.engine.busy:
+                yield self._batch(chunk, [rows[c.id] for c in finished], finished)
+                finished = []
+
+    def _batch(self, chunk: Chunk, rows: list[tuple[Request, int]], completions: list[Completion]) -> Batch:
+        """The Batch of finished completions; ``rows`` are their requests and places in the chunk."""
+        per = chunk.samples + chunk.greedy_extra
+        prompt_of = [place // per for _, place in rows]
+        sample = [chunk.first_sample[p] + place % per for p, (_, place) in zip(prompt_of, rows, strict=True)]
+        baseline = [chunk.greedy_extra and place % per == chunk.samples for _, place in rows]
+        return from_sequences(
+            [np.concatenate([r.prompt, c.tokens]) for (r, _), c in zip(rows, completions, strict=True)],
+            response_mask=[
+                np.concatenate([np.zeros(len(r.prompt)), np.full(len(c.tokens), 0 if b else 1)])
+                for (r, _), c, b in zip(rows, completions, baseline, strict=True)
+            ],
+            rollout_log_probs=[
+                np.concatenate([np.zeros(len(r.prompt)), c.log_probs]) for (r, _), c in zip(rows, completions, strict=True)
+            ],
+            prompt_length=[len(r.prompt) for r, _ in rows],
+            group=[chunk.group[p] for p in prompt_of],
+            example_id=[chunk.example_id[p] for p in prompt_of],
+            sample=sample,
+            seed=np.array([r.seed for r, _ in rows], dtype=np.uint64),
+            policy_version=[self.version] * len(rows),
+            truncated=[c.truncated for c in completions],
+        )
+
+    def statistics(self) -> dict[str, float]:
+        """The engine's counters since the last call."""
+        return self.engine.statistics()
+
+    def sleep(self) -> None:
+        """Gives device memory to whoever shares it."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Takes it back."""
+        self.engine.wake()
+
+    def ping(self) -> str:
+        """Answers while the worker lives."""
+        return "ok"
+
+
+def _rows(chunk: Chunk) -> list[tuple[Request, int]]:
+    """The chunk's requests with their places: the samples of a prompt side by side, a greedy one last."""
+    rows = []
+    per = chunk.samples + chunk.greedy_extra
+    for index, prompt in enumerate(chunk.prompts):
+        for j in range(per):
+            seed = sample_seed(chunk.run_seed, chunk.step, chunk.example_id[index], chunk.first_sample[index] + j)
+            greedy = chunk.greedy or (chunk.greedy_extra and j == chunk.samples)
+            place = index * per + j
+            rows.append((Request(id=place, prompt=prompt, seed=seed, group=chunk.group[index], greedy=greedy), place))
+    return rows

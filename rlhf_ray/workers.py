@@ -1,0 +1,147 @@
+"""WorkerGroup: plain worker classes as Ray actors; spawn, call, replace. The only wrapper around Ray actors."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
+
+
+class WorkerLost(RuntimeError):
+    """A worker died; ``group`` is its role, ``index`` its place."""
+
+    def __init__(self, group: str, index: int, cause: BaseException) -> None:
+        super().__init__(f"{group} worker {index} died: {str(cause).splitlines()[0]}")
+        self.group, self.index = group, index
+
+
+class StageTimeout(RuntimeError):
+    """A stage passed its deadline; the message names the stage, the actors it waits for, and their Python stacks."""
+
+
+class WorkerGroup:
+    """``count`` actors of a plain class. ``make(index)`` gives the constructor's arguments, ``options(index)`` Ray's.
+
+    ``welcome(handle)``, where given, is called with each new actor before it serves: a replacement is caught up there.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        cls: type,
+        count: int,
+        make: Callable[[int], tuple[Any, ...]],
+        options: Callable[[int], dict[str, Any]],
+        deadline_s: float,
+        max_restarts: int,
+    ) -> None:
+        self.role, self.cls, self.make, self.options = role, cls, make, options
+        self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
+        self.welcome: Callable[[Any], None] | None = None
+        self.actors: list[Any] = [self._spawn(i) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def _spawn(self, index: int) -> Any:
+        remote = ray.remote(self.cls).options(max_restarts=0, max_concurrency=1, **self.options(index))
+        return remote.remote(*self.make(index))
+
+    def broadcast(self, method: str, *args: Any) -> list[Any]:
+        """Calls all workers with the same arguments and returns their answers in order. Raises WorkerLost, StageTimeout."""
+        return self.collect([getattr(actor, method).remote(*args) for actor in self.actors], method)
+
+    def each(self, method: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Calls worker i with the i-th arguments."""
+        calls = [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, arguments, strict=True)]
+        return self.collect(calls, method)
+
+    def broadcast_pairs(self, method: str, *args: Any) -> list[tuple[Any, Any]]:
+        """Like :meth:`broadcast` for a method that returns two values, which stay in the object store: references."""
+        pairs = [getattr(actor, method).options(num_returns=2).remote(*args) for actor in self.actors]
+        self.collect([second for _, second in pairs], method)
+        return [(first, second) for first, second in pairs]
+
+    def collect(self, refs: list[Any], stage: str) -> list[Any]:
+        """The answers of one call on each worker, in order."""
+        self._wait(refs, stage)
+        answers = []
+        for index, ref in enumerate(refs):
+            try:
+                answers.append(ray.get(ref))
+            except DEAD as error:
+                raise WorkerLost(self.role, index, error) from None
+            except RayTaskError as error:
+                raise unwrap(error) from None
+        return answers
+
+    def _wait(self, refs: list[Any], stage: str) -> None:
+        until, pending = time.monotonic() + self.deadline_s, list(refs)
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                raise StageTimeout(self.describe_hang(stage, [refs.index(r) for r in pending]))
+            try:
+                ray.get(done, timeout=0)  # a dead rank leaves the others waiting in a collective: do not wait for them
+            except DEAD as error:
+                raise WorkerLost(self.role, refs.index(done[0]), error) from None
+            except (RayTaskError, GetTimeoutError):
+                pass  # raised in order, by collect
+
+    def describe_hang(self, stage: str, waiting: list[int]) -> str:
+        """One line that names stage and workers, then their Python stacks where they can be read."""
+        head = f"{self.role}.{stage} did not finish in {self.deadline_s:.0f} s (worker {', '.join(map(str, waiting))})"
+        return head + "\n" + "\n".join(stacks(type_name=self.cls.__name__))
+
+    def replace(self, index: int) -> None:
+        """A new actor in place of a dead one, caught up by ``welcome``. Raises RuntimeError past max_restarts."""
+        self.num_restarts += 1
+        if self.num_restarts > self.max_restarts:
+            raise RuntimeError(
+                f"{self.role} workers died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
+            )
+        ray.kill(self.actors[index])
+        self.actors[index] = self._spawn(index)
+        if self.welcome is not None:
+            self.welcome(self.actors[index])
+
+    def kill(self) -> None:
+        """Ends all workers."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def respawn(self) -> None:
+        """Ends all workers and starts new ones, uncaught-up: the gang restart of the learner."""
+        self.num_restarts += 1
+        if self.num_restarts > self.max_restarts:
+            raise RuntimeError(
+                f"the {self.role} gang died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
+            )
+        self.kill()
+        self.actors = [self._spawn(i) for i in range(len(self.actors))]
+
+
+def unwrap(error: RayTaskError) -> BaseException:
+    """The exception a worker raised, without Ray's wrapping, so that bad input found by a worker stays bad input."""
+    cause = error.as_instanceof_cause() if not isinstance(error.cause, BaseException) else error.cause
+    return cause
+
+
+def stacks(type_name: str) -> list[str]:
+    """py-spy dumps of the actors of a class on this machine; empty where py-spy may not look."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        if any(f"ray::{type_name}" in part for part in process.info["cmdline"] or []):
+            command = ["py-spy", "dump", "--pid", str(process.info["pid"])]
+            try:
+                found.append(subprocess.run(command, capture_output=True, text=True, timeout=20).stdout)
+            except (OSError, subprocess.TimeoutExpired):
+                continue
+    return found

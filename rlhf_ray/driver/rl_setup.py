@@ -48,6 +48,7 @@ class Setup:
     heldout: Prompts | None
     ptx: Ptx | None
     terms: list[Reward]
+    num_trained: int
     columns: list[str]
     importance: bool
     time_shared: bool
@@ -58,7 +59,7 @@ class Setup:
     @property
     def reward_names(self) -> list[str]:
         """Names of the terms that are trained on."""
-        return [t.name for t in self.terms]
+        return [t.name for t in self.terms[: self.num_trained]]
 
 
 def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str) -> Prompts:
@@ -93,7 +94,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         notes(line)
     placement = Placement(chosen, 120.0)
     limits = (job.cluster.deadline_s, job.cluster.max_restarts)
-    eos, pad = roles.eos_ids(tokenizer, directory), tokenizer.pad_token_id
+    eos = roles.eos_ids(tokenizer, directory)
     reward = WorkerGroup(
         "reward", RewardWorker, job.rewards.num_workers,
         lambda i: (rewards, str(run_dir / "tokenizer"), chosen.device, chosen.num_threads),
@@ -101,7 +102,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     )  # fmt: skip
     rollout = WorkerGroup(
         "rollout", RolloutWorker, job.rollout.num_workers,
-        lambda i: (job.rollout, model, eos, pad, chosen.device, chosen.num_threads),
+        lambda i: (job.rollout, model, eos, chosen.device, chosen.num_threads),
         lambda i: placement.options("rollout", i), *limits,
     )  # fmt: skip
     gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
@@ -113,7 +114,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
                 notes(f"{role}: padded forward (packed and one-by-one log-probs differ for this architecture)")
         rollout.broadcast("ping")
         yield Setup(
-            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer), terms, _columns(job), _importance(job),
+            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer), terms, len(job.rewards.terms), _columns(job), _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         )  # fmt: skip

@@ -48,7 +48,7 @@ class RolloutWorker:
     """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
 
     def __init__(
-        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], pad: int, device: str, num_threads: int
+        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], device: str, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
         self.version = -1
@@ -57,7 +57,7 @@ class RolloutWorker:
         causal = models.pretrained("policy", str(model.path), dtype=dtype, trust_remote_code=model.trust_remote_code)
         models.without_dropout(causal)
         sampling = Sampling(config.max_new_tokens, config.temperature, eos)
-        self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where, pad)
+        self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where)
 
     def load_weights(self, packed: Packed, ticket: Ticket) -> float:
         """Takes the weights of ``ticket.version`` once they are verified; returns the probe's difference in nats.

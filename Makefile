@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help install quickstart test test-learning test-real bench lint clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(INSTALLED)  ## .venv with the tested versions
+
+quickstart: install  ## pre-train, fine-tune, reward model, PPO and before/after, on the CPU, no download
+	$(BIN)/rlhf-ray train jobs/quickstart.yaml
+
+test: install  ## lint, types and the suite
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/pytest -m "not learning and not real and not benchmark"
+
+test-learning: install  ## slow: the reward rises for each algorithm; three seeds of the quickstart
+	$(BIN)/pytest -m learning
+
+test-real: install  ## with real models and data: RLHF_RAY_REAL=/folder make test-real
+	$(BIN)/pytest -m real
+
+bench: install  ## timings, paired against a peer or a limit
+	$(BIN)/python tests/benchmarks/rollout_vs_generate.py
+
+lint: install  ## format and fix
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy
+
+clean:  ## remove runs and the environment
+	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""Data: reading examples, making Batches, sampling, and the offline world."""

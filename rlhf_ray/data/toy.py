@@ -1,0 +1,249 @@
+"""The offline world: small seeded tasks with a known truth, for the quickstart and the tests. No download.
+
+Reviews. A review names a topic and has two to four clauses about that topic's parts, in one of four patterns, each with a
+positive or negative adjective, some negated; it closes with a verdict. A mood makes its clauses lean one way. A prompt is
+the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
+
+Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` verifies.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PARTS = {
+    "hotel": ("room", "bed", "pool", "staff"),
+    "cafe": ("coffee", "cake", "staff", "music"),
+    "film": ("plot", "cast", "music", "end"),
+    "book": ("plot", "style", "end", "cover"),
+    "park": ("pond", "path", "view", "air"),
+    "train": ("seat", "staff", "view", "air"),
+    "shop": ("staff", "price", "music", "door"),
+    "game": ("plot", "style", "price", "music"),
+}
+POSITIVE = ("great", "lovely", "fresh", "warm", "bright", "charming")
+NEGATIVE = ("awful", "ugly", "stale", "cold", "dull", "dreadful")
+POLARITY = dict.fromkeys(POSITIVE, 1) | dict.fromkeys(NEGATIVE, -1)
+PATTERNS: tuple[tuple[str, str], ...] = (  # plain, negated
+    ("the {part} was {word}", "the {part} was not {word}"),
+    ("i found the {part} {word}", "i found the {part} not {word}"),
+    ("its {part} seemed {word}", "its {part} never seemed {word}"),
+    ("we had a {word} {part}", "we had no {word} {part}"),
+)
+NEGATED = 0.15
+MOODS = (0.85, 0.5, 0.15)
+FLIPPED = 0.05
+SPOILED = 0.25
+WORDS = (
+    "review of the : . was not i found its seemed never we had a no verdict good mixed bad + - = "
+    + " ".join("0123456789")
+).split()  # fmt: skip
+
+Clause = tuple[str, str, int, bool]  # part, adjective, pattern, negated
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the world knows of an answer.
+
+    truth: mean over its clauses of +1 or -1, where an invalid, repeated or unfinished clause counts -1; -1 if there is none.
+    sentiment: the mean over valid clauses only (0 if there is none). validity: the share of valid clauses.
+    """
+
+    truth: float
+    sentiment: float
+    validity: float
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the world's words, built offline: pad 0, bos 1, eos 2, unk 3. Text in, exactly its words out."""
+    parts = {p for parts in PARTS.values() for p in parts}
+    words = list(dict.fromkeys(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *PARTS, *sorted(parts), *POSITIVE, *NEGATIVE]))
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False, model_max_length=1 << 20,
+    )  # fmt: skip
+
+
+def judge(prompt: str, completion: str) -> Verdict:
+    """The truth about a completion of a review prompt ('review of the hotel : the bed was warm .')."""
+    words = prompt.split()
+    topic = words[3] if len(words) > 3 else ""
+    opening = " ".join(words[5:])
+    seen = {opening.removesuffix(" .")} if opening else set()
+    *finished, rest = completion.replace(".", " . ").split(".")
+    scores: list[int | None] = []
+    for text in finished:
+        clause = " ".join(text.split())
+        scores.append(None if clause in seen else polarity(clause, topic))
+        seen.add(clause)
+    if rest.split() or not scores:
+        scores.append(None)
+    valid = [s for s in scores if s is not None]
+    truth = sum(-1 if s is None else s for s in scores) / len(scores)
+    return Verdict(truth, sum(valid) / len(valid) if valid else 0.0, len(valid) / len(scores))
+
+
+def polarity(clause: str, topic: str) -> int | None:
+    """+1 or -1 for a clause of the grammar about a part of the topic, else None."""
+    return _CLAUSES.get(topic, {}).get(clause)
+
+
+def arithmetic_is_right(prompt: str, completion: str) -> bool:
+    """Whether '1 2 + 7 =' is continued by ' 1 9'."""
+    left, operator, right = prompt.replace(" ", "").removesuffix("=").partition("+" if "+" in prompt else "-")
+    value = int(left) + int(right) if operator == "+" else int(left) - int(right)
+    return completion.replace(" ", "") == str(value)
+
+
+def generate(task: str, split: str, size: int, seed: int) -> list[dict[str, Any]]:
+    """``size`` rows of a task in TRL's columns; 'train' and 'heldout' share no prompt, and '.../prompts' repeats none.
+
+    Raises ValueError for an unknown task or split, naming the known ones, and for more prompts than there are.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task '{task}' of the offline world; there are {', '.join(TASKS)}")
+    if split not in ("train", "heldout"):
+        raise ValueError(f"unknown split '{split}'; there are train and heldout")
+    draw = random.Random(f"{task} {split} {seed}")
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for _ in range(200 * size):
+        key, row = TASKS[task](draw)
+        if _heldout(key) == (split == "heldout") and not (task.endswith("/prompts") and key in seen):
+            rows.append(row)
+            seen.add(key)
+        if len(rows) == size:
+            return rows
+    raise ValueError(f"the offline world has only about {len(rows)} different prompts in {task}, {split}; ask for fewer than {size}")
+
+
+def _heldout(key: str) -> bool:
+    return zlib.crc32(key.encode()) % 5 == 0
+
+
+def _text(clause: Clause) -> str:
+    part, word, pattern, negated = clause
+    return PATTERNS[pattern][negated].format(part=part, word=word)
+
+
+_CLAUSES = {
+    topic: {
+        _text((part, word, pattern, negated)): -value if negated else value
+        for part in parts for word, value in POLARITY.items() for pattern in range(len(PATTERNS)) for negated in (False, True)
+    }
+    for topic, parts in PARTS.items()
+}  # fmt: skip
+
+
+def _clause(draw: random.Random, topic: str, mood: float) -> str:
+    positive = draw.random() < mood
+    negated = draw.random() < NEGATED
+    word = draw.choice(POSITIVE if positive != negated else NEGATIVE)
+    return _text((draw.choice(PARTS[topic]), word, draw.randrange(len(PATTERNS)), negated))
+
+
+def _clauses(draw: random.Random, topic: str, mood: float, count: int, but: tuple[str, ...] = ()) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        clause = _clause(draw, topic, mood)
+        if clause not in found and clause not in but:
+            found.append(clause)
+    return found
+
+
+def _prompt(draw: random.Random, mood: float) -> tuple[str, str, str]:
+    """A topic, a first clause about it, and the two as a prompt."""
+    topic = draw.choice(list(PARTS))
+    clause = _clause(draw, topic, mood)
+    return topic, clause, f"review of the {topic} : {clause} ."
+
+
+def _sentences(clauses: list[str]) -> str:
+    return "".join(f" {clause} ." for clause in clauses)
+
+
+def _review(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    mood = draw.choice(MOODS)
+    topic, first, prompt = _prompt(draw, mood)
+    clauses = _clauses(draw, topic, mood, draw.randint(1, 3), (first,))
+    mean = sum(_CLAUSES[topic][c] for c in [first, *clauses]) / (1 + len(clauses))
+    verdict = "good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed"
+    return prompt, {"text": f"{prompt}{_sentences(clauses)} verdict {verdict}"}
+
+
+def _answer(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    mood = draw.choice(MOODS)
+    topic, first, prompt = _prompt(draw, mood)
+    return prompt, {"prompt": prompt, "completion": _sentences(_clauses(draw, topic, mood, 2, (first,)))}
+
+
+def _pair(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    topic, first, prompt = _prompt(draw, draw.choice(MOODS))
+    while True:
+        sides = [_sentences(_clauses(draw, topic, draw.choice(MOODS), 2, (first,))) for _ in range(2)]
+        if draw.random() < SPOILED:
+            sides[1] = draw.choice((_shuffled, _doubled, _cut))(draw, sides[1])
+        truths = [judge(prompt, side).truth for side in sides]
+        if truths[0] != truths[1]:
+            break
+    better = truths[1] > truths[0]
+    if draw.random() < FLIPPED:
+        better = not better
+    return prompt, {"prompt": prompt, "chosen": sides[better], "rejected": sides[not better]}
+
+
+def _shuffled(draw: random.Random, text: str) -> str:
+    words = text.split()
+    draw.shuffle(words)
+    return " " + " ".join(words)
+
+
+def _doubled(draw: random.Random, text: str) -> str:
+    return "".join(f" {text.split(' .')[0].strip()} ." for _ in range(2))
+
+
+def _cut(draw: random.Random, text: str) -> str:
+    words = text.split()
+    return " " + " ".join(words[: draw.randint(1, len(words) - 2)])
+
+
+def _question(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    a, b, operator = draw.randrange(20), draw.randrange(20), draw.choice("+-")
+    a, b = max(a, b), min(a, b)
+    value = a + b if operator == "+" else a - b
+    return f"{a}{operator}{b}", {"prompt": f"{_digits(a)} {operator} {_digits(b)} =", "answer": str(value), "value": _digits(value)}
+
+
+def _digits(number: int) -> str:
+    return " ".join(str(number))
+
+
+def _only(make: Callable[[random.Random], tuple[str, dict[str, Any]]], **columns: str) -> Callable[[random.Random], tuple[str, dict[str, Any]]]:
+    """The same task with these columns: new name = a format string of the old row."""
+
+    def made(draw: random.Random) -> tuple[str, dict[str, Any]]:
+        key, row = make(draw)
+        return key, {name: form.format(**row) for name, form in columns.items()}
+
+    return made
+
+
+TASKS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {
+    "reviews/text": _review,
+    "reviews/sft": _answer,
+    "reviews/pairs": _pair,
+    "reviews/prompts": _only(_answer, prompt="{prompt}"),
+    "arithmetic/text": _only(_question, text="{prompt} {value}"),
+    "arithmetic/sft": _only(_question, prompt="{prompt}", completion=" {value}"),
+    "arithmetic/prompts": _only(_question, prompt="{prompt}", answer="{answer}"),
+}

@@ -1,0 +1,54 @@
+"""The Reward protocol, checks on what a reward returns, and the weighted sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..config import BadInput, Reward as RewardTerm
+
+
+class RewardError(BadInput):
+    """A reward that cannot be had or returned something else than one number a completion."""
+
+
+class Reward(Protocol):
+    """TRL's signature: prompts, completions, and every other column of the dataset as a list; one number each comes back."""
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]: ...
+
+
+def checked(name: str, where: str, values: Any, example_id: Sequence[int], on_error: str) -> np.ndarray:
+    """What a reward returned as (B,) float32; a row that is no finite number is NaN under 'drop'.
+
+    Raises RewardError naming the term, the function, and the row's example_id.
+    """
+    if not hasattr(values, "__len__") or isinstance(values, str):
+        raise RewardError(f"reward '{name}' ({where}) returned {type(values).__name__}; it must return a list of floats")
+    if len(values) != len(example_id):
+        raise RewardError(f"reward '{name}' ({where}) returned {len(values)} values for {len(example_id)} completions; return one each")
+    found = np.full(len(values), np.nan, np.float32)
+    for i, value in enumerate(values):
+        if isinstance(value, int | float | np.number | np.bool_) and math.isfinite(float(value)):
+            found[i] = float(value)
+        elif on_error == "fail":
+            raise RewardError(
+                f"reward '{name}' ({where}) returned {value!r} for example {example_id[i]}; return a finite number, "
+                "or set on_error: drop to leave such samples out"
+            )
+    return found
+
+
+def combine(parts: np.ndarray, terms: Sequence[RewardTerm], statistics: dict[str, tuple[float, float]]) -> np.ndarray:
+    """The weighted sum (B,) float32 of parts (B, k), those with (mean, deviation) in ``statistics`` standardised first.
+
+    A NaN part (a dropped sample) makes the sum NaN.
+    """
+    total = np.zeros(len(parts), np.float64)
+    for i, term in enumerate(terms):
+        mean, deviation = statistics.get(term.name, (0.0, 1.0))
+        total += term.weight * (parts[:, i] - mean) / deviation
+    return total.astype(np.float32)

@@ -1,0 +1,85 @@
+"""RewardWorker: rollouts and the examples they came from in, the same Batch with its reward parts out. Stateless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..batch import Batch
+from ..config import FunctionReward, ModelConfig, ModelReward, RewardsConfig, RuleReward
+from ..data import examples
+from ..data import tokenizer as tokenizers
+from .function import UserFunction
+from .model import ModelScorer
+from .reward import RewardError, checked
+from .rules import rule
+
+
+class RewardWorker:
+    """Holds the terms of a job. :meth:`check` builds them, so that what is wrong shows before any rollout."""
+
+    def __init__(self, config: RewardsConfig, tokenizer: str, device: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.config, self.device = config, device
+        self.tokenizer = tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
+        self.terms: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """Builds every term. Raises RewardError (or BadInput) for one that cannot be had."""
+        for term in self.config.terms:
+            if term.name not in self.terms:
+                self.terms[term.name] = self._build(term)
+
+    def _build(self, term: Any) -> Any:
+        if isinstance(term, RuleReward):
+            return rule(term.rule, term.options)
+        if isinstance(term, FunctionReward):
+            return UserFunction(term)
+        return ModelScorer(term, self.tokenizer, self.device)
+
+    def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> Batch:
+        """The batch with reward_parts (B, k), in the order of the terms named in ``only`` (all of them by default).
+
+        ``rows`` holds each example once: example_id, prompt, and the dataset's other columns.
+        """
+        self.check()
+        prompts, completions, columns = self._texts(batch, rows)
+        terms = [t for t in self.config.terms if only is None or t.name in only]
+        parts = [self._score(t, batch, prompts, completions, columns) for t in terms]
+        return batch.replace(reward_parts=np.stack(parts, 1))
+
+    def _score(self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> np.ndarray:
+        scorer, ids = self.terms[term.name], batch.example_id.tolist()
+        if isinstance(term, ModelReward):
+            heads = [examples.rendered(p, scorer.tokenizer, f"reward '{term.name}', prompt", prompt=True) for p in prompts]
+            return checked(term.name, term.path, scorer(batch, heads, completions), ids, term.on_error)
+        if isinstance(term, FunctionReward):
+            return scorer(prompts, completions, ids, **columns)
+        try:
+            return checked(term.name, term.rule, scorer(prompts, completions, **columns), ids, term.on_error)
+        except TypeError as error:
+            raise RewardError(f"reward '{term.name}' ({term.rule}): {error}; the dataset has {', '.join(columns)}") from None
+
+    def _texts(self, batch: Batch, rows: pa.Table) -> tuple[list[Any], list[str], dict[str, list[Any]]]:
+        """Prompts as the dataset has them, completions as text, and the other columns, a value for each sequence."""
+        at = {int(i): n for n, i in enumerate(rows["example_id"].to_pylist())}
+        picked = rows.take([at[int(i)] for i in batch.example_id])
+        columns = {name: picked[name].to_pylist() for name in picked.column_names if name != "example_id"}
+        completions = [self._completion(t, int(n)) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
+        return columns.pop("prompt"), completions, columns
+
+    def _completion(self, tokens: np.ndarray, prompt_length: int) -> str:
+        """The text past the prompt; decoded with the prompt before it, so that a leading space stays."""
+        head = self.tokenizer.decode(tokens[:prompt_length], skip_special_tokens=True)
+        whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        if whole.startswith(head):
+            return whole[len(head) :]
+        return self.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
+
+    def ping(self) -> str:
+        """Answers while the worker lives."""
+        return "ok"

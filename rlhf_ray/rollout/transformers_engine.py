@@ -1,0 +1,220 @@
+"""The embedded engine: continuous batching over any causal LM of transformers, wherever torch runs.
+
+Rows are refilled as sequences finish, a prompt is prefilled once for all samples of its group, and each row's random
+numbers come from its own seed, so that they do not depend on what shares the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .engine import Completion, Request, Sampling
+from .kv_cache import CachedDecoder, RecomputingDecoder
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+
+
+class TransformersEngine:
+    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time."""
+
+    def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
+        self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
+        self.decoder: Any = self._decoder()
+        self.waiting: deque[Request] = deque()
+        self.rows: list[Request] = []
+        shape = (max_rows, sampling.max_new_tokens)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self.chosen = torch.zeros(shape, device=device)
+        self.uniform = torch.zeros(shape, device=device)
+        self.greedy = torch.zeros(max_rows, dtype=torch.bool, device=device)
+        self.count = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self.limit = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self.eos = torch.tensor(sampling.eos_token_ids, device=device)
+        self._clear_statistics()
+
+    def _decoder(self) -> Any:
+        """The cached decoder where it gives the model's own log-probs on two ragged sequences, else the recomputing one."""
+        plain = getattr(self.model.config, "_attn_implementation", "sdpa")
+        reason = ""
+        try:
+            cached = CachedDecoder(self.model, self.max_rows, self.device)
+            difference = self._disagreement(cached)
+            if difference <= TOLERANCE[self.model.dtype]:
+                cached.drop()
+                return cached
+            reason = f"cached and plain logits differ by {difference:.2g}"
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        log.warning("%s: decoding without a cache, which is slow (%s)", type(self.model).__name__, reason)
+        self.model.set_attn_implementation(plain)
+        return RecomputingDecoder(self.model, self.max_rows, self.device)
+
+    @torch.no_grad()
+    def _disagreement(self, cached: CachedDecoder) -> float:
+        """Largest difference of next-token log-probs, cached against plain, past any small sliding window."""
+        window = cached.window or 0
+        steps = 4 if window > 64 else window + 4
+        draw = np.random.default_rng(0)
+        size = self.model.config.get_text_config().vocab_size
+        both = [draw.integers(0, size, n + steps) for n in (3, 6)][: self.max_rows]
+        plain = self.model.config._attn_implementation
+        logits = [cached.admit([s[:-steps] for s in both], [1] * len(both), 0)]
+        for i in range(steps):
+            logits.append(cached.step(torch.tensor([int(s[len(s) - steps + i]) for s in both], device=self.device)))
+        self.model.set_attn_implementation("eager")
+        worst = 0.0
+        for row, sequence in enumerate(both):
+            ids = torch.as_tensor(sequence, device=self.device)[None]
+            whole = self.model(input_ids=ids, use_cache=False).logits[0, -steps - 1 :].float().log_softmax(-1)
+            found = torch.stack([part[row] for part in logits]).float().log_softmax(-1)
+            worst = max(worst, float((whole - found).abs().max()))
+        self.model.set_attn_implementation(plain)
+        return worst
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows or self.waiting)
+
+    def add(self, requests: Sequence[Request]) -> None:
+        self.waiting.extend(requests)
+
+    @torch.no_grad()
+    def step(self) -> list[Completion]:
+        began = time.monotonic()
+        alive = len(self.rows)
+        if alive:
+            last = self.tokens[:alive].gather(1, self.count[:alive, None] - 1).squeeze(1)
+            self._sample(self.decoder.step(last), 0)
+        self._admit()
+        finished = self._finish()
+        self.seconds += time.monotonic() - began
+        self.row_steps += len(self.rows) + len(finished)
+        self.steps += 1
+        return finished
+
+    def _admit(self) -> None:
+        """Fills free rows from the queue; requests side by side that share a prompt share its prefill."""
+        free = min(self.max_rows - len(self.rows), len(self.waiting))
+        if free <= 0:
+            return
+        new = [self.waiting.popleft() for _ in range(free)]
+        prompts: list[np.ndarray] = []
+        copies: list[int] = []
+        for i, request in enumerate(new):
+            if i and request.group == new[i - 1].group and np.array_equal(request.prompt, new[i - 1].prompt):
+                copies[-1] += 1
+            else:
+                prompts.append(request.prompt)
+                copies.append(1)
+        first = len(self.rows)
+        for row, request in enumerate(new, first):
+            limit = min(request.max_new_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
+            draw = np.random.Generator(np.random.Philox(request.seed)).random(limit, dtype=np.float32)
+            self.uniform[row, :limit] = torch.as_tensor(draw, device=self.device)
+            self.greedy[row], self.count[row], self.limit[row] = request.greedy, 0, limit
+        self.rows.extend(new)
+        self._sample(self.decoder.admit(prompts, copies, first), first)
+
+    def _sample(self, logits: Tensor, first: int) -> None:
+        """The next token of rows from ``first`` on: inverse of the cumulative softmax at the row's own uniform number."""
+        rows = slice(first, first + len(logits))
+        at = self.count[rows, None]
+        log_p = torch.log_softmax(logits.float() / self.sampling.temperature, -1)
+        mass = log_p.exp().cumsum(-1)
+        target = self.uniform[rows].gather(1, at) * mass[:, -1:]
+        token = torch.searchsorted(mass, target, right=True).clamp_(max=logits.shape[-1] - 1)
+        token = torch.where(self.greedy[rows, None], log_p.argmax(-1, keepdim=True), token)
+        self.tokens[rows] = self.tokens[rows].scatter(1, at, token)
+        self.chosen[rows] = self.chosen[rows].scatter(1, at, log_p.gather(1, token))
+        self.count[rows] += 1
+
+    def _finish(self) -> list[Completion]:
+        """Takes finished rows out and moves the last live ones into their places."""
+        alive = len(self.rows)
+        last = self.tokens[:alive].gather(1, self.count[:alive, None] - 1)
+        ended = (last == self.eos).any(1)
+        over = (ended | (self.count[:alive] >= self.limit[:alive])).nonzero().squeeze(1).tolist()
+        if not over:
+            return []
+        finished = []
+        for row in over:
+            n = int(self.count[row])
+            tokens, log_probs = (x[row, :n].cpu().numpy() for x in (self.tokens, self.chosen))
+            finished.append(Completion(self.rows[row].id, tokens.astype(np.int32), log_probs.copy(), not bool(ended[row])))
+            self.generated += n
+        self._remove(over)
+        return finished
+
+    def _remove(self, over: list[int]) -> None:
+        left = len(self.rows) - len(over)
+        target = [r for r in over if r < left]
+        source = [r for r in range(left, len(self.rows)) if r not in set(over)]
+        if target:
+            self.decoder.move(source, target)
+            for state in (self.tokens, self.chosen, self.uniform, self.greedy, self.count, self.limit):
+                state[target] = state[source]
+            for s, t in zip(source, target, strict=True):
+                self.rows[t] = self.rows[s]
+        del self.rows[left:]
+
+    def abort(self, ids: Iterable[int]) -> None:
+        gone = set(ids)
+        self.waiting = deque(r for r in self.waiting if r.id not in gone)
+        over = [i for i, r in enumerate(self.rows) if r.id in gone]
+        if over:
+            self._remove(over)
+
+    @torch.no_grad()
+    def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        if self.busy:
+            raise RuntimeError("weights cannot change while requests are unfinished")
+        places = self.model.state_dict(keep_vars=True)
+        missing = {name for name, _ in self.model.named_parameters()}
+        for name, tensor in named:
+            if name not in places:
+                raise ValueError(f"the model has no parameter '{name}'")
+            if places[name].shape != tensor.shape:
+                raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the model's has {tuple(places[name].shape)}")
+            places[name].copy_(tensor)
+            missing.discard(name)
+        if missing:
+            raise ValueError(f"no tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+
+    @torch.no_grad()
+    def log_probs(self, tokens: np.ndarray) -> np.ndarray:
+        ids = torch.as_tensor(tokens.astype(np.int64), device=self.device)
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        found = (logits / self.sampling.temperature).log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+        return np.concatenate([np.zeros(1, np.float32), found.cpu().numpy()])
+
+    def statistics(self) -> dict[str, float]:
+        found = {
+            "tokens": float(self.generated),
+            "seconds": self.seconds,
+            "idle_share": 1.0 - self.row_steps / max(1, self.steps * self.max_rows),
+        }
+        self._clear_statistics()
+        return found
+
+    def _clear_statistics(self) -> None:
+        self.generated = self.row_steps = self.steps = 0
+        self.seconds = 0.0
+
+    def sleep(self) -> None:
+        self.decoder.drop()
+        if self.device.type == "cuda":
+            self.model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        self.model.to(self.device)

@@ -76,6 +76,9 @@ def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int]
 
 def _train(args: argparse.Namespace) -> int:
     job = load(args.job, args.overrides)
+    from .driver.environment import authenticate
+
+    authenticate(job.cluster)  # before Ray is imported
     from rich.console import Console
 
     from .driver import pipeline

@@ -37,17 +37,13 @@ class Stop:
 def session(config: ClusterConfig, run_dir: str) -> Iterator[Stop]:
     """Ray for the time of the block: the cluster of ``address`` or RAY_ADDRESS, else a local one with token authentication.
 
-    A local session's token lives in this process's environment only: nothing is written to the user's home.
+    environment.authenticate has run before Ray was imported, so that nothing is written to the user's home.
     Raises BadInput for a run directory that a submitted job must not use.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     check_run_dir(run_dir, submitted="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
     stop = Stop()
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _private_umask():

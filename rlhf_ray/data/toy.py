@@ -1,6 +1,6 @@
 """The offline world: small seeded tasks with a known truth, for the quickstart and the tests. No download.
 
-Reviews. A review names a topic and has two to four clauses about that topic's parts, in one of four patterns, each with a
+Reviews. A review names a topic and has two to four clauses about parts of it, in one of four patterns, each with a
 positive or negative adjective, some negated; it closes with a verdict. A mood makes its clauses lean one way. A prompt is
 the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
 
@@ -18,16 +18,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-PARTS = {
-    "hotel": ("room", "bed", "pool", "staff"),
-    "cafe": ("coffee", "cake", "staff", "music"),
-    "film": ("plot", "cast", "music", "end"),
-    "book": ("plot", "style", "end", "cover"),
-    "park": ("pond", "path", "view", "air"),
-    "train": ("seat", "staff", "view", "air"),
-    "shop": ("staff", "price", "music", "door"),
-    "game": ("plot", "style", "price", "music"),
-}
+TOPICS = ("hotel", "cafe", "film", "book", "park", "train", "shop", "game")
+PARTS = ("staff", "price", "style", "music", "view", "start", "end", "look")
 POSITIVE = ("great", "lovely", "fresh", "warm", "bright", "charming")
 NEGATIVE = ("awful", "ugly", "stale", "cold", "dull", "dreadful")
 POLARITY = dict.fromkeys(POSITIVE, 1) | dict.fromkeys(NEGATIVE, -1)
@@ -64,8 +56,7 @@ class Verdict:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the world's words, built offline: pad 0, bos 1, eos 2, unk 3. Text in, exactly its words out."""
-    parts = {p for parts in PARTS.values() for p in parts}
-    words = list(dict.fromkeys(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *PARTS, *sorted(parts), *POSITIVE, *NEGATIVE]))
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *TOPICS, *PARTS, *POSITIVE, *NEGATIVE]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -76,15 +67,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def judge(prompt: str, completion: str) -> Verdict:
     """The truth about a completion of a review prompt ('review of the hotel : the bed was warm .')."""
-    words = prompt.split()
-    topic = words[3] if len(words) > 3 else ""
-    opening = " ".join(words[5:])
+    opening = " ".join(prompt.split()[5:])
     seen = {opening.removesuffix(" .")} if opening else set()
     *finished, rest = completion.replace(".", " . ").split(".")
     scores: list[int | None] = []
     for text in finished:
         clause = " ".join(text.split())
-        scores.append(None if clause in seen else polarity(clause, topic))
+        scores.append(None if clause in seen else polarity(clause))
         seen.add(clause)
     if rest.split() or not scores:
         scores.append(None)
@@ -93,9 +82,9 @@ def judge(prompt: str, completion: str) -> Verdict:
     return Verdict(truth, sum(valid) / len(valid) if valid else 0.0, len(valid) / len(scores))
 
 
-def polarity(clause: str, topic: str) -> int | None:
-    """+1 or -1 for a clause of the grammar about a part of the topic, else None."""
-    return _CLAUSES.get(topic, {}).get(clause)
+def polarity(clause: str) -> int | None:
+    """+1 or -1 for a clause of the grammar, else None."""
+    return _CLAUSES.get(clause)
 
 
 def arithmetic_is_right(prompt: str, completion: str) -> bool:
@@ -137,35 +126,32 @@ def _text(clause: Clause) -> str:
 
 
 _CLAUSES = {
-    topic: {
-        _text((part, word, pattern, negated)): -value if negated else value
-        for part in parts for word, value in POLARITY.items() for pattern in range(len(PATTERNS)) for negated in (False, True)
-    }
-    for topic, parts in PARTS.items()
+    _text((part, word, pattern, negated)): -value if negated else value
+    for part in PARTS for word, value in POLARITY.items() for pattern in range(len(PATTERNS)) for negated in (False, True)
 }  # fmt: skip
 
 
-def _clause(draw: random.Random, topic: str, mood: float) -> str:
+def _clause(draw: random.Random, mood: float) -> str:
     positive = draw.random() < mood
     negated = draw.random() < NEGATED
     word = draw.choice(POSITIVE if positive != negated else NEGATIVE)
-    return _text((draw.choice(PARTS[topic]), word, draw.randrange(len(PATTERNS)), negated))
+    return _text((draw.choice(PARTS), word, draw.randrange(len(PATTERNS)), negated))
 
 
-def _clauses(draw: random.Random, topic: str, mood: float, count: int, but: tuple[str, ...] = ()) -> list[str]:
+def _clauses(draw: random.Random, mood: float, count: int, but: str) -> list[str]:
+    """``count`` different clauses, none of them ``but``."""
     found: list[str] = []
     while len(found) < count:
-        clause = _clause(draw, topic, mood)
-        if clause not in found and clause not in but:
+        clause = _clause(draw, mood)
+        if clause != but and clause not in found:
             found.append(clause)
     return found
 
 
-def _prompt(draw: random.Random, mood: float) -> tuple[str, str, str]:
-    """A topic, a first clause about it, and the two as a prompt."""
-    topic = draw.choice(list(PARTS))
-    clause = _clause(draw, topic, mood)
-    return topic, clause, f"review of the {topic} : {clause} ."
+def _prompt(draw: random.Random, mood: float) -> tuple[str, str]:
+    """A first clause, and a topic and that clause as a prompt."""
+    clause = _clause(draw, mood)
+    return clause, f"review of the {draw.choice(TOPICS)} : {clause} ."
 
 
 def _sentences(clauses: list[str]) -> str:
@@ -174,23 +160,23 @@ def _sentences(clauses: list[str]) -> str:
 
 def _review(draw: random.Random) -> tuple[str, dict[str, Any]]:
     mood = draw.choice(MOODS)
-    topic, first, prompt = _prompt(draw, mood)
-    clauses = _clauses(draw, topic, mood, draw.randint(1, 3), (first,))
-    mean = sum(_CLAUSES[topic][c] for c in [first, *clauses]) / (1 + len(clauses))
+    first, prompt = _prompt(draw, mood)
+    clauses = _clauses(draw, mood, draw.randint(1, 3), first)
+    mean = sum(_CLAUSES[c] for c in [first, *clauses]) / (1 + len(clauses))
     verdict = "good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed"
     return prompt, {"text": f"{prompt}{_sentences(clauses)} verdict {verdict}"}
 
 
 def _answer(draw: random.Random) -> tuple[str, dict[str, Any]]:
     mood = draw.choice(MOODS)
-    topic, first, prompt = _prompt(draw, mood)
-    return prompt, {"prompt": prompt, "completion": _sentences(_clauses(draw, topic, mood, 2, (first,)))}
+    first, prompt = _prompt(draw, mood)
+    return prompt, {"prompt": prompt, "completion": _sentences(_clauses(draw, mood, 2, first))}
 
 
 def _pair(draw: random.Random) -> tuple[str, dict[str, Any]]:
-    topic, first, prompt = _prompt(draw, draw.choice(MOODS))
+    first, prompt = _prompt(draw, draw.choice(MOODS))
     while True:
-        sides = [_sentences(_clauses(draw, topic, draw.choice(MOODS), 2, (first,))) for _ in range(2)]
+        sides = [_sentences(_clauses(draw, draw.choice(MOODS), 2, first)) for _ in range(2)]
         if draw.random() < SPOILED:
             sides[1] = draw.choice((_shuffled, _doubled, _cut))(draw, sides[1])
         truths = [judge(prompt, side).truth for side in sides]

@@ -43,12 +43,14 @@ def session(config: ClusterConfig, run_dir: str) -> Iterator[Stop]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     check_run_dir(run_dir, submitted="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
     stop = Stop()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _private_umask():
             options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
             ray.init(logging_level=logging.WARNING, log_to_driver=bool(os.environ.get("RLHF_RAY_WORKER_LOGS")), **options)
+        for number in before:
+            signal.signal(number, stop)  # after Ray, which installs handlers of its own
         yield stop
     finally:
         ray.shutdown()

@@ -1,0 +1,16 @@
+"""Ray authentication and threads for all tests: nothing is written to the user's home."""
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+if "RAY_AUTH_TOKEN" not in os.environ:
+    token_file = Path(tempfile.mkdtemp(prefix="rlhf-ray-test-")) / "token"
+    token_file.write_text(secrets.token_hex(32))
+    token_file.chmod(0o600)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,37 @@
+"""Six steps equal three, a stop, and three more in new processes, bit for bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import metrics_of, rl_job, weights_of
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
+    job = rl_job(checkpoint={"every": 3}, algorithm={"type": "ppo", "kl": {"coef": 0.1, "controller": {"type": "adaptive", "target": 0.1, "horizon": 100}}})
+    job["rollout"] = {**job["rollout"], "ahead": ahead}
+    train(job, tmp_path / "whole", "num_steps=6")
+    process = train(job, tmp_path / "parts", "num_steps=6", wait=False)
+    wait_for(tmp_path / "parts" / "metrics.jsonl", lines=2, process=process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, out + err
+    done = len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines())
+    assert 2 <= done < 6
+    train(job, tmp_path / "parts", "num_steps=6")
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+
+
+def wait_for(path: Path, lines: int, process) -> None:
+    """Until a file has so many lines."""
+    for _ in range(1200):
+        if path.is_file() and len(path.read_text().splitlines()) >= lines:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not get {lines} lines")

@@ -108,7 +108,9 @@ def _report(args: argparse.Namespace) -> int:
     from .driver.report import before_and_after
 
     if not before_and_after(Path(args.directory), args.samples, Console(width=None if sys.stdout.isatty() else 120)):
-        raise BadInput(f"{args.directory}: no two evaluations there; give the run directory of a ppo job with evaluate.data")
+        raise BadInput(
+            f"{args.directory}: no two evaluations there; give the run directory of a ppo job with evaluate.data"
+        )
     return 0
 
 

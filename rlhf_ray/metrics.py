@@ -88,7 +88,9 @@ class WeightsAndBiases:
     def __init__(self, project: str, directory: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self.run = wandb.init(project=project, id=directory.name, resume="allow", dir=str(directory), config=dict(config))
+        self.run = wandb.init(
+            project=project, id=directory.name, resume="allow", dir=str(directory), config=dict(config)
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self.run.log(dict(metrics), step=step)
@@ -100,7 +102,9 @@ class WeightsAndBiases:
 class Sinks:
     """All sinks of a run. A tracker that fails is dropped with a warning; metrics.jsonl must not fail."""
 
-    def __init__(self, directory: Path, keep: int, tensorboard: bool, wandb: str | None, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, keep: int, tensorboard: bool, wandb: str | None, config: Mapping[str, Any]
+    ) -> None:
         self.lines = JsonLines(directory / "metrics.jsonl", keep)
         self.trackers: list[Sink] = []
         if tensorboard:

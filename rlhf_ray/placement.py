@@ -55,7 +55,9 @@ def plan(config: ClusterConfig, counts: dict[str, int], resources: dict[str, flo
         first = dict(zip(counts, offsets, strict=True))
     per_slot = len(counts) if colocated else 1
     cpu = max(0.01, min(1.0, int(100 * cpus / (num_slots * per_slot)) / 100))
-    share = {"CPU": cpu} | ({"GPU": round(1.0 / per_slot - 0.005, 2) if per_slot > 1 else 1.0} if device == "cuda" else {})
+    share = {"CPU": cpu} | (
+        {"GPU": round(1.0 / per_slot - 0.005, 2) if per_slot > 1 else 1.0} if device == "cuda" else {}
+    )
     slot = {"CPU": cpu * per_slot} | ({"GPU": 1.0} if device == "cuda" else {})
     cores = os.cpu_count() or 1
     threads = config.num_threads or max(1, cores // counts.get("learner", 1))

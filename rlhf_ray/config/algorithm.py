@@ -27,7 +27,9 @@ class KLConfig(Section):
     """The penalty for leaving the reference."""
 
     coef: float = Field(0.0, ge=0, description="Coefficient; 0 leaves the reference out.")
-    where: Literal["reward", "loss"] = Field("reward", description="Subtract it from each token's reward, or add it to the loss.")
+    where: Literal["reward", "loss"] = Field(
+        "reward", description="Subtract it from each token's reward, or add it to the loss."
+    )
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Schulman's estimators; in the loss k2 or k3.")
     controller: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")] = Field(
         default_factory=FixedKL, description="What moves the coefficient."
@@ -45,7 +47,9 @@ class KLConfig(Section):
 class DynamicSampling(Section):
     """Keep only groups whose task reward varies (DAPO, Yu et al., 2025)."""
 
-    max_rounds: int = Field(3, ge=1, description="Rounds of rollouts to fill a step; on shortage it trains on what there is.")
+    max_rounds: int = Field(
+        3, ge=1, description="Rounds of rollouts to fill a step; on shortage it trains on what there is."
+    )
 
 
 class Overlong(Section):
@@ -62,14 +66,19 @@ class Algorithm(Section):
     clip_low: float = Field(0.2, gt=0, description="The ratio is clipped at 1 - clip_low.")
     clip_high: float = Field(0.2, gt=0, description="The ratio is clipped at 1 + clip_high.")
     dual_clip: float | None = Field(None, gt=1, description="Bound on the loss ratio where the advantage is negative.")
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("tokens", description="What the loss is averaged over.")
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
+        "tokens", description="What the loss is averaged over."
+    )
     epochs: int = Field(1, ge=1, description="Passes over the step's samples.")
     num_mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass.")
     kl: KLConfig = Field(default_factory=KLConfig, description="The penalty for leaving the reference.")
     entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
-    ptx_coef: float = Field(0.0, ge=0, description="Coefficient of the cross-entropy on ptx_data (Ouyang et al., 2022).")
+    ptx_coef: float = Field(
+        0.0, ge=0, description="Coefficient of the cross-entropy on ptx_data (Ouyang et al., 2022)."
+    )
     importance: Literal["auto", "on", "off"] = Field(
-        "auto", description="Truncated importance weights between engine and learner; auto: off only where both are float32 and ahead is 0."
+        "auto",
+        description="Truncated importance weights between engine and learner; auto: off only where both are float32 and ahead is 0.",
     )
     importance_cap: float = Field(2.0, gt=0, description="Where the importance weight is truncated.")
     truncated: Literal["score", "penalty", "mask", "bootstrap"] = Field(
@@ -102,24 +111,32 @@ class PPO(Algorithm):
     dual_clip: float | None = Field(3.0, gt=1, description="Bound on the loss ratio where the advantage is negative.")
     epochs: int = Field(2, ge=1, description="Passes over the step's samples.")
     num_mini_batches: int = Field(2, ge=1, description="Optimizer steps a pass.")
-    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference.")
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference."
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda.")
-    value_clip: float | None = Field(0.2, gt=0, description="How far a value may move from the old one; none: not clipped.")
+    value_clip: float | None = Field(
+        0.2, gt=0, description="How far a value may move from the old one; none: not clipped."
+    )
 
 
 class GRPO(Grouped):
     """GRPO (Shao et al., 2024; arXiv 2402.03300)."""
 
     type: Literal["grpo"] = "grpo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("sequences", description="What the loss is averaged over.")
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
+        "sequences", description="What the loss is averaged over."
+    )
 
 
 class DrGRPO(Grouped):
     """Dr.GRPO: no division by the deviation, constant length normaliser (Liu et al., 2025; arXiv 2503.20783)."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("max_tokens", description="What the loss is averaged over.")
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
+        "max_tokens", description="What the loss is averaged over."
+    )
 
 
 class DAPO(Grouped):
@@ -136,8 +153,12 @@ class RLOO(Grouped):
     """Leave-one-out REINFORCE (Ahmadian et al., 2024; arXiv 2402.14740)."""
 
     type: Literal["rloo"] = "rloo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field("sequences", description="What the loss is averaged over.")
-    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference.")
+    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
+        "sequences", description="What the loss is averaged over."
+    )
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference."
+    )
 
 
 class ReinforcePlusPlus(Algorithm):
@@ -146,7 +167,9 @@ class ReinforcePlusPlus(Algorithm):
     type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
     group_size: int = Field(1, ge=1, description="Samples of one prompt.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
-    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference.")
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference."
+    )
 
 
 class ReinforcePlusPlusBaseline(Grouped):
@@ -164,7 +187,9 @@ class ReMax(Algorithm):
 
     type: Literal["remax"] = "remax"
     group_size: int = Field(1, ge=1, description="Samples of one prompt; a greedy one comes on top.")
-    kl: KLConfig = Field(default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference.")
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference."
+    )
 
 
 class GSPO(Grouped):

@@ -12,7 +12,9 @@ from .section import Section
 class DataConfig(Section):
     """Examples from a file or from the offline world."""
 
-    path: str = Field(..., min_length=1, description="JSONL, JSON, Parquet, CSV, TSV, saved HF dataset, or 'toy:reviews/sft'.")
+    path: str = Field(
+        ..., min_length=1, description="JSONL, JSON, Parquet, CSV, TSV, saved HF dataset, or 'toy:reviews/sft'."
+    )
     split: Literal["train", "heldout"] = Field("train", description="Split of the offline world.")
     size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
     seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")

@@ -19,10 +19,14 @@ from .section import Section
 class EvaluateRL(Section):
     """Held-out prompts, the same and with the same seeds every time."""
 
-    every: int = Field(0, ge=0, description="Steps between evaluations; 0: before the first and after the last step only.")
+    every: int = Field(
+        0, ge=0, description="Steps between evaluations; 0: before the first and after the last step only."
+    )
     data: PromptConfig | None = Field(None, description="Held-out prompts; none: no evaluation.")
     greedy: bool = Field(False, description="Take the likeliest token instead of sampling.")
-    terms: list[Reward] = Field(default_factory=list, description="Terms that only judge, such as the truth; weights do not matter.")
+    terms: list[Reward] = Field(
+        default_factory=list, description="Terms that only judge, such as the truth; weights do not matter."
+    )
     num_shown: int = Field(3, ge=0, description="Samples shown side by side.")
 
 
@@ -114,7 +118,9 @@ class Supervised(Common):
                 f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than max_length = {self.max_length}"
             )
         if self.batch_size < self.learner.num_workers:
-            raise ValueError(f"batch_size = {self.batch_size} is less than learner.num_workers = {self.learner.num_workers}")
+            raise ValueError(
+                f"batch_size = {self.batch_size} is less than learner.num_workers = {self.learner.num_workers}"
+            )
         return self
 
 
@@ -146,7 +152,9 @@ class PipelineJob(Section):
     """Stages in order, in one Ray session; 'stage:NAME' in a path is an earlier stage's model."""
 
     job: Literal["pipeline"] = "pipeline"
-    run: RunConfig = Field(default_factory=RunConfig, description="Run directory (a stage's is a folder in it) and seed.")
+    run: RunConfig = Field(
+        default_factory=RunConfig, description="Run directory (a stage's is a folder in it) and seed."
+    )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster, for all stages.")
     log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
     stages: dict[str, SingleJob] = Field(..., min_length=1, description="Name: job.")

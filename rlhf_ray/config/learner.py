@@ -14,10 +14,14 @@ class LearnerConfig(Section):
     """The learner gang and its optimizer (AdamW)."""
 
     num_workers: int = Field(1, ge=1, description="Learner ranks; each holds a share of every batch.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="What DeepSpeed shards: 1 optimizer, 2 gradients too, 3 parameters too.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="What DeepSpeed shards: 1 optimizer, 2 gradients too, 3 parameters too."
+    )
     micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward and backward pass.")
     lr: float = Field(1e-6, gt=0, description="Peak learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or plain SGD (for comparisons).")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays.")
@@ -29,7 +33,8 @@ class CriticConfig(Section):
     """The critic of PPO."""
 
     model: ModelConfig | None = Field(
-        None, description="Its trunk; by default the reward model where that shares the policy's tokenizer, else the policy."
+        None,
+        description="Its trunk; by default the reward model where that shares the policy's tokenizer, else the policy.",
     )
     lr: float = Field(5e-6, gt=0, description="Learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps in which only the critic learns.")

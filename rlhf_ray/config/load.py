@@ -84,7 +84,11 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
 def _sentence(error: Any, tree: Any) -> str:
     where = ".".join(_path(error["loc"], tree))
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict) else f", got {error['input']!r}"
+    given = (
+        ""
+        if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict)
+        else f", got {error['input']!r}"
+    )
     return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 

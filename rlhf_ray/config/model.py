@@ -14,7 +14,9 @@ class LoraConfig(Section):
 
     rank: int = Field(16, ge=1, description="Rank of the adapters.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Names of the linear layers that get one.")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get one."
+    )
 
 
 class ModelConfig(Section):
@@ -24,7 +26,8 @@ class ModelConfig(Section):
         None, description="Hugging Face directory or id; 'stage:NAME' is the model of an earlier pipeline stage."
     )
     init: dict[str, Any] | None = Field(
-        None, description="transformers config values with model_type, for a random model (vocab_size from the tokenizer)."
+        None,
+        description="transformers config values with model_type, for a random model (vocab_size from the tokenizer).",
     )
     tokenizer: str | None = Field(None, description="Tokenizer directory or id, or 'toy'; by default the model's own.")
     revision: str | None = Field(None, description="Commit of a Hugging Face id.")
@@ -33,7 +36,9 @@ class ModelConfig(Section):
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto", description="Padding-free forward; auto falls back to padded where the two disagree on a check at load."
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of the weights.")
 
     @model_validator(mode="after")

@@ -24,7 +24,9 @@ def _walk(section: type[BaseModel], path: str, found: dict[str, str]) -> None:
         here = f"{path}.{name}"
         variants = _variants(field.annotation)
         if name not in ("type", "job"):
-            default = "required" if field.default is PydanticUndefined and field.default_factory is None else _default(field)
+            default = (
+                "required" if field.default is PydanticUndefined and field.default_factory is None else _default(field)
+            )
             found[here] = f"{_type(field.annotation)}  {default}  {field.description}"
         if name == "stages":
             continue  # each stage is a job of its own, listed under its name

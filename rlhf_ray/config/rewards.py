@@ -16,7 +16,9 @@ class RewardTerm(Section):
     weight: float = Field(1.0, description="Factor in the total; 0 only records it.")
     timeout_s: float = Field(60.0, gt=0, description="Seconds one call may take before it is killed.")
     retries: int = Field(2, ge=0, description="How often a failed call is tried again.")
-    on_error: Literal["fail", "drop"] = Field("fail", description="After the retries: stop the run, or drop the samples, counted.")
+    on_error: Literal["fail", "drop"] = Field(
+        "fail", description="After the retries: stop the run, or drop the samples, counted."
+    )
 
 
 class RuleReward(RewardTerm):
@@ -40,7 +42,9 @@ class ModelReward(RewardTerm):
     type: Literal["model"] = "model"
     path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' for an earlier pipeline stage.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass.")
-    standardise: bool = Field(True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen.")
+    standardise: bool = Field(
+        True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
+    )
 
 
 Reward = Annotated[RuleReward | FunctionReward | ModelReward, Field(discriminator="type")]

@@ -22,7 +22,9 @@ class RolloutConfig(Section):
 
     num_workers: int = Field(1, ge=1, description="Rollout workers.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts of one step; each gets algorithm.group_size samples.")
-    chunk_prompts: int = Field(16, ge=1, description="Prompts handed out together; who computes a chunk changes nothing.")
+    chunk_prompts: int = Field(
+        16, ge=1, description="Prompts handed out together; who computes a chunk changes nothing."
+    )
     max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs and entropy use it too.")
     ahead: int = Field(0, ge=0, description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous.")

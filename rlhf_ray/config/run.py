@@ -20,14 +20,21 @@ class ClusterConfig(Section):
     """Which Ray cluster, and how its devices are shared out."""
 
     address: str | None = Field(
-        None, description="Ray cluster to join ('auto' or an address); none starts a local one unless RAY_ADDRESS is set."
+        None,
+        description="Ray cluster to join ('auto' or an address); none starts a local one unless RAY_ADDRESS is set.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models live; auto takes GPUs if Ray has any.")
-    colocate: bool = Field(True, description="Whether rollout and learner share the GPUs in turns instead of owning some each.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models live; auto takes GPUs if Ray has any."
+    )
+    colocate: bool = Field(
+        True, description="Whether rollout and learner share the GPUs in turns instead of owning some each."
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; by default the machine's cores over the learner ranks."
     )
-    deadline_s: float = Field(1800.0, gt=0, description="Seconds a stage may take before the run stops and names the stage.")
+    deadline_s: float = Field(
+        1800.0, gt=0, description="Seconds a stage may take before the run stops and names the stage."
+    )
     max_restarts: int = Field(3, ge=0, description="How many times dead workers are replaced before the run gives up.")
 
 

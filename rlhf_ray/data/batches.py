@@ -72,7 +72,9 @@ def pairs(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Prepared:
             masks += [[0] * len(p) + [1] * len(c) for p, c in both]
             ids += [i, i]
     labels = np.tile(np.array([[1.0], [0.0]], np.float32), (len(ids) // 2, 1))
-    return Prepared(_batch(sequences, masks, ids, np.repeat(np.arange(len(ids) // 2), 2), labels), len(rows) - len(ids) // 2)
+    return Prepared(
+        _batch(sequences, masks, ids, np.repeat(np.arange(len(ids) // 2), 2), labels), len(rows) - len(ids) // 2
+    )
 
 
 def labelled(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Prepared:
@@ -90,7 +92,9 @@ def labelled(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Prepared:
             labels.append([float(row["label"])])
             ids.append(i)
     masks = [[0] + [1] * (len(s) - 1) for s in sequences]
-    return Prepared(_batch(sequences, masks, ids, np.arange(len(ids)), np.array(labels, np.float32)), len(rows) - len(ids))
+    return Prepared(
+        _batch(sequences, masks, ids, np.arange(len(ids)), np.array(labels, np.float32)), len(rows) - len(ids)
+    )
 
 
 def prompts(rows: Sequence[Row], tokenizer: Any, max_length: int, too_long: str) -> PreparedPrompts:
@@ -133,13 +137,19 @@ def _sides(row: Row, column: str, tokenizer: Any, where: str) -> tuple[list[int]
 
 def _eos(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no eos_token, so no sequence could end; set eos_token in its tokenizer_config.json")
+        raise DataError(
+            "the tokenizer has no eos_token, so no sequence could end; set eos_token in its tokenizer_config.json"
+        )
     return int(tokenizer.eos_token_id)
 
 
-def _batch(sequences: list[list[int]], masks: list[list[int]], ids: list[int], group: np.ndarray, labels: Any = None) -> Batch:
+def _batch(
+    sequences: list[list[int]], masks: list[list[int]], ids: list[int], group: np.ndarray, labels: Any = None
+) -> Batch:
     if not sequences:
         raise DataError("data: every example is longer than max_length; raise it")
     extra = {} if labels is None else {"labels": labels}
     arrays = [np.array(s, dtype=np.int32) for s in sequences]
-    return from_sequences(arrays, response_mask=[np.array(m) for m in masks], group=group, example_id=np.array(ids), **extra)
+    return from_sequences(
+        arrays, response_mask=[np.array(m) for m in masks], group=group, example_id=np.array(ids), **extra
+    )

@@ -27,7 +27,9 @@ class DataError(BadInput):
     """Data that cannot be used: one sentence with place and remedy."""
 
 
-def load(path: str, *, split: str = "train", size: int | None = None, seed: int = 0, columns: dict[str, str] | None = None) -> list[Row]:
+def load(
+    path: str, *, split: str = "train", size: int | None = None, seed: int = 0, columns: dict[str, str] | None = None
+) -> list[Row]:
     """The rows of ``path`` ('toy:TASK' or a file), at most ``size`` of them, columns renamed {old: new}. Raises DataError."""
     if path.startswith(TOY):
         try:
@@ -83,7 +85,9 @@ def rendered(value: Any, tokenizer: Any, where: str, *, prompt: bool) -> str:
     if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
         raise DataError(f"{where}: neither a string nor a list of messages with role and content")
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError(f"{where}: a conversation, and the tokenizer has no chat template; use an instruct model or plain strings")
+        raise DataError(
+            f"{where}: a conversation, and the tokenizer has no chat template; use an instruct model or plain strings"
+        )
     return tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=prompt)
 
 
@@ -95,7 +99,9 @@ def _jsonl(path: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+            raise DataError(
+                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or remove the line"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: a {type(row).__name__}, expected an object with columns")
         rows.append(row)
@@ -106,7 +112,9 @@ def _json(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl") from None
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl"
+        ) from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise DataError(f"{path}: expected a list of objects")
     return rows
@@ -114,7 +122,9 @@ def _json(path: Path) -> list[Row]:
 
 def _delimited(delimiter: str) -> Callable[[Path], list[Row]]:
     def reader(path: Path) -> list[Row]:
-        quoting = pa.csv.ParseOptions(delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ",")
+        quoting = pa.csv.ParseOptions(
+            delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
+        )
         try:
             return pa.csv.read_csv(path, parse_options=quoting).to_pylist()
         except pa.ArrowInvalid as error:

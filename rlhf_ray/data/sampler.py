@@ -19,7 +19,10 @@ class Sampler:
         """(count,) int64: the examples at positions start, start + 1, ..."""
         positions = np.arange(start, start + count)
         epochs, within = np.divmod(positions, self.num_examples)
-        return np.array([_permutation(self.num_examples, self.seed, int(e))[w] for e, w in zip(epochs, within, strict=True)], np.int64)
+        return np.array(
+            [_permutation(self.num_examples, self.seed, int(e))[w] for e, w in zip(epochs, within, strict=True)],
+            np.int64,
+        )
 
 
 @functools.lru_cache(maxsize=4)

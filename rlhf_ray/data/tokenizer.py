@@ -23,10 +23,14 @@ def load(config: ModelConfig, default: str | None) -> Any:
     if name == "toy":
         return toy.tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise BadInput(f"model.tokenizer: cannot read a tokenizer from {name} ({first}); give model.tokenizer") from None
+        raise BadInput(
+            f"model.tokenizer: cannot read a tokenizer from {name} ({first}); give model.tokenizer"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise BadInput(
             f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"

@@ -113,7 +113,9 @@ def generate(task: str, split: str, size: int, seed: int) -> list[dict[str, Any]
             seen.add(key)
         if len(rows) == size:
             return rows
-    raise ValueError(f"the offline world has only about {len(rows)} different prompts in {task}, {split}; ask for fewer than {size}")
+    raise ValueError(
+        f"the offline world has only about {len(rows)} different prompts in {task}, {split}; ask for fewer than {size}"
+    )
 
 
 def _heldout(key: str) -> bool:
@@ -207,14 +209,20 @@ def _question(draw: random.Random) -> tuple[str, dict[str, Any]]:
     a, b, operator = draw.randrange(20), draw.randrange(20), draw.choice("+-")
     a, b = max(a, b), min(a, b)
     value = a + b if operator == "+" else a - b
-    return f"{a}{operator}{b}", {"prompt": f"{_digits(a)} {operator} {_digits(b)} =", "answer": str(value), "value": _digits(value)}
+    return f"{a}{operator}{b}", {
+        "prompt": f"{_digits(a)} {operator} {_digits(b)} =",
+        "answer": str(value),
+        "value": _digits(value),
+    }
 
 
 def _digits(number: int) -> str:
     return " ".join(str(number))
 
 
-def _only(make: Callable[[random.Random], tuple[str, dict[str, Any]]], **columns: str) -> Callable[[random.Random], tuple[str, dict[str, Any]]]:
+def _only(
+    make: Callable[[random.Random], tuple[str, dict[str, Any]]], **columns: str
+) -> Callable[[random.Random], tuple[str, dict[str, Any]]]:
     """The same task with these columns: new name = a format string of the old row."""
 
     def made(draw: random.Random) -> tuple[str, dict[str, Any]]:

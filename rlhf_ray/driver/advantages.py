@@ -84,7 +84,9 @@ def shaped(batch: Batch, algorithm: Any, max_new_tokens: int) -> Tensor:
         scores = scores - algorithm.truncated_penalty * torch.tensor(batch.truncated)
     if algorithm.overlong is not None:
         lengths = torch.tensor(batch.lengths - batch.prompt_length)
-        scores = scores + A.overlong_penalty(lengths, max_new_tokens, algorithm.overlong.buffer, algorithm.overlong.coef)
+        scores = scores + A.overlong_penalty(
+            lengths, max_new_tokens, algorithm.overlong.buffer, algorithm.overlong.coef
+        )
     return scores
 
 

@@ -67,7 +67,9 @@ class Checkpoints:
                 return path
             log.error("checkpoint %s is damaged (%s); trying the one before it", path, wrong)
         if found:
-            raise RuntimeError(f"{self.directory}: all {len(found)} checkpoints are damaged; remove them to start afresh")
+            raise RuntimeError(
+                f"{self.directory}: all {len(found)} checkpoints are damaged; remove them to start afresh"
+            )
         return None
 
 

@@ -29,7 +29,9 @@ class Difference:
     high: float
 
 
-def table(batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, decode: Any) -> pa.Table:
+def table(
+    batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, decode: Any
+) -> pa.Table:
     """One row a completion: example_id, sample, prompt, completion, reward, each part, KL to the reference in nats, length."""
     names = [t.name for t in terms]
     own = [names.index(t.name) for t in weighted]
@@ -97,6 +99,8 @@ def difference(before: np.ndarray, after: np.ndarray) -> Difference:
     delta = delta[~np.isnan(delta)]
     low = high = float(delta.mean())
     if delta.std() > 0:
-        found = stats.bootstrap((delta,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0))
+        found = stats.bootstrap(
+            (delta,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+        )
         low, high = found.confidence_interval
     return Difference(float(np.nanmean(before)), float(np.nanmean(after)), float(low), float(high))

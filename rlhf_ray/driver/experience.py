@@ -63,14 +63,18 @@ def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chu
         group = list(range(order.first_group + start, order.first_group + start + len(part)))
         ids = [prompts.example_id[i] for i in part]
         tokens = [prompts.tokens[i] for i in part]
-        found.append(Chunk(order.step, run_seed, tokens, ids, group, first, order.samples, order.greedy_extra, order.greedy))
+        found.append(
+            Chunk(order.step, run_seed, tokens, ids, group, first, order.samples, order.greedy_extra, order.greedy)
+        )
     return found
 
 
 class Collector:
     """Runs an Order on the two groups. Not thread-safe: one order at a time."""
 
-    def __init__(self, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float) -> None:
+    def __init__(
+        self, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float
+    ) -> None:
         self.rollout, self.reward = rollout, reward
         self.chunk_prompts, self.run_seed, self.deadline_s = chunk_prompts, run_seed, deadline_s
 
@@ -157,6 +161,8 @@ class _Collection:
 
     def _give_up(self) -> None:
         generating = [w for w, _ in self.generating.values()]
-        group, workers = (self.c.rollout, generating) if generating else (self.c.reward, [w for w, _, _ in self.scoring.values()])
+        group, workers = (
+            (self.c.rollout, generating) if generating else (self.c.reward, [w for w, _, _ in self.scoring.values()])
+        )
         stage = "generate" if generating else "score"
         raise StageTimeout(group.describe_hang(stage, sorted(set(workers))))

@@ -53,7 +53,11 @@ class Gang:
         return batch.replace(**{name: _scatter(batch, parts, name) for name in names})
 
     def update(
-        self, role: str, objectives: Sequence[tuple[Objective, float]], minis: Sequence[Sequence[np.ndarray]], *batches: Any
+        self,
+        role: str,
+        objectives: Sequence[tuple[Objective, float]],
+        minis: Sequence[Sequence[np.ndarray]],
+        *batches: Any,
     ) -> dict[str, float]:
         """One optimizer step for each of ``minis``; ``batches`` may be references. Returns means over ranks."""
         refs = [b if isinstance(b, ray.ObjectRef) else ray.put(b) for b in batches]

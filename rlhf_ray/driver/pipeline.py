@@ -92,7 +92,10 @@ def settle(job: PipelineJob, name: str, stage: Any) -> Any:
     root = Path(job.run.dir).absolute()
     tree = stage.model_dump(mode="json")
     tree["run"] = {"dir": str(root / name), "seed": job.run.seed}
-    tree["cluster"], tree["log"] = job.cluster.model_dump(mode="json"), {**job.log.model_dump(mode="json"), "every": stage.log.every}
+    tree["cluster"], tree["log"] = (
+        job.cluster.model_dump(mode="json"),
+        {**job.log.model_dump(mode="json"), "every": stage.log.every},
+    )
     return parse(_replace(tree, root), f"stages.{name}")
 
 
@@ -114,7 +117,9 @@ def check_stages(job: Any) -> None:
     for name, stage in job.stages.items():
         for wanted in _references(stage.model_dump(mode="json")):
             if wanted not in earlier:
-                raise BadInput(f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {', '.join(earlier) or 'none'})")
+                raise BadInput(
+                    f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {', '.join(earlier) or 'none'})"
+                )
         earlier.append(name)
 
 
@@ -131,9 +136,9 @@ def summary(results: dict[str, Any], console: Console) -> None:
     for name, found in results.items():
         shown = {k.removeprefix("evaluate/"): v for k, v in found.items()}
         parts = [
-            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" if isinstance(v, dict) else f"{k} {v:.3f}"
+            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]"
+            if isinstance(v, dict)
+            else f"{k} {v:.3f}"
             for k, v in shown.items()
         ]
         console.print(f"[bold]{name}[/bold]: " + ", ".join(parts), highlight=False)
-
-

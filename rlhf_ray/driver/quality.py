@@ -22,7 +22,10 @@ def reward_model(batch: Batch, scores: np.ndarray, paired: bool) -> dict[str, fl
     else:
         probability, truth = special.expit(scores), labels
     bias = stats.spearmanr(scores, batch.lengths).statistic if len(set(batch.lengths.tolist())) > 1 else 0.0
-    return {"reward/calibration_error": calibration_error(probability, truth), "reward/length_bias": float(np.nan_to_num(bias))}
+    return {
+        "reward/calibration_error": calibration_error(probability, truth),
+        "reward/length_bias": float(np.nan_to_num(bias)),
+    }
 
 
 def calibration_error(probability: np.ndarray, truth: np.ndarray, num_bins: int = 10) -> float:

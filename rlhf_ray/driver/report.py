@@ -32,7 +32,10 @@ def rollout_metrics(batch: Batch, job: Any, step: int, kl_coef: float) -> dict[s
     }
     for i, term in enumerate(job.rewards.terms):
         part = sampled.reward_parts[:, i]
-        found |= {f"reward/{term.name}/mean": float(np.nanmean(part)), f"reward/{term.name}/std": float(np.nanstd(part))}
+        found |= {
+            f"reward/{term.name}/mean": float(np.nanmean(part)),
+            f"reward/{term.name}/std": float(np.nanstd(part)),
+        }
     return found
 
 
@@ -66,7 +69,9 @@ def progress_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:
     """One line an evaluation."""
-    return f"evaluation at step {step}: " + "  ".join(f"{k.removeprefix('evaluate/')} {v:.3f}" for k, v in metrics.items())
+    return f"evaluation at step {step}: " + "  ".join(
+        f"{k.removeprefix('evaluate/')} {v:.3f}" for k, v in metrics.items()
+    )
 
 
 def supervised_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
@@ -86,7 +91,9 @@ def before_and_after(run_dir: Path, num_shown: int, console: Console) -> dict[st
         table.add_column(column, justify="left" if not column else "right")
     for name, d in found.items():
         interval = f"[{d.low:+.3f}, {d.high:+.3f}]"
-        table.add_row(name.removeprefix("part/"), f"{d.before:+.3f}", f"{d.after:+.3f}", f"{d.after - d.before:+.3f}", interval)
+        table.add_row(
+            name.removeprefix("part/"), f"{d.before:+.3f}", f"{d.after:+.3f}", f"{d.after - d.before:+.3f}", interval
+        )
     console.print(table)
     if num_shown:
         console.print(samples(*pair, num_shown))
@@ -99,5 +106,7 @@ def samples(before: pa.Table, after: pa.Table, num_shown: int) -> Table:
     for column in ("prompt", "before", "after"):
         table.add_column(column, overflow="fold")
     for i in range(min(num_shown, len(before))):
-        table.add_row(*(t[c][i].as_py() for t, c in ((before, "prompt"), (before, "completion"), (after, "completion"))))
+        table.add_row(
+            *(t[c][i].as_py() for t, c in ((before, "prompt"), (before, "completion"), (after, "completion")))
+        )
     return table

@@ -66,7 +66,9 @@ class RL:
         """Steps until num_steps; evaluates before the first and after the last."""
         if self.step == self.job.num_steps:
             return
-        self.rollouts.fetch(self.step)  # the starting policy's samples freeze the reward's scale before anything is judged
+        self.rollouts.fetch(
+            self.step
+        )  # the starting policy's samples freeze the reward's scale before anything is judged
         self.evaluate()
         while self.step < self.job.num_steps:
             began = time.monotonic()
@@ -94,9 +96,13 @@ class RL:
         minis = self.mini_batches(len(batch))
         reference = ray.put(batch)
         if isinstance(a, PPO):
-            metrics |= self.gang.update("critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference)
+            metrics |= self.gang.update(
+                "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
+            )
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            policy = PolicyObjective(a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance)
+            policy = PolicyObjective(
+                a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance
+            )
             terms: list[tuple[Objective, float]] = [(policy, 1.0)]
             rows, batches = [[m] for m in minis], [reference]
             if self.setup.ptx is not None:

@@ -80,7 +80,9 @@ class Rollouts:
             kept += self._sound_groups(batch, metrics)
         self.surplus = kept[wanted:]
         if not kept:
-            raise RuntimeError(f"step {step}: no group of samples is left to train on; the rewards do not vary or all failed")
+            raise RuntimeError(
+                f"step {step}: no group of samples is left to train on; the rewards do not vary or all failed"
+            )
         return cat(kept[:wanted]).sorted(), metrics
 
     def _collect(self, step: int, count: int) -> Batch:

@@ -47,8 +47,12 @@ def session(config: ClusterConfig, run_dir: str) -> Iterator[Stop]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _private_umask():
-            options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
-            ray.init(logging_level=logging.WARNING, log_to_driver=bool(os.environ.get("RLHF_RAY_WORKER_LOGS")), **options)
+            options: dict[str, Any] = (
+                {"address": address} if address else {"include_dashboard": False, "address": "local"}
+            )
+            ray.init(
+                logging_level=logging.WARNING, log_to_driver=bool(os.environ.get("RLHF_RAY_WORKER_LOGS")), **options
+            )
         for number in before:
             signal.signal(number, stop)  # after Ray, which installs handlers of its own
         yield stop
@@ -62,7 +66,9 @@ def check_run_dir(run_dir: str, submitted: bool) -> None:
     """Under `ray job submit` the working directory is a cached copy: only an absolute run.dir outside it will do."""
     path = Path(run_dir)
     if submitted and not path.is_absolute():
-        raise BadInput(f"run.dir: '{run_dir}' is relative; under `ray job submit` give an absolute path on a shared disk")
+        raise BadInput(
+            f"run.dir: '{run_dir}' is relative; under `ray job submit` give an absolute path on a shared disk"
+        )
     if submitted and "runtime_resources" in path.parts:
         raise BadInput(f"run.dir: '{run_dir}' lies in Ray's session directory, which is not kept; give one outside it")
 

@@ -57,10 +57,14 @@ class SupervisedRun:
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
 
     def _load(self, config: DataConfig, where: str) -> Batch:
-        rows = examples.load(config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns)
+        rows = examples.load(
+            config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns
+        )
         made = self.prepare(rows, self.tokenizer, self.job.max_length)
         if made.dropped:
-            print(f"{where}: {made.dropped} of {len(rows)} examples are longer than max_length {self.job.max_length}, left out")
+            print(
+                f"{where}: {made.dropped} of {len(rows)} examples are longer than max_length {self.job.max_length}, left out"
+            )
         return made.batch
 
     def train(self) -> dict[str, float]:
@@ -133,5 +137,7 @@ class SupervisedRun:
         assert self.heldout is not None
         found = gang.evaluate(self.objective, ray.put(self.heldout))
         if self.kind == "scalar":
-            found |= quality.reward_model(self.heldout, gang.scores(self.heldout), paired=self.objective.unit is not None)
+            found |= quality.reward_model(
+                self.heldout, gang.scores(self.heldout), paired=self.objective.unit is not None
+            )
         return {f"evaluate/{name}": value for name, value in found.items()}

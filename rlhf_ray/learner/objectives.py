@@ -84,7 +84,9 @@ class PolicyObjective:
 
     def _importance(self, c: Columns) -> tuple[Tensor | None, dict[str, Any]]:
         cap = self.algorithm.importance_cap
-        metrics: dict[str, Any] = dict(losses.importance_metrics(c.old_log_probs, c.rollout_log_probs, c.response_mask, cap))
+        metrics: dict[str, Any] = dict(
+            losses.importance_metrics(c.old_log_probs, c.rollout_log_probs, c.response_mask, cap)
+        )
         if not self.importance:
             return None, metrics
         weights = losses.importance_weights(c.old_log_probs, c.rollout_log_probs, c.response_mask, cap)
@@ -94,7 +96,9 @@ class PolicyObjective:
 
 
 def _token_ratio(new: Tensor, c: Columns, a: Any) -> Tensor:
-    return losses.clipped_policy(new, c.old_log_probs, c.advantages, c.response_mask, a.clip_low, a.clip_high, a.dual_clip)
+    return losses.clipped_policy(
+        new, c.old_log_probs, c.advantages, c.response_mask, a.clip_low, a.clip_high, a.dual_clip
+    )
 
 
 def _sequence_ratio(new: Tensor, c: Columns, a: Any) -> Tensor:

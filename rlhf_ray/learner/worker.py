@@ -40,7 +40,9 @@ class Role:
 class LearnerWorker:
     """One rank. Methods are called on all ranks of the gang at once, with the same arguments."""
 
-    def __init__(self, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float) -> None:
+    def __init__(
+        self, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
+    ) -> None:
         torch.set_num_threads(num_threads)
         self.config, self.roles = config, {r.name: r for r in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
@@ -74,8 +76,8 @@ class LearnerWorker:
             lambda: models.skeleton(role.kind, path, **common),
             lambda: models.tensors(path),
         )
-        if role.zero_head:
-            zero.zero_(model.score.weight)
+        if role.kind == "scalar" and (role.zero_head or not models.has_head(path)):
+            zero.draw(model.score.weight, 0.0 if role.zero_head else 0.02)
         size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in model.parameters())
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
         vocab = model.config.vocab_size
@@ -125,7 +127,11 @@ class LearnerWorker:
         return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
 
     def update(
-        self, role: str, objectives: Sequence[tuple[Objective, float]], minis: Sequence[Sequence[np.ndarray]], *batches: Batch
+        self,
+        role: str,
+        objectives: Sequence[tuple[Objective, float]],
+        minis: Sequence[Sequence[np.ndarray]],
+        *batches: Batch,
     ) -> metrics.Sums:
         """One optimizer step for each of ``minis``; returns this rank's metric sums.
 
@@ -159,7 +165,9 @@ class LearnerWorker:
         model, sums = self.engines[role], []
         with torch.no_grad():
             for rows in self._plan(batch, objective.unit)[self.rank]:
-                found = objective.loss(model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device)[1]
+                found = objective.loss(
+                    model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device
+                )[1]
                 sums.extend([found] if len(rows) else [])
         return metrics.add(sums)
 

@@ -55,8 +55,8 @@ def build(
     tensors: Callable[[], Iterator[tuple[str, Tensor]]],
 ) -> nn.Module:
     """A model with its weights. At ZeRO-3 the skeleton is built partitioned and filled one tensor at a time, read by rank
-    0 only, so that no rank ever holds the whole model. Raises ValueError where a parameter has no saved tensor, but for
-    a new scalar head.
+    0 only, so that no rank ever holds the whole model. Raises ValueError where a parameter has no saved tensor; a scalar
+    head may be without one (:func:`draw` sets it).
     """
     if config.zero_stage < 3:
         return pretrained()
@@ -78,18 +78,14 @@ def build(
     missing = {n for n in missing if not n.startswith("score.")}
     if missing:
         raise ValueError(f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
-    for name, parameter in parameters.items():
-        if name.startswith("score."):
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if rank == 0:
-                    torch.nn.init.normal_(parameter.data, std=0.02)
     return model
 
 
-def zero_(parameter: Tensor) -> None:
-    """Sets a parameter to zero, partitioned or not."""
+def draw(parameter: Tensor, std: float) -> None:
+    """Sets a parameter to normal values of its own seed: the same at every ZeRO stage and on every rank."""
     with gathered([parameter], write=True), torch.no_grad():
-        parameter.zero_()
+        values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        parameter.copy_(values.mul_(std))
 
 
 def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:

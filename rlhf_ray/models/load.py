@@ -35,7 +35,9 @@ def resolve(path: str, revision: str | None = None) -> str:
     try:
         return snapshot_download(path, revision=revision)
     except Exception as error:
-        raise BadInput(f"{path}: neither a directory nor a model that could be downloaded ({type(error).__name__}: {error})") from None
+        raise BadInput(
+            f"{path}: neither a directory nor a model that could be downloaded ({type(error).__name__}: {error})"
+        ) from None
 
 
 def create(config: ModelConfig, directory: str, tokenizer: Any, seed: int) -> str:
@@ -120,7 +122,9 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         from peft import LoraConfig as PeftLora
         from peft import get_peft_model
 
-        model = get_peft_model(model, PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0))
+        model = get_peft_model(
+            model, PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0)
+        )
     return WRAPPERS[kind](model, attention)
 
 
@@ -142,6 +146,11 @@ def settings(path: str) -> dict[str, Any]:
         return settings(resolve(base))
     values = json.loads(file.read_text())
     return {**values, **values.get("text_config", {})}
+
+
+def has_head(path: str) -> bool:
+    """Whether a local directory holds a sequence-classification model, so that its scalar head is a trained one."""
+    return any("SequenceClassification" in name for name in settings(path).get("architectures") or [])
 
 
 def context_length(path: str) -> int:

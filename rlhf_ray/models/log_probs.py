@@ -46,11 +46,17 @@ class Ragged(nn.Module):
             sizes = tuple(int(n) for n in lengths.tolist())
             positions = torch.cat([torch.arange(n, device=tokens.device) for n in sizes])
             out = body(
-                input_ids=tokens[None], position_ids=positions[None], sequence_lengths=sizes, use_cache=False, return_dict=True
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                sequence_lengths=sizes,
+                use_cache=False,
+                return_dict=True,
             )
             return out.last_hidden_state[0, at]
         ids, mask, row, column = rectangle(tokens, lengths, at)
-        return body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state[row, column]
+        return body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state[
+            row, column
+        ]
 
     def _switch(self, implementation: str) -> None:
         self.core.set_attn_implementation(implementation)
@@ -73,7 +79,13 @@ class PolicyModel(Ragged):
         no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it.
         """
         if self.packed:
-            return chunked(self.core.get_output_embeddings(), self.hidden(tokens, lengths, at - 1), tokens[at], temperature, entropy_grad)
+            return chunked(
+                self.core.get_output_embeddings(),
+                self.hidden(tokens, lengths, at - 1),
+                tokens[at],
+                temperature,
+                entropy_grad,
+            )
         ids, mask, row, column = rectangle(tokens, lengths, at - 1)
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
         return token_log_probs(logits, tokens[at], temperature, entropy_grad)
@@ -122,7 +134,9 @@ def before(at: Tensor) -> Tensor:
     return at - 1
 
 
-def chunked(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+def chunked(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies (R,) of ``targets`` (R,) from ``hidden`` (R, H); logits exist for one chunk at a time.
 
     Where there is more than one chunk, the backward pass computes each chunk's logits again.
@@ -137,7 +151,9 @@ def chunked(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float
     parts = []
     for start in range(0, len(hidden), size):
         states, ids = hidden[start : start + size], targets[start : start + size]
-        parts.append(checkpoint(piece, states, ids, use_reentrant=False) if torch.is_grad_enabled() else piece(states, ids))
+        parts.append(
+            checkpoint(piece, states, ids, use_reentrant=False) if torch.is_grad_enabled() else piece(states, ids)
+        )
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 

@@ -1,10 +1,15 @@
-"""The child process of a user function: reads calls from stdin, writes answers to stdout. Imports nothing of the package."""
+"""The child process of a user function: calls come in on stdin (pickle), answers go out on stdout (JSON).
+
+It imports nothing of the package, and the parent unpickles nothing that comes from here.
+"""
 
 import asyncio
 import contextlib
 import ctypes
 import importlib.util
 import inspect
+import json
+import math
 import os
 import pickle
 import signal
@@ -22,7 +27,11 @@ def main(file: str, function: str, parent: str) -> None:
         return
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # unbuffered by lines, so that what was printed is seen even after a kill
     calls = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a function that reads stdin, or starts a program that does, must not eat the next call
+    os.close(nothing)
     try:
         found = load(file, function)
     except BaseException as error:
@@ -33,15 +42,19 @@ def main(file: str, function: str, parent: str) -> None:
         arguments = pickle.loads(calls.read(struct.unpack("<Q", head)[0]))
         try:
             value = found(**arguments)
-            value = asyncio.run(value) if inspect.isawaitable(value) else value
-            send(answers, (True, plain(value)))
+            value = asyncio.run(value) if inspect.iscoroutine(value) else value
         except Exception as error:
             send(answers, (False, "raised " + describe(error, file)))
+            continue
+        try:
+            send(answers, (True, plain(value)))
+        except Exception as error:
+            send(answers, (False, str(error)))
 
 
 def load(file: str, function: str) -> Any:
-    """The function of a Python file; its folder is importable."""
-    sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
+    """The function of a Python file; its folder is importable, this one is not (it has a model.py and a rules.py)."""
+    sys.path[0] = os.path.dirname(os.path.abspath(file))
     spec = importlib.util.spec_from_file_location("user_reward", file)
     assert spec is not None
     assert spec.loader is not None
@@ -54,21 +67,37 @@ def load(file: str, function: str) -> Any:
     return getattr(module, function)
 
 
-def plain(value: Any) -> Any:
-    """Tensors and arrays as lists, so that the parent needs nothing to read them."""
-    return value.tolist() if hasattr(value, "tolist") else [v.item() if hasattr(v, "item") else v for v in value] if isinstance(value, list | tuple) else value
+def plain(value: Any) -> list[Any]:
+    """A list, tuple, array or tensor as a list of float, None or str. Raises TypeError for anything else."""
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, list | tuple):
+        raise TypeError(f"returned {type(value).__name__}; return a list of floats")
+    return [number(row.item() if hasattr(row, "item") else row) for row in rows]
+
+
+def number(value: Any) -> float | str | None:
+    """A number as float, None as it is; anything else as text, to be shown where it is refused."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, int | float):
+        return f"{type(value).__name__} {value!r}"[:80]
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def describe(error: BaseException, file: str) -> str:
     """Kind, message, and the last line of the user's file on the way."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == os.path.abspath(file)]
+    own = os.path.abspath(file)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == own]
     where = f" at {file}:{lines[-1]}" if lines else ""
     return f"{type(error).__name__}: {error}{where}"
 
 
 def send(stream: Any, value: Any) -> None:
     """One length-prefixed message."""
-    data = pickle.dumps(value)
+    data = json.dumps(value).encode()
     stream.write(struct.pack("<Q", len(data)) + data)
     stream.flush()
 

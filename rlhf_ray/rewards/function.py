@@ -6,11 +6,13 @@ This isolates faults; it is not a sandbox. The child runs with the rights of the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import random
 import select
 import struct
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +49,7 @@ class UserFunction:
             raise RewardError(f"reward '{term.name}' ({term.path}): {error}") from None
 
     def __call__(self, prompts: list[Any], completions: list[Any], example_id: list[int], **columns: Any) -> np.ndarray:
-        """Scores (B,) float32. After the retries it raises RewardError, or gives NaN for all rows under on_error: drop."""
+        """Scores (B,) float32. After the retries it raises RewardError, or under on_error: drop gives NaN for all rows."""
         problem = ""
         for attempt in range(self.term.retries + 1):
             if attempt:
@@ -70,23 +72,26 @@ class UserFunction:
     def _start(self) -> None:
         self.close()
         command = [sys.executable, str(CHILD), self.file, self.function, str(os.getpid())]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, process_group=0)
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
         self._exchange(None)
 
     def _exchange(self, message: Any) -> Any:
-        """Sends a message (None: only wait for the greeting) and returns the answer. Raises Failed; the child is dead then."""
-        assert self.process is not None
-        assert self.process.stdin is not None
+        """Sends a message (None: only wait for the greeting) and returns the answer, all before the deadline.
+
+        Raises Failed; the child is dead then, unless it answered that the call went wrong.
+        """
+        until = time.monotonic() + self.term.timeout_s
         try:
             if message is not None:
                 data = pickle.dumps(message)
-                self.process.stdin.write(struct.pack("<Q", len(data)) + data)
-                self.process.stdin.flush()
-            ok, value = pickle.loads(self._read(time.monotonic() + self.term.timeout_s))
-        except (BrokenPipeError, EOFError):
-            code = self.process.wait()
-            self.close()
-            raise Failed(f"ended its process (exit code {code})") from None
+                self._write(struct.pack("<Q", len(data)) + data, until)
+            ok, value = json.loads(self._read(until))
+        except (BrokenPipeError, EOFError, ValueError):  # ValueError: something else was written into the pipe
+            self._await_exit(1.0)
+            raise Failed(f"ended its process or closed its pipes (exit code {self.close()})") from None
         except TimeoutError:
             self.close()
             raise Failed(f"did not return in {self.term.timeout_s:g} s and was killed") from None
@@ -96,13 +101,21 @@ class UserFunction:
             raise Failed(value)
         return value
 
+    def _write(self, data: bytes, until: float) -> None:
+        """Writes without ever blocking: a child that stopped reading costs the deadline, no more."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        handle, left = self.process.stdin.fileno(), memoryview(data)
+        while left:
+            _await(handle, select.POLLOUT, until)
+            left = left[os.write(handle, left[: 1 << 20]) :]
+
     def _read(self, until: float) -> bytes:
         assert self.process is not None
         assert self.process.stdout is not None
         handle, got, need = self.process.stdout.fileno(), b"", 8
         while len(got) < need:
-            if not select.select([handle], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise TimeoutError
+            _await(handle, select.POLLIN, until)
             part = os.read(handle, 1 << 20)
             if not part:
                 raise EOFError
@@ -111,13 +124,34 @@ class UserFunction:
                 need = 8 + struct.unpack("<Q", got[:8])[0]
         return got[8:]
 
-    def close(self) -> None:
-        """Kills the child."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-            self.process = None
+    def _await_exit(self, seconds: float) -> None:
+        """Waits for a child that is ending, and leaves it unreaped, so that its id still names its process group."""
+        assert self.process is not None
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+            time.sleep(0.01)
+
+    def close(self) -> int | None:
+        """Kills the child and what it started in its process group; its exit code, if there was a child."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child in an uninterruptible read must not hold us up
+            process.wait(5.0)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return process.returncode
+
+
+def _await(handle: int, event: int, until: float) -> None:
+    """Waits until the pipe is ready or closed. Raises TimeoutError. poll, since select fails beyond 1024 open files."""
+    poll = select.poll()
+    poll.register(handle, event)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError

@@ -1,4 +1,4 @@
-"""A sequence-classification reward model: one logit, read at the last token by `lengths`, never by searching for a pad id."""
+"""A sequence-classification reward model: one logit, read at the last token by `lengths`, not by looking for a pad id."""
 
 from __future__ import annotations
 
@@ -23,17 +23,36 @@ class ModelScorer:
         self.same = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
         self.eos = int(self.tokenizer.eos_token_id)
         self.context = models.context_length(term.path)
-        self.model = models.load("scalar", term.path).to(self.device).eval()
+        self.model = self._load().to(self.device).eval()
+
+    def _load(self) -> Any:
+        """The model. Raises RewardError where transformers would make up a random head: no trained one, or of other size."""
+        if not models.has_head(self.term.path):
+            raise RewardError(
+                f"reward '{self.term.name}': {self.term.path} holds a model without a trained reward head; "
+                "train one with job: reward, or give a sequence-classification model"
+            )
+        try:
+            return models.load("scalar", self.term.path)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise RewardError(
+                f"reward '{self.term.name}': {self.term.path} cannot be read as a model with one logit ({first}); "
+                "give a reward model with num_labels 1"
+            ) from None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, prompts: list[str], completions: list[str]) -> np.ndarray:
         """Scores (B,) float32. Raises RewardError for a sequence longer than the model's context."""
-        sequences = batch.sequences() if self.same else [self._ids(p + c) for p, c in zip(prompts, completions, strict=True)]
+        sequences = batch.sequences()
+        if not self.same:
+            sequences = [self._ids(p + c) for p, c in zip(prompts, completions, strict=True)]
         whole = from_sequences([s if len(s) and s[-1] == self.eos else np.append(s, self.eos) for s in sequences])
         if whole.lengths.max() > self.context:
             raise RewardError(
-                f"reward '{self.term.name}': a sequence of {whole.lengths.max()} tokens exceeds the reward model's context of "
-                f"{self.context}; lower rollout.max_new_tokens or data.max_prompt_tokens"
+                f"reward '{self.term.name}': the sequence of example {batch.example_id[whole.lengths.argmax()]} has "
+                f"{whole.lengths.max()} tokens, more than the reward model's context of {self.context}; "
+                "lower rollout.max_new_tokens or data.max_prompt_tokens"
             )
         found = np.zeros(len(whole), np.float32)
         for rows in micro_batches(whole.lengths, self.term.micro_batch_tokens, 1)[0]:

@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config import BadInput, Reward as RewardTerm
+from ..config import BadInput
+from ..config import Reward as RewardTerm
+
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class RewardError(BadInput):
@@ -16,7 +20,7 @@ class RewardError(BadInput):
 
 
 class Reward(Protocol):
-    """TRL's signature: prompts, completions, and every other column of the dataset as a list; one number each comes back."""
+    """TRL's signature: prompts, completions, every other column of the dataset as a list; one number each comes back."""
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]: ...
 
@@ -26,20 +30,27 @@ def checked(name: str, where: str, values: Any, example_id: Sequence[int], on_er
 
     Raises RewardError naming the term, the function, and the row's example_id.
     """
-    if not hasattr(values, "__len__") or isinstance(values, str):
-        raise RewardError(f"reward '{name}' ({where}) returned {type(values).__name__}; it must return a list of floats")
+    if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) == 0:
+        raise RewardError(f"reward '{name}' ({where}) returned {type(values).__name__}; return a list of floats")
     if len(values) != len(example_id):
-        raise RewardError(f"reward '{name}' ({where}) returned {len(values)} values for {len(example_id)} completions; return one each")
-    found = np.full(len(values), np.nan, np.float32)
-    for i, value in enumerate(values):
-        if isinstance(value, int | float | np.number | np.bool_) and math.isfinite(float(value)):
-            found[i] = float(value)
-        elif on_error == "fail":
-            raise RewardError(
-                f"reward '{name}' ({where}) returned {value!r} for example {example_id[i]}; return a finite number, "
-                "or set on_error: drop to leave such samples out"
-            )
+        raise RewardError(
+            f"reward '{name}' ({where}) returned {len(values)} values for {len(example_id)} completions; return one each"
+        )
+    found = np.array([_number(value) for value in values], np.float32)
+    wrong = np.flatnonzero(np.isnan(found))
+    if len(wrong) and on_error == "fail":
+        raise RewardError(
+            f"reward '{name}' ({where}) returned {str(values[wrong[0]])[:80]!r} for example {example_id[wrong[0]]}; "
+            "return a finite number, or set on_error: drop to leave such samples out"
+        )
     return found
+
+
+def _number(value: Any) -> float:
+    """``value`` where it is a number that float32 holds, else NaN."""
+    if not isinstance(value, int | float | np.number | np.bool_) or isinstance(value, np.complexfloating):
+        return math.nan
+    return float(value) if abs(value) <= FLOAT32_MAX else math.nan
 
 
 def combine(parts: np.ndarray, terms: Sequence[RewardTerm], statistics: dict[str, tuple[float, float]]) -> np.ndarray:

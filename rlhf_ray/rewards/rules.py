@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ Rule = Callable[..., list[float]]
 
 def word_share(prompts: list[str], completions: list[str], *, words: Sequence[str], **columns: Any) -> list[float]:
     """Share of a completion's words that are in ``words`` (letters only, lower case)."""
-    wanted = {w.lower() for w in words}
+    wanted = _word_set(words)
     return [sum(w in wanted for w in found) / max(1, len(found)) for found in map(_words, completions)]
 
 
@@ -24,7 +23,7 @@ def word_balance(
     prompts: list[str], completions: list[str], *, positive: Sequence[str], negative: Sequence[str], **columns: Any
 ) -> list[float]:
     """(positive - negative words) / (positive + negative + 1): between -1 and 1."""
-    plus, minus = {w.lower() for w in positive}, {w.lower() for w in negative}
+    plus, minus = _word_set(positive), _word_set(negative)
     found = []
     for words in map(_words, completions):
         p, n = sum(w in plus for w in words), sum(w in minus for w in words)
@@ -32,19 +31,38 @@ def word_balance(
     return found
 
 
-def length(prompts: list[str], completions: list[str], *, target: int, **columns: Any) -> list[float]:
-    """1 at ``target`` words, falling linearly to 0 at none and at twice as many."""
-    return [max(0.0, 1.0 - abs(len(c.split()) - target) / target) for c in completions]
+def contains(prompts: list[str], completions: list[str], *, text: str, **columns: Any) -> list[float]:
+    """1 where ``text`` occurs in the completion, upper and lower case taken as the same."""
+    wanted = text.lower()
+    return [float(wanted in c.lower()) for c in completions]
+
+
+def length(
+    prompts: list[str], completions: list[str], *, target: int, unit: str = "words", **columns: Any
+) -> list[float]:
+    """1 at ``target`` words (or ``unit: chars``), falling linearly to 0 at none and at twice as many."""
+    if unit not in ("words", "chars") or not target > 0:
+        raise ValueError("target must be above 0, and unit 'words' or 'chars'")
+    sizes = [len(c.split() if unit == "words" else c) for c in completions]
+    return [max(0.0, 1.0 - abs(size - target) / target) for size in sizes]
 
 
 def regex_match(prompts: list[str], completions: list[str], *, pattern: str, **columns: Any) -> list[float]:
     """1 where ``pattern`` is found in the completion."""
-    return [float(re.search(pattern, c) is not None) for c in completions]
+    wanted = re.compile(pattern)
+    return [float(wanted.search(c) is not None) for c in completions]
+
+
+def layout(prompts: list[str], completions: list[str], *, pattern: str, **columns: Any) -> list[float]:
+    """1 where the whole completion, blanks at its ends aside, has the form ``pattern``; a dot matches line ends too."""
+    wanted = re.compile(pattern, re.DOTALL)
+    return [float(wanted.fullmatch(c.strip()) is not None) for c in completions]
 
 
 def exact_answer(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the completion's number (after '####', else the last one) equals that of the column ``answer``."""
-    return [float(_number(c) is not None and _number(c) == _number(str(a))) for c, a in zip(completions, answer, strict=True)]
+    pairs = [(_number(c), _number(str(a))) for c, a in zip(completions, answer, strict=True)]
+    return [float(found is not None and found == wanted) for found, wanted in pairs]
 
 
 def toy_truth(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -70,8 +88,10 @@ def toy_arithmetic(prompts: list[str], completions: list[str], **columns: Any) -
 RULES: dict[str, Rule] = {
     "word_share": word_share,
     "word_balance": word_balance,
+    "contains": contains,
     "length": length,
     "regex_match": regex_match,
+    "format": layout,
     "exact_answer": exact_answer,
     "toy_truth": toy_truth,
     "toy_sentiment": toy_sentiment,
@@ -80,17 +100,39 @@ RULES: dict[str, Rule] = {
 }
 
 
+COLUMNS = ("answer",)  # keyword arguments that are columns of the dataset, not options
+
+
 def rule(name: str, options: dict[str, Any]) -> Rule:
-    """The rule with its options bound. Raises RewardError for an unknown rule, an unknown option, or a missing one."""
+    """The rule with its options bound; a column of the dataset with an option's name does not reach it.
+
+    Raises RewardError for an unknown rule, and for an option that is unknown, missing, or has a value of no use.
+    """
     if name not in RULES:
         raise RewardError(f"no rule '{name}'; there are {', '.join(RULES)}")
-    takes = {k: p for k, p in inspect.signature(RULES[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    function = RULES[name]
+    named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    takes = {p.name: p for p in named if p.name not in COLUMNS}
     unknown = set(options) - set(takes)
-    missing = {k for k, p in takes.items() if p.default is p.empty and k != "answer"} - set(options)
+    missing = {k for k, p in takes.items() if p.default is p.empty} - set(options)
     if unknown or missing:
         wrong = f"does not take {', '.join(sorted(unknown))}" if unknown else f"needs {', '.join(sorted(missing))}"
         raise RewardError(f"rule '{name}' {wrong}; its options are {', '.join(takes) or 'none'}")
-    return functools.partial(RULES[name], **options)
+
+    def bound(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return function(prompts, completions, **{k: v for k, v in columns.items() if k not in takes}, **options)
+
+    try:
+        bound([], [], **{p.name: [] for p in named if p.name in COLUMNS})
+    except Exception as error:
+        raise RewardError(f"rule '{name}': {error}; mend its options") from None
+    return bound
+
+
+def _word_set(words: Sequence[str]) -> set[str]:
+    if isinstance(words, str) or not all(isinstance(w, str) for w in words):
+        raise TypeError(f"{words!r} is not a list of words")
+    return {w.lower() for w in words}
 
 
 def _words(text: str) -> list[str]:
@@ -98,6 +140,7 @@ def _words(text: str) -> list[str]:
 
 
 def _number(text: str) -> float | None:
-    tail = text.split("####")[-1].replace(",", "")
-    found = re.findall(r"-?\d+(?:\.\d+)?", tail)
+    """After '####' the first number, else the last; a minus between two numbers is no sign ('5-3'), '1,234' is one number."""
+    tail = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.split("####")[-1])
+    found = re.findall(r"(?<![\d.])-?\d+(?:\.\d+)?", tail)
     return float(found[0] if "####" in text else found[-1]) if found else None

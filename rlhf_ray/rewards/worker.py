@@ -19,11 +19,17 @@ from .reward import RewardError, checked
 from .rules import rule
 
 
+TAKEN = ("example_id", "prompts", "completions")  # columns that a function cannot get: the names mean something else
+
+
 class RewardWorker:
     """Holds the terms of a job. :meth:`check` builds them, so that what is wrong shows before any rollout."""
 
-    def __init__(self, config: RewardsConfig, tokenizer: str, device: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(
+        self, config: RewardsConfig, tokenizer: str, device: str = "cpu", num_threads: int | None = None
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         self.config, self.device = config, device
         self.tokenizer = tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
         self.terms: dict[str, Any] = {}
@@ -52,23 +58,30 @@ class RewardWorker:
         parts = [self._score(t, batch, prompts, completions, columns) for t in terms]
         return batch.replace(reward_parts=np.stack(parts, 1))
 
-    def _score(self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> np.ndarray:
+    def _score(
+        self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
+    ) -> np.ndarray:
         scorer, ids = self.terms[term.name], batch.example_id.tolist()
         if isinstance(term, ModelReward):
-            heads = [examples.rendered(p, scorer.tokenizer, f"reward '{term.name}', prompt", prompt=True) for p in prompts]
+            where = f"reward '{term.name}', prompt"
+            heads = [examples.rendered(p, scorer.tokenizer, where, prompt=True) for p in prompts]
             return checked(term.name, term.path, scorer(batch, heads, completions), ids, term.on_error)
         if isinstance(term, FunctionReward):
             return scorer(prompts, completions, ids, **columns)
         try:
-            return checked(term.name, term.rule, scorer(prompts, completions, **columns), ids, term.on_error)
-        except TypeError as error:
-            raise RewardError(f"reward '{term.name}' ({term.rule}): {error}; the dataset has {', '.join(columns)}") from None
+            values = scorer(prompts, completions, **columns)
+        except Exception as error:
+            raise RewardError(
+                f"reward '{term.name}' (rule {term.rule}): {type(error).__name__}: {error}; the rule does not fit the "
+                f"dataset, which has prompt{''.join(f', {name}' for name in columns)}"
+            ) from error
+        return checked(term.name, f"rule {term.rule}", values, ids, term.on_error)
 
     def _texts(self, batch: Batch, rows: pa.Table) -> tuple[list[Any], list[str], dict[str, list[Any]]]:
         """Prompts as the dataset has them, completions as text, and the other columns, a value for each sequence."""
         at = {int(i): n for n, i in enumerate(rows["example_id"].to_pylist())}
         picked = rows.take([at[int(i)] for i in batch.example_id])
-        columns = {name: picked[name].to_pylist() for name in picked.column_names if name != "example_id"}
+        columns = {name: picked[name].to_pylist() for name in picked.column_names if name not in TAKEN}
         completions = [self._completion(t, int(n)) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
         return columns.pop("prompt"), completions, columns
 

@@ -18,7 +18,13 @@ GROW = 64
 
 
 def decode_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention that is two plain matrix products where there is one query token, and torch's own elsewhere.
 
@@ -132,10 +138,14 @@ class CachedDecoder:
             ids[i, : size[i]] = torch.as_tensor(prompt.astype(np.int64), device=self.device)
             mask[i, : size[i]] = 1
         prefix = DynamicCache()
-        hidden = self.model.base_model(input_ids=ids, attention_mask=mask, past_key_values=prefix, use_cache=True).last_hidden_state
+        hidden = self.model.base_model(
+            input_ids=ids, attention_mask=mask, past_key_values=prefix, use_cache=True
+        ).last_hidden_state
         lengths = torch.tensor(size, device=self.device)
         logits = self.model.get_output_embeddings()(hidden[torch.arange(len(size), device=self.device), lengths - 1])
-        source = torch.repeat_interleave(torch.arange(len(size), device=self.device), torch.tensor(copies, device=self.device))
+        source = torch.repeat_interleave(
+            torch.arange(len(size), device=self.device), torch.tensor(copies, device=self.device)
+        )
         while self.cache.capacity < max(size) + 1:
             self.cache.capacity *= 2
         for layer, filled in zip(self.cache.layers, prefix.layers, strict=True):
@@ -160,7 +170,11 @@ class CachedDecoder:
         else:
             mask = (full if self.kinds == {"full_attention"} else near)[:, None, None]
         out = self.model(
-            input_ids=tokens[:, None], position_ids=at[:, None], attention_mask=mask, past_key_values=cache, use_cache=True
+            input_ids=tokens[:, None],
+            position_ids=at[:, None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
         )
         self.lengths[:n] += 1
         return out.logits[:, -1]

@@ -53,7 +53,15 @@ class TransformersEngine:
                 cached.drop()
                 return cached
             reason = f"cached and plain logits differ by {difference:.2g}"
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         log.warning("%s: decoding without a cache, which is slow (%s)", type(self.model).__name__, reason)
         self.model.set_attn_implementation(plain)
@@ -150,7 +158,9 @@ class TransformersEngine:
         for row in over:
             n = int(self.count[row])
             tokens, log_probs = (x[row, :n].cpu().numpy() for x in (self.tokens, self.chosen))
-            finished.append(Completion(self.rows[row].id, tokens.astype(np.int32), log_probs.copy(), not bool(ended[row])))
+            finished.append(
+                Completion(self.rows[row].id, tokens.astype(np.int32), log_probs.copy(), not bool(ended[row]))
+            )
             self.generated += n
         self._remove(over)
         return finished
@@ -184,7 +194,9 @@ class TransformersEngine:
             if name not in places:
                 raise ValueError(f"the model has no parameter '{name}'")
             if places[name].shape != tensor.shape:
-                raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the model's has {tuple(places[name].shape)}")
+                raise ValueError(
+                    f"'{name}' has shape {tuple(tensor.shape)}, the model's has {tuple(places[name].shape)}"
+                )
             places[name].copy_(tensor)
             missing.discard(name)
         if missing:

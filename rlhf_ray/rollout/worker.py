@@ -100,7 +100,8 @@ class RolloutWorker:
                 for (r, _), c, b in zip(rows, completions, baseline, strict=True)
             ],
             rollout_log_probs=[
-                np.concatenate([np.zeros(len(r.prompt)), c.log_probs]) for (r, _), c in zip(rows, completions, strict=True)
+                np.concatenate([np.zeros(len(r.prompt)), c.log_probs])
+                for (r, _), c in zip(rows, completions, strict=True)
             ],
             prompt_length=[len(r.prompt) for r, _ in rows],
             group=[chunk.group[p] for p in prompt_of],

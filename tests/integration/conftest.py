@@ -15,7 +15,12 @@ TINY = {
 }  # fmt: skip
 
 
-SHARE = {"name": "share", "type": "rule", "rule": "word_share", "options": {"words": ["great", "lovely", "warm", "the", "was", "style"]}}
+SHARE = {
+    "name": "share",
+    "type": "rule",
+    "rule": "word_share",
+    "options": {"words": ["great", "lovely", "warm", "the", "was", "style"]},
+}
 
 
 def rl_job(**changes):

@@ -12,7 +12,13 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
-    job = rl_job(checkpoint={"every": 3}, algorithm={"type": "ppo", "kl": {"coef": 0.1, "controller": {"type": "adaptive", "target": 0.1, "horizon": 100}}})
+    job = rl_job(
+        checkpoint={"every": 3},
+        algorithm={
+            "type": "ppo",
+            "kl": {"coef": 0.1, "controller": {"type": "adaptive", "target": 0.1, "horizon": 100}},
+        },
+    )
     job["rollout"] = {**job["rollout"], "ahead": ahead}
     train(job, tmp_path / "whole", "num_steps=6")
     process = train(job, tmp_path / "parts", "num_steps=6", wait=False)

@@ -170,7 +170,7 @@ def cat(batches: Iterable[Batch]) -> Batch:
     return Batch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def from_sequences(tokens: Sequence[Array], **columns: Array | Sequence[Array]) -> Batch:
+def from_sequences(tokens: Sequence[Array], **columns: Array | Sequence[Any]) -> Batch:
     """A Batch from one token array a sequence; per-token columns as lists of arrays too, per-sequence ones as they are."""
     flat = {
         name: np.concatenate([np.asarray(a) for a in value]) if COLUMNS[name]["per"] == "token" else np.asarray(value)

@@ -57,10 +57,10 @@ def fingerprint(packed: Packed, full: bool) -> str:
         dtype, shape, data = packed[name]
         digest.update(f"{name}:{dtype}:{shape}".encode())
         if full or len(data) <= 8 * SAMPLED:
-            digest.update(np.ascontiguousarray(data))
+            digest.update(data.tobytes())
         else:
             starts = np.linspace(0, len(data) - 8, SAMPLED).astype(np.int64)
-            digest.update(np.ascontiguousarray(data[starts[:, None] + np.arange(8)]))
+            digest.update(data[starts[:, None] + np.arange(8)].tobytes())
     return digest.hexdigest()
 
 

@@ -51,7 +51,7 @@ class WorkerGroup:
         return len(self.actors)
 
     def _spawn(self, index: int) -> Any:
-        remote = ray.remote(self.cls).options(max_restarts=0, max_concurrency=1, **self.options(index))
+        remote: Any = ray.remote(self.cls).options(max_restarts=0, max_concurrency=1, **self.options(index))
         return remote.remote(*self.make(index))
 
     def broadcast(self, method: str, *args: Any) -> list[Any]:
@@ -130,8 +130,7 @@ class WorkerGroup:
 
 def unwrap(error: RayTaskError) -> BaseException:
     """The exception a worker raised, without Ray's wrapping, so that bad input found by a worker stays bad input."""
-    cause = error.as_instanceof_cause() if not isinstance(error.cause, BaseException) else error.cause
-    return cause
+    return error.cause if isinstance(error.cause, BaseException) else error.as_instanceof_cause()
 
 
 def stacks(type_name: str) -> list[str]:

@@ -96,10 +96,9 @@ def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
     """The keys of the file on the way to an error, without the names of variants that pydantic puts between them."""
     found, node = [], tree
     for position, part in enumerate(loc):
-        if isinstance(node, dict) and part in node:
-            found.append(str(part))
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             found.append(str(part))
             node = node[part]
         elif position == len(loc) - 1 and not isinstance(node, dict | list):

@@ -13,7 +13,7 @@ class LoraConfig(Section):
     """Low-rank adapters (Hu et al., 2021) through peft."""
 
     rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    alpha: int = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear layers that get one."
     )

@@ -54,7 +54,7 @@ def _type(annotation: Any) -> str:
         return "|".join(map(str, get_args(annotation)))
     inner = [_type(a) for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) in (list, tuple, dict):
-        return f"{get_origin(annotation).__name__}[{', '.join(dict.fromkeys(inner))}]"  # type: ignore[union-attr]
+        return f"{get_origin(annotation).__name__}[{', '.join(dict.fromkeys(inner))}]"
     if inner:
         return " | ".join(dict.fromkeys(inner))
     return getattr(annotation, "__name__", str(annotation))

@@ -5,6 +5,8 @@ positive or negative adjective, some negated; it closes with a verdict. A mood m
 the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
 
 Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` verifies.
+
+Stories. First sentences of children's stories in plain English, as prompts for real models.
 """
 
 from __future__ import annotations
@@ -37,6 +39,17 @@ WORDS = (
     "review of the : . was not i found its seemed never we had a no verdict good mixed bad + - = "
     + " ".join("0123456789")
 ).split()  # fmt: skip
+
+OPENINGS = (
+    "Once upon a time, there was a {size} {hero} named {name}.",
+    "One day, a {size} {hero} named {name} went to the {place}.",
+    "{name} was a {size} {hero}. One day {name} was in the {place}.",
+    "{name} and a {size} {hero} were playing in the {place}.",
+)
+SIZES = ("little", "big", "small", "old", "young")
+HEROES = ("girl", "boy", "dog", "cat", "bird", "rabbit", "bear", "fish", "mouse", "frog")
+NAMES = ("Lily", "Tom", "Max", "Anna", "Ben", "Mia", "Sam", "Sue", "Tim", "Lucy", "Jack", "Amy")
+PLACES = ("park", "garden", "forest", "house", "kitchen", "beach", "school", "farm")
 
 Clause = tuple[str, str, int, bool]  # part, adjective, pattern, negated
 
@@ -216,6 +229,12 @@ def _question(draw: random.Random) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _opening(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    lists = {"size": SIZES, "hero": HEROES, "name": NAMES, "place": PLACES}
+    text = draw.choice(OPENINGS).format(**{key: draw.choice(values) for key, values in lists.items()})
+    return text, {"prompt": text}
+
+
 def _digits(number: int) -> str:
     return " ".join(str(number))
 
@@ -237,6 +256,7 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {
     "reviews/sft": _answer,
     "reviews/pairs": _pair,
     "reviews/prompts": _only(_answer, prompt="{prompt}"),
+    "stories/prompts": _opening,
     "arithmetic/text": _only(_question, text="{prompt} {value}"),
     "arithmetic/sft": _only(_question, prompt="{prompt}", completion=" {value}"),
     "arithmetic/prompts": _only(_question, prompt="{prompt}", answer="{answer}"),

@@ -53,7 +53,7 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
             RL(job, held, made, stop).train()
             made.gang.export(held.path / "model", made.tokenizer.save_pretrained)
         found = report.before_and_after(held.path, job.evaluate.num_shown, console)
-        results = {name: vars(d) for name, d in found.items()}
+        results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
     else:
         results = SupervisedRun(job, held, stop).train()
     held.record("finished", results=results)

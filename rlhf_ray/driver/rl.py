@@ -47,6 +47,7 @@ class RL:
         self.rollout.welcome = self._welcome
         self.published: tuple[Any, Any] | None = None
         self.seconds: dict[str, float] = {}
+        self.step, self.kl_coef = 0, job.algorithm.kl.coef
 
     # the loop -------------------------------------------------------------------------------------------------------
 
@@ -92,7 +93,8 @@ class RL:
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
-        a, job, metrics = self.job.algorithm, self.job, {}
+        a, job = self.job.algorithm, self.job
+        metrics: dict[str, float] = {}
         minis = self.mini_batches(len(batch))
         reference = ray.put(batch)
         if isinstance(a, PPO):

@@ -89,7 +89,7 @@ class Rollouts:
         chosen = self.sampler.indices(self.cursor, count)
         r, a = self.job.rollout, self.job.algorithm
         order = Order(
-            step, max(0, step - r.ahead), chosen, self.cursor, a.group_size, greedy_extra=a.type == "remax",
+            step, max(0, step - r.ahead), chosen.tolist(), self.cursor, a.group_size, greedy_extra=a.type == "remax",
             terms=tuple(t.name for t in self.job.rewards.terms),
         )  # fmt: skip
         self.cursor += count

@@ -21,7 +21,10 @@ PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "py
 
 
 class RunDir:
-    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is. Raises BadInput where another run holds it or another job wrote it."""
+    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is.
+
+    Raises BadInput where another run holds it or another job wrote it.
+    """
 
     def __init__(self, job: Any, keep_state: bool = False) -> None:
         self.path = Path(job.run.dir).absolute()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .gang import Gang
 from .rundir import RunDir
 from .session import Stop, Stopped
 
-Prepare = Callable[[list[dict[str, Any]], Any, int], Any]
+Prepare = Callable[[Sequence[dict[str, Any]], Any, int], batches.Prepared]
 TASKS: dict[str, tuple[str, Prepare, Objective]] = {
     "pretrain": ("policy", batches.language_model, LanguageModelObjective()),
     "sft": ("policy", batches.supervised, LanguageModelObjective()),

@@ -21,7 +21,8 @@ from ..config import AlgorithmConfig
 class Objective(Protocol):
     """A loss over a Batch; ``unit`` names the column whose rows a micro-batch must not separate, if any."""
 
-    unit: str | None
+    @property
+    def unit(self) -> str | None: ...
 
     def weight(self, batch: Batch) -> float: ...
 

@@ -69,7 +69,7 @@ class LearnerWorker:
         dtype = DTYPES[m.dtype]
         common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": m.trust_remote_code}
         torch.manual_seed(0)
-        model = zero.build(
+        model: Any = zero.build(
             self.config,
             dtype,
             lambda: models.pretrained(role.kind, path, **common),

@@ -50,10 +50,10 @@ def settings(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str,
 def build(
     config: LearnerConfig,
     dtype: torch.dtype,
-    pretrained: Callable[[], nn.Module],
-    skeleton: Callable[[], nn.Module],
+    pretrained: Callable[[], Any],
+    skeleton: Callable[[], Any],
     tensors: Callable[[], Iterator[tuple[str, Tensor]]],
-) -> nn.Module:
+) -> Any:
     """A model with its weights. At ZeRO-3 the skeleton is built partitioned and filled one tensor at a time, read by rank
     0 only, so that no rank ever holds the whole model. Raises ValueError where a parameter has no saved tensor; a scalar
     head may be without one (:func:`draw` sets it).

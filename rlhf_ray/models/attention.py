@@ -37,7 +37,8 @@ def packed_attention(
     unknown = [k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None]
     if unknown:
         raise ValueError(f"{type(module).__name__} uses {', '.join(unknown)}, which packed attention does not have")
-    starts, groups = 0, {}
+    starts = 0
+    groups: dict[int, list[tuple[int, int]]] = {}
     for index, length in enumerate(sequence_lengths):
         groups.setdefault(length, []).append((index, starts))
         starts += length

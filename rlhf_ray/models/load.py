@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..config import BadInput, LoraConfig, ModelConfig
 from .log_probs import PolicyModel, Ragged, ScalarModel
@@ -77,7 +77,7 @@ def load(
     return finish(kind, model, attention=attention, zero_head=zero_head, lora=lora)
 
 
-def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """The transformers model of a local directory; an adapter is merged into its base."""
     extra = {"num_labels": 1} if kind == "scalar" else {}
     if (Path(path) / "adapter_config.json").is_file():
@@ -92,7 +92,7 @@ def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: b
         raise BadInput(f"{path}: {error}") from None
 
 
-def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """The architecture of a local directory without its weights (built under ``zero.Init`` at ZeRO-3)."""
     extra = {"num_labels": 1} if kind == "scalar" else {}
     settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)

@@ -37,7 +37,8 @@ class Ragged(nn.Module):
     @property
     def core(self) -> Any:
         """The transformers model itself, under an adapter where there is one."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def hidden(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
         """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,)."""

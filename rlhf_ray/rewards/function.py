@@ -11,8 +11,8 @@ import os
 import pickle
 import random
 import select
-import struct
 import signal
+import struct
 import subprocess
 import sys
 import time

@@ -11,7 +11,6 @@ import numpy as np
 from ..config import BadInput
 from ..config import Reward as RewardTerm
 
-
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -48,9 +47,9 @@ def checked(name: str, where: str, values: Any, example_id: Sequence[int], on_er
 
 def _number(value: Any) -> float:
     """``value`` where it is a number that float32 holds, else NaN."""
-    if not isinstance(value, int | float | np.number | np.bool_) or isinstance(value, np.complexfloating):
+    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
         return math.nan
-    return float(value) if abs(value) <= FLOAT32_MAX else math.nan
+    return float(value) if abs(float(value)) <= FLOAT32_MAX else math.nan
 
 
 def combine(parts: np.ndarray, terms: Sequence[RewardTerm], statistics: dict[str, tuple[float, float]]) -> np.ndarray:

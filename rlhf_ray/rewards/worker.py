@@ -18,7 +18,6 @@ from .model import ModelScorer
 from .reward import RewardError, checked
 from .rules import rule
 
-
 TAKEN = ("example_id", "prompts", "completions")  # columns that a function cannot get: the names mean something else
 
 

@@ -68,6 +68,8 @@ class _Layer(CacheLayerMixin):
     def __init__(self, cache: RaggedCache) -> None:
         super().__init__()
         self.cache = cache
+        self.keys: Any = None
+        self.values: Any = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.cache.max_rows, key_states.shape[1], self.cache.capacity)
@@ -109,6 +111,7 @@ class RaggedCache(Cache):
         self.max_rows, self.capacity, self.width = max_rows, GROW, 0
         self.at = torch.zeros(0, dtype=torch.long)
         super().__init__(layers=[_Layer(self) for _ in range(num_layers)])
+        self.layers: Any
 
 
 class CachedDecoder:
@@ -137,7 +140,7 @@ class CachedDecoder:
         for i, prompt in enumerate(prompts):
             ids[i, : size[i]] = torch.as_tensor(prompt.astype(np.int64), device=self.device)
             mask[i, : size[i]] = 1
-        prefix = DynamicCache()
+        prefix: Any = DynamicCache()
         hidden = self.model.base_model(
             input_ids=ids, attention_mask=mask, past_key_values=prefix, use_cache=True
         ).last_hidden_state

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.integration.conftest import metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration

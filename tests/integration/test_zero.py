@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import ray
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from tests.integration.conftest import TINY
-from transformers import AutoConfig, AutoModelForCausalLM
 
 pytestmark = pytest.mark.integration
 

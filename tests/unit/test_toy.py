@@ -93,6 +93,7 @@ def test_columns_are_trls():
         "arithmetic/text": {"text"},
         "arithmetic/sft": {"prompt", "completion"},
         "arithmetic/prompts": {"prompt", "answer"},
+        "stories/prompts": {"prompt"},
     }
 
 
@@ -132,7 +133,7 @@ def test_a_reviews_verdict_follows_from_its_clauses():
     assert lengths == {2, 3, 4}
 
 
-@pytest.mark.parametrize("task", toy.TASKS)
+@pytest.mark.parametrize("task", [t for t in toy.TASKS if not t.startswith("stories")])  # those are for real models
 def test_every_text_comes_back_from_the_tokenizer(task):
     tokenizer = toy.tokenizer()
     for row in toy.generate(task, "train", 50, 0):

@@ -1,0 +1,72 @@
+"""Every file of jobs/ runs two steps: the models tiny, the data the offline world's, all else as the file has it."""
+
+import json
+
+import pytest
+import yaml
+from tests.integration.conftest import ROOT, SHARE, TINY
+
+pytestmark = pytest.mark.integration
+
+FILES = sorted(p.stem for p in (ROOT / "jobs").glob("*.yaml"))
+REWARD = """
+def reward(prompts, completions, **columns):
+    return [float(len(completion.split())) for completion in completions]
+"""
+DATA = {"pretrain": "toy:reviews/text", "sft": "toy:reviews/sft", "ppo": "toy:reviews/prompts"}
+
+
+def tiny(job, folder):
+    """The job with two steps of small batches on the offline world."""
+    kind = job["job"]
+    model = {"init": TINY, "tokenizer": "toy"}
+    job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
+    labelled = job.get("objective") == "labelled"
+    path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")
+    job["data"] = {"path": path, "size": 32}
+    if kind != "ppo":
+        job |= {"batch_size": 4, "max_length": 64, "evaluate": {"data": {**job["data"], "split": "heldout"}}}
+        return job
+    job["data"]["max_prompt_tokens"] = 32
+    job["evaluate"] = {}
+    job["rollout"] = {**job["rollout"], "prompts_per_step": 4, "chunk_prompts": 2, "max_new_tokens": 8}
+    job["rollout"]["engine"] = {"dtype": "float32"}
+    job["rewards"] = {"terms": [term(t, folder) for t in job["rewards"]["terms"]]}
+    job["algorithm"] = {**job["algorithm"], "group_size": 2} if "group_size" in job["algorithm"] else job["algorithm"]
+    return job
+
+
+def term(value, folder):
+    """The reward term, at a place that exists here."""
+    places = {"model": "stage:reward", "function": f"{folder}/reward.py:reward"}
+    return {**value, "path": places[value["type"]]} if value["type"] in places else value
+
+
+def stages(folder):
+    """One pipeline of all job files, reward models first; a pipeline file gives its stages."""
+    found = {}
+    for name in FILES:
+        job = yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
+        inner = {f"{name}_{n}": s for n, s in job["stages"].items()} if job["job"] == "pipeline" else {name: job}
+        found |= {n: tiny(s, folder) for n, s in inner.items()}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "reward", item[0])))
+
+
+def test_every_job_file_runs_two_steps(train, tmp_path):
+    (tmp_path / "reward.py").write_text(REWARD)
+    rows = [{"text": f"the staff was {w}", "label": label} for w, label in (("great", 1), ("awful", 0))] * 16
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    every = stages(tmp_path)
+    every["grpo"]["model"]["lora"] = {"rank": 2}
+    every["ppo"] |= {"ptx_data": {"path": "toy:reviews/text", "size": 16}}
+    every["ppo"]["algorithm"] = {**every["ppo"]["algorithm"], "ptx_coef": 0.1, "entropy_coef": 0.01}
+    for job in every.values():
+        job.pop("run", None)
+    job = {"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}
+    train(job, tmp_path / "all", timeout=560)
+    for name, stage in every.items():
+        steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == 2, name
+        assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name
+        if stage["job"] == "ppo":
+            assert steps[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5), name

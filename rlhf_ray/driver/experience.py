@@ -7,6 +7,7 @@ nothing comes twice, and the result depends on the step alone.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -81,6 +82,18 @@ class Collector:
     def collect(self, order: Order, prompts: Prompts) -> Batch:
         """All rows of the order, scored (reward_parts), in canonical order. Raises StageTimeout, or what a worker raised."""
         return _Collection(self, order, prompts).run()
+
+    def statistics(self) -> dict[str, float]:
+        """Generated tokens per second of engine time, and the share of engine rows that were idle, since the last call."""
+        found = []
+        for actor in self.rollout.actors:
+            with contextlib.suppress(*DEAD):
+                found.append(ray.get(actor.statistics.remote(), timeout=self.deadline_s))
+        tokens, seconds = sum(s["tokens"] for s in found), max((s["seconds"] for s in found), default=0.0)
+        return {
+            "rollout/tokens_per_second": tokens / max(seconds, 1e-9),
+            "rollout/idle_share": sum(s["idle_share"] for s in found) / max(1, len(found)),
+        }
 
 
 class _Collection:

@@ -48,10 +48,9 @@ def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def step_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds by stage, and tokens per second of generation (what waiting for it cost) and of the whole step."""
+    """Seconds by stage, and generated tokens per second of the whole step."""
     found = {f"time/{name}": value for name, value in seconds.items()}
     if metrics.get("rollout/tokens"):
-        found["rollout/tokens_per_second"] = metrics["rollout/tokens"] / max(seconds.get("rollout", 0.0), 1e-9)
         found["step/tokens_per_second"] = metrics["rollout/tokens"] / max(metrics["time/step"], 1e-9)
     return found
 

@@ -69,7 +69,7 @@ class Rollouts:
     def _generate(self, step: int) -> tuple[Batch, dict[str, float]]:
         a, wanted = self.job.algorithm, self.job.rollout.prompts_per_step
         kept, self.surplus = self.surplus, []
-        metrics = {"rollout/refills": 0.0, "rollout/zero_variance_groups": 0.0, "rollout/dropped": 0.0}
+        metrics = {"rollout/refills": 0.0, "rollout/dropped": 0.0}
         rounds = a.dynamic_sampling.max_rounds if a.dynamic_sampling else 1
         for round_ in range(rounds):
             missing = wanted - len(kept)
@@ -83,7 +83,7 @@ class Rollouts:
             raise RuntimeError(
                 f"step {step}: no group of samples is left to train on; the rewards do not vary or all failed"
             )
-        return cat(kept[:wanted]).sorted(), metrics
+        return cat(kept[:wanted]).sorted(), metrics | self.collector.statistics()
 
     def _collect(self, step: int, count: int) -> Batch:
         chosen = self.sampler.indices(self.cursor, count)
@@ -116,7 +116,9 @@ class Rollouts:
         scores, group = torch.tensor(batch.rewards), torch.tensor(batch.group)
         varied = A.keep_groups(scores, group).numpy()
         rows = {g: np.flatnonzero(batch.group == g) for g in np.unique(batch.group)}
-        metrics["rollout/zero_variance_groups"] += float(sum(not varied[r[0]] for r in rows.values()))
+        if a.group_size > 1:
+            equal = float(sum(not varied[r[0]] for r in rows.values()))
+            metrics["rollout/zero_variance_groups"] = metrics.get("rollout/zero_variance_groups", 0.0) + equal
         least = min(2, a.group_size + (a.type == "remax"))
         sound = {g: r for g, r in rows.items() if len(r) >= least}
         if a.type == "remax":

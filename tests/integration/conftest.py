@@ -49,7 +49,7 @@ def train(tmp_path):
         file = job
         if isinstance(job, dict):
             file = tmp_path / f"{Path(run_dir).name}.yaml"
-            file.write_text(yaml.safe_dump(job))
+            file.write_text(yaml.safe_dump(job, sort_keys=False))
         command = [sys.executable, "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", *overrides]
         if not wait:
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -63,7 +63,7 @@ def train(tmp_path):
 def metrics_of(run_dir):
     """metrics.jsonl without what a clock measures."""
     lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "mfu", "tokens_per_second")
+    timed = ("time/", "mfu", "tokens_per_second", "idle_share")
     return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in lines]
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import yaml
-from tests.integration.conftest import ROOT, SHARE, TINY
+
+from tests.integration.conftest import ROOT, TINY
 
 pytestmark = pytest.mark.integration
 
@@ -68,5 +69,5 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name
-        if stage["job"] == "ppo":
-            assert steps[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5), name
+        if stage["job"] == "ppo" and stage["algorithm"]["type"] != "ppo":  # ppo's step has four updates
+            assert steps[0]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5), name

@@ -122,8 +122,11 @@ class SupervisedRun:
                 raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 
     def _expand(self, units: np.ndarray) -> np.ndarray:
-        """Rows of these units: a pair is two rows side by side."""
-        return np.stack([2 * units, 2 * units + 1], 1).reshape(-1) if self.objective.unit else units
+        """Rows of these units: a pair is two rows side by side, and counts once in a batch that spans two epochs."""
+        if self.objective.unit is None:
+            return units
+        pairs = np.unique(units)
+        return np.stack([2 * pairs, 2 * pairs + 1], 1).reshape(-1)
 
     def _save(self, gang: Gang) -> None:
         def fill(directory: Path) -> None:

@@ -24,7 +24,7 @@ def tiny(job, folder):
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
     labelled = job.get("objective") == "labelled"
     path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")
-    job["data"] = {"path": path, "size": 32}
+    job["data"] = {"path": path, "size": 6 if kind == "reward" and not labelled else 32}  # 6: a batch spans two epochs
     if kind != "ppo":
         job |= {"batch_size": 4, "max_length": 64, "evaluate": {"data": {**job["data"], "split": "heldout"}}}
         return job

@@ -41,21 +41,30 @@ def rl_job(**changes):
     return {**job, **changes}
 
 
+def command(file, run_dir, *overrides):
+    """The command line of a job."""
+    return [sys.executable, "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", *overrides]
+
+
+def run_job(file, run_dir, *overrides, expect=0, timeout=300):
+    """Runs a job file in a process of its own; returns the finished process."""
+    line = command(file, run_dir, *overrides)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False)
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
 @pytest.fixture
 def train(tmp_path):
-    """train(job, run_dir, *overrides) -> finished process; the job is a dict or a file of jobs/."""
+    """train(job, run_dir, *overrides): runs a job given as a dict; wait=False returns the running process."""
 
-    def run(job, run_dir, *overrides, expect=0, timeout=300, wait=True):
-        file = job
-        if isinstance(job, dict):
-            file = tmp_path / f"{Path(run_dir).name}.yaml"
-            file.write_text(yaml.safe_dump(job, sort_keys=False))
-        command = [sys.executable, "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", *overrides]
-        if not wait:
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False)
-        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done
+    def run(job, run_dir, *overrides, timeout=300, wait=True):
+        file = tmp_path / f"{Path(run_dir).name}.yaml"
+        file.write_text(yaml.safe_dump(job, sort_keys=False))
+        if wait:
+            return run_job(file, run_dir, *overrides, timeout=timeout)
+        line, pipe = command(file, run_dir, *overrides), subprocess.PIPE
+        return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
     return run
 

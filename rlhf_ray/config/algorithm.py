@@ -63,9 +63,7 @@ class Algorithm(Section):
     """What all variants share."""
 
     group_size: int = Field(8, ge=1, description="Samples of one prompt.")
-    clip_low: float = Field(0.2, gt=0, description="The ratio is clipped at 1 - clip_low.")
     clip_high: float = Field(0.2, gt=0, description="The ratio is clipped at 1 + clip_high.")
-    dual_clip: float | None = Field(None, gt=1, description="Bound on the loss ratio where the advantage is negative.")
     loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
         "tokens", description="What the loss is averaged over."
     )
@@ -103,7 +101,14 @@ class Grouped(Algorithm):
     group_size: int = Field(8, ge=2, description="Samples of one prompt.")
 
 
-class PPO(Algorithm):
+class TokenRatio(Algorithm):
+    """Algorithms that clip the ratio of each token."""
+
+    clip_low: float = Field(0.2, gt=0, description="The ratio is clipped at 1 - clip_low.")
+    dual_clip: float | None = Field(None, gt=1, description="Bound on the loss ratio where the advantage is negative.")
+
+
+class PPO(TokenRatio):
     """PPO with a critic (Schulman et al., 2017; arXiv 1707.06347)."""
 
     type: Literal["ppo"] = "ppo"
@@ -121,7 +126,7 @@ class PPO(Algorithm):
     )
 
 
-class GRPO(Grouped):
+class GRPO(Grouped, TokenRatio):
     """GRPO (Shao et al., 2024; arXiv 2402.03300)."""
 
     type: Literal["grpo"] = "grpo"
@@ -130,7 +135,7 @@ class GRPO(Grouped):
     )
 
 
-class DrGRPO(Grouped):
+class DrGRPO(Grouped, TokenRatio):
     """Dr.GRPO: no division by the deviation, constant length normaliser (Liu et al., 2025; arXiv 2503.20783)."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
@@ -139,7 +144,7 @@ class DrGRPO(Grouped):
     )
 
 
-class DAPO(Grouped):
+class DAPO(Grouped, TokenRatio):
     """GRPO's advantage with clip-higher, token-level loss and dynamic sampling (Yu et al., 2025; arXiv 2503.14476)."""
 
     type: Literal["dapo"] = "dapo"
@@ -149,7 +154,7 @@ class DAPO(Grouped):
     )
 
 
-class RLOO(Grouped):
+class RLOO(Grouped, TokenRatio):
     """Leave-one-out REINFORCE (Ahmadian et al., 2024; arXiv 2402.14740)."""
 
     type: Literal["rloo"] = "rloo"
@@ -161,7 +166,7 @@ class RLOO(Grouped):
     )
 
 
-class ReinforcePlusPlus(Algorithm):
+class ReinforcePlusPlus(TokenRatio):
     """REINFORCE++ (Hu, 2025; arXiv 2501.03262)."""
 
     type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
@@ -172,7 +177,7 @@ class ReinforcePlusPlus(Algorithm):
     )
 
 
-class ReinforcePlusPlusBaseline(Grouped):
+class ReinforcePlusPlusBaseline(Grouped, TokenRatio):
     """REINFORCE++ with the group mean as baseline and k2 in the loss (Hu, 2025; arXiv 2501.03262)."""
 
     type: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
@@ -182,7 +187,7 @@ class ReinforcePlusPlusBaseline(Grouped):
     )
 
 
-class ReMax(Algorithm):
+class ReMax(TokenRatio):
     """ReMax: the greedy sample's reward is the baseline (Li et al., 2023; arXiv 2310.10505)."""
 
     type: Literal["remax"] = "remax"

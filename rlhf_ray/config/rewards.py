@@ -33,7 +33,7 @@ class FunctionReward(RewardTerm):
     """A function of the user with TRL's signature: f(prompts, completions, **columns) -> list[float]."""
 
     type: Literal["function"] = "function"
-    path: str = Field(..., pattern=r"^.+\.py:[A-Za-z_]\w*$", description="path/to/file.py:function")
+    path: str = Field(..., pattern=r"^.+\.py:[A-Za-z_]\w*$", description="The function, as path/to/file.py:function.")
 
 
 class ModelReward(RewardTerm):

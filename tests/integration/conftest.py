@@ -1,57 +1,12 @@
-"""Tiny jobs and a way to run them in processes of their own, as a user would."""
+"""Fixtures of the tests that start Ray."""
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 128, "tie_word_embeddings": True,
-}  # fmt: skip
-
-
-SHARE = {
-    "name": "share",
-    "type": "rule",
-    "rule": "word_share",
-    "options": {"words": ["great", "lovely", "warm", "the", "was", "style"]},
-}
-
-
-def rl_job(**changes):
-    """A PPO job of a random tiny model on the offline world, scored by rules."""
-    job = {
-        "job": "ppo",
-        "run": {"seed": 1},
-        "cluster": {"num_threads": 1, "deadline_s": 120},
-        "model": {"init": TINY, "tokenizer": "toy"},
-        "data": {"path": "toy:reviews/prompts", "size": 64, "max_prompt_tokens": 32},
-        "algorithm": {"type": "ppo"},
-        "rollout": {"prompts_per_step": 8, "chunk_prompts": 4, "max_new_tokens": 8},
-        "rewards": {"terms": [SHARE]},
-        "learner": {"lr": 1e-3, "micro_batch_tokens": 256},
-        "critic": {"lr": 1e-3},
-        "num_steps": 2,
-    }
-    return {**job, **changes}
-
-
-def command(file, run_dir, *overrides):
-    """The command line of a job."""
-    return [sys.executable, "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", *overrides]
-
-
-def run_job(file, run_dir, *overrides, expect=0, timeout=300):
-    """Runs a job file in a process of its own; returns the finished process."""
-    line = command(file, run_dir, *overrides)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False)
-    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done
+from tests.helpers import ROOT, command, run_job
 
 
 @pytest.fixture
@@ -67,15 +22,3 @@ def train(tmp_path):
         return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
     return run
-
-
-def metrics_of(run_dir):
-    """metrics.jsonl without what a clock measures."""
-    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "mfu", "tokens_per_second", "idle_share")
-    return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in lines]
-
-
-def weights_of(run_dir):
-    """The bytes of the final model's weights."""
-    return (Path(run_dir) / "model" / "model.safetensors").read_bytes()

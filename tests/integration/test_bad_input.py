@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from rlhf_ray.__main__ import main
 from rlhf_ray.data import toy
-from tests.integration.conftest import ROOT, TINY, rl_job
+from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration
 

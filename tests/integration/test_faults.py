@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.integration.conftest import SHARE, metrics_of, rl_job, weights_of
+from tests.helpers import SHARE, metrics_of, rl_job, weights_of
 from tests.integration.test_resume import wait_for
 
 pytestmark = pytest.mark.integration

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.integration.conftest import ROOT, TINY
+from tests.helpers import ROOT, TINY
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import metrics_of, rl_job, weights_of
+from tests.helpers import metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.conftest import ROOT, rl_job
+from tests.helpers import ROOT, rl_job
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
-from tests.integration.conftest import TINY
+from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rlhf_ray.data import toy
-from tests.integration.conftest import ROOT, run_job
+from tests.helpers import ROOT, run_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 
@@ -47,8 +47,7 @@ def test_without_a_penalty_the_reward_model_is_hacked(quickstart, tmp_path):
     careful, hacked = results(base)["ppo"], results(tmp_path / "hacked")
     assert hacked["model"]["low"] > 0
     assert hacked["kl"]["after"] > 3 * careful["kl"]["after"]
-    assert hacked["validity"]["high"] < 0
-    assert hacked["truth"]["after"] < careful["truth"]["after"]
+    assert hacked["truth"]["high"] < 0
 
 
 def test_shuffled_labels_teach_no_sentiment(quickstart, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import ROOT, run_job
+from tests.helpers import ROOT, run_job
 
 REAL = os.environ.get("RLHF_RAY_REAL")
 pytestmark = [

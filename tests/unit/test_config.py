@@ -1,0 +1,134 @@
+"""Job files, overrides and what is refused: one line that says what, where and how to mend it."""
+
+import copy
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rlhf_ray.__main__ import main
+from rlhf_ray.config import BadInput, load
+from rlhf_ray.config.load import parse
+from tests.helpers import ROOT, rl_job
+
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+
+
+def changed(path, value):
+    """rl_job() with the key at a dotted path set."""
+    job = copy.deepcopy(rl_job())
+    *way, last = path.split(".")
+    node = job
+    for key in way:
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+    node[int(last) if isinstance(node, list) else last] = value
+    return job
+
+
+@pytest.mark.parametrize("file", JOBS, ids=lambda f: f.stem)
+def test_every_job_file_loads_and_is_the_same_after_a_round_trip(file):
+    job = load(file)
+    assert parse(job.model_dump(mode="json"), "again") == job
+
+
+@pytest.mark.parametrize("file", JOBS, ids=lambda f: f.stem)
+def test_plan_prints_the_arithmetic(file, capsys):
+    assert main(["plan", str(file)]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("learner.optimiser", "sgd", "did you mean 'optimizer'"),
+        ("algoritm", {}, "did you mean 'algorithm'"),
+        ("learner.lr", "fast", "learner.lr"),
+        ("learner.lr", -1.0, "greater than"),
+        ("rollout.temperature", 0, "rollout.temperature"),
+        ("algorithm.type", "ppoo", "algorithm"),
+        ("algorithm.gamma", 1.5, "algorithm.gamma"),
+        ("algorithm.num_mini_batches", 3, "do not divide"),
+        ("learner.num_workers", 8, "without one"),
+        ("learner.micro_batch_tokens", 32, "longest sequence"),
+        ("algorithm.ptx_coef", 0.5, "ptx_data"),
+        ("rewards.terms", [], "rewards.terms"),
+        ("rewards.terms.0.type", "oracle", "rewards.terms.0"),
+        ("evaluate.terms", rl_job()["rewards"]["terms"], "share a name"),
+        ("model", {}, "model"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(tmp_path, capsys, path, value, says):
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(changed(path, value)))
+    assert main(["train", str(file), f"run.dir={tmp_path}/run"]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert str(file) in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("job: ppo\n  bad: [", "job.yaml:2: not YAML"), ("- a list", "a mapping of keys"), ("job: sing\n", "job")],
+)
+def test_a_file_that_is_no_job(tmp_path, capsys, text, says):
+    (tmp_path / "job.yaml").write_text(text)
+    assert main(["plan", str(tmp_path / "job.yaml")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert main(["train", "jobs/none.yaml"]) == 2
+    assert "no such job file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("num_steps", "is not key.path=value"),
+        ("rewards.terms.5.weight=1", "not an index of the list of 1"),
+        ("num_steps.more=1", "holds a value, not keys"),
+        ("run.dir={a", "quote it"),
+    ],
+)
+def test_an_override_that_cannot_be_applied(tmp_path, override, says):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job()))
+    with pytest.raises(BadInput, match=says):
+        load(tmp_path / "job.yaml", [override])
+
+
+def test_overrides_reach_into_lists_and_read_numbers(tmp_path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job()))
+    job = load(tmp_path / "job.yaml", ["learner.lr=1e-4", "rewards.terms.0.weight=0.5", "log={tensorboard: true}"])
+    assert (job.learner.lr, job.rewards.terms[0].weight, job.log.tensorboard) == (1e-4, 0.5, True)
+
+
+def test_a_stage_may_only_name_an_earlier_one(tmp_path, capsys):
+    job = yaml.safe_load((ROOT / "jobs" / "quickstart.yaml").read_text())
+    job["stages"] = {"ppo": job["stages"]["ppo"]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert main(["train", str(tmp_path / "job.yaml"), f"run.dir={tmp_path}/run"]) == 2
+    assert "names no earlier stage" in capsys.readouterr().err
+
+
+def test_a_job_does_not_change():
+    with pytest.raises(ValidationError):
+        parse(rl_job(), "job").num_steps = 3
+
+
+def test_ppo_is_the_algorithm_unless_another_is_named():
+    assert parse(rl_job(algorithm={"kl": {"coef": 0.2}}), "job").algorithm.type == "ppo"
+
+
+def test_options_are_listed_by_what_they_contain(capsys):
+    assert main(["options", "ppo.learner."]) == 0
+    assert all(line.startswith("ppo.learner.") for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "report --help", "--version"])
+def test_help_ends_well(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 0
+    assert "rlhf-ray" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""The rules of the house: imports point down, heavy libraries have one door each, functions and files stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "rlhf_ray"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LEVELS = [
+    {"config"},
+    {"batch", "metrics"},
+    {"algorithms", "models", "data", "weights"},
+    {"rollout", "rewards", "learner", "placement", "workers"},
+    {"driver"},
+    {"__main__"},
+]
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+DOORS = {
+    "ray": ("workers.py", "placement.py", "weights.py", "driver/"),
+    "deepspeed": ("learner/zero.py",),
+    "vllm": ("rollout/vllm_engine.py",),
+}
+
+
+def imports(tree, parts):
+    """(top-level module or part of the package, line, whether it is of the package) of every import in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0], node.lineno, False
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level]
+            module = [*above, *(node.module or "").split(".")] if node.module else [*above]
+            for name in [module[0]] if module and module[0] else [alias.name for alias in node.names]:
+                yield name, node.lineno, True
+
+
+def violations(file, root=PACKAGE):
+    """Sentences about what a file imports and should not."""
+    place = file.relative_to(root)
+    parts = [*place.with_suffix("").parts]
+    own, found = parts[0], []
+    for name, line, inside in imports(ast.parse(file.read_text()), parts):
+        if inside and name in LEVEL and name != own and own in LEVEL and LEVEL[name] >= LEVEL[own]:
+            found.append(f"{place}:{line}: {own} imports {name}, which is not below it")
+        if not inside and name in DOORS and not str(place).startswith(DOORS[name]):
+            found.append(f"{place}:{line}: {name} has its door elsewhere")
+        if not inside and own == "config" and name in ("torch", "transformers"):
+            found.append(f"{place}:{line}: config imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_down_and_heavy_libraries_have_one_door(file):
+    assert not violations(file)
+
+
+def test_every_part_of_the_package_has_a_level():
+    assert {f.relative_to(PACKAGE).with_suffix("").parts[0] for f in FILES} - {"__init__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("algorithms/x.py", "from ..driver import rl"),
+        ("rollout/x.py", "from ..learner.worker import LearnerWorker"),
+        ("rollout/x.py", "from .. import rewards"),
+        ("data/x.py", "import ray"),
+        ("driver/x.py", "import deepspeed.zero"),
+        ("config/x.py", "import torch"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, place, line):
+    file = tmp_path / place
+    file.parent.mkdir()
+    file.write_text(f"def f():\n    {line}\n")
+    assert len(violations(file, tmp_path)) == 1
+
+
+def test_config_brings_neither_torch_nor_ray():
+    code = "import sys, rlhf_ray.config; assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_functions_and_files_stay_small(file):
+    assert len(file.read_text().splitlines()) <= 400
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{file}:{node.lineno} {node.name}"

@@ -136,7 +136,7 @@ def summary(results: dict[str, Any], console: Console) -> None:
     for name, found in results.items():
         shown = {k.removeprefix("evaluate/"): v for k, v in found.items()}
         parts = [
-            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]"
+            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} (95 % of the difference: {v['low']:+.3f} to {v['high']:+.3f})"
             if isinstance(v, dict)
             else f"{k} {v:.3f}"
             for k, v in shown.items()

@@ -1,0 +1,37 @@
+"""Every command of the README's sh blocks runs; `make quickstart` and `make test` are CI's own two lines."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text()
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith("make ")])
+def test_a_command_of_the_readme(line):
+    if "quickstart" in line and "plan" not in line and not (ROOT / "runs/quickstart/manifest.json").is_file():
+        pytest.skip("make quickstart has not run here")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(line.split(), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ci_runs_the_two_commands():
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in LINES if line.startswith("make ")] == [line for line in ci if line.startswith("make ")]
+
+
+def test_the_tree_names_every_file():
+    tree = README.split("## The tree")[1]
+    files = [f for f in (ROOT / "rlhf_ray").rglob("*.py") if f.name != "__init__.py"]
+    assert not [str(f) for f in files if not re.search(rf"\b{re.escape(f.name)}\b", tree)]
+    assert not [
+        n for n in re.findall(r"(\w+\.py)\b", tree) if not list(ROOT.glob(f"rlhf_ray/**/{n}")) and n != "judges.py"
+    ]

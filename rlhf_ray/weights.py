@@ -57,7 +57,7 @@ def fingerprint(packed: Packed, full: bool) -> str:
         dtype, shape, data = packed[name]
         digest.update(f"{name}:{dtype}:{shape}".encode())
         if full or len(data) <= 8 * SAMPLED:
-            digest.update(data.tobytes())
+            digest.update(data.data)
         else:
             starts = np.linspace(0, len(data) - 8, SAMPLED).astype(np.int64)
             digest.update(data[starts[:, None] + np.arange(8)].tobytes())

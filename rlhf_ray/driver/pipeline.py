@@ -84,7 +84,7 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
             inner.close()
         console.print(f"{name}: {seconds} s")
     held.record("running", results=results)
-    summary(results, console)
+    report.stages(results, console)
 
 
 def settle(job: PipelineJob, name: str, stage: Any) -> Any:
@@ -129,16 +129,3 @@ def _references(node: Any) -> list[str]:
     if isinstance(node, list):
         return [r for value in node for r in _references(value)]
     return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []
-
-
-def summary(results: dict[str, Any], console: Console) -> None:
-    """One line a stage: what it reached on held-out examples."""
-    for name, found in results.items():
-        shown = {k.removeprefix("evaluate/"): v for k, v in found.items()}
-        parts = [
-            f"{k} {v['before']:+.3f} -> {v['after']:+.3f} (95 % of the difference: {v['low']:+.3f} to {v['high']:+.3f})"
-            if isinstance(v, dict)
-            else f"{k} {v:.3f}"
-            for k, v in shown.items()
-        ]
-        console.print(f"[bold]{name}[/bold]: " + ", ".join(parts), highlight=False)

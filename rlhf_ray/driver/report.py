@@ -109,3 +109,19 @@ def samples(before: pa.Table, after: pa.Table, num_shown: int) -> Table:
             *(t[c][i].as_py() for t, c in ((before, "prompt"), (before, "completion"), (after, "completion")))
         )
     return table
+
+
+def stages(results: dict[str, dict[str, Any]], console: Console) -> None:
+    """The table at the end of a pipeline: what each stage reached on held-out examples."""
+    table = Table(title="held-out results of each stage", header_style="bold")
+    for heading in ("stage", "measure", "before", "after", "95 % of the rise"):
+        table.add_column(heading, justify="left" if heading in ("stage", "measure") else "right")
+    for stage, found in results.items():
+        for key, v in found.items():
+            name = key.removeprefix("evaluate/").removeprefix("part/")
+            if isinstance(v, dict):
+                row = (f"{v['before']:+.3f}", f"{v['after']:+.3f}", f"[{v['low']:+.3f}, {v['high']:+.3f}]")
+            else:
+                row = ("", f"{v:.3f}", "")
+            table.add_row(stage, name, *row)
+    console.print(table)

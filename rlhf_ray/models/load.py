@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -52,7 +53,7 @@ def create(config: ModelConfig, directory: str, tokenizer: Any, seed: int) -> st
         settings = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **ids, **values})
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise BadInput(f"model.init: {error}") from None
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

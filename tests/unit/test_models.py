@@ -1,0 +1,187 @@
+"""Log-probs of ragged sequences: packed as one by one, in chunks as whole, and with adapters, heads and dropout as they should be."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_ray.config import BadInput, LoraConfig, ModelConfig
+from rlhf_ray.data import toy
+from rlhf_ray.models import load as models
+from rlhf_ray.models import log_probs
+from rlhf_ray.models.log_probs import PolicyModel, ScalarModel, token_log_probs
+from tests.helpers import TINY
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
+WIDE = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 1}
+KINDS = {
+    "llama": WIDE,
+    "qwen2": WIDE,
+    "mistral": {**WIDE, "sliding_window": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "resid_pdrop": 0.5, "attn_pdrop": 0.5},
+    "gpt_neox": {**SMALL, "intermediate_size": 64},
+}
+LENGTHS = [5, 1, 9, 5]
+
+
+def made(kind, auto=AutoModelForCausalLM, **more):
+    torch.manual_seed(0)
+    return auto.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **more})).eval()
+
+
+def ragged():
+    """Flat tokens, lengths, and the positions of all tokens but each sequence's first."""
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.tensor(LENGTHS)
+    starts = torch.cumsum(lengths, 0) - lengths
+    tokens = torch.randint(0, 50, (int(lengths.sum()),), generator=draw)
+    at = torch.tensor([i for i in range(len(tokens)) if i not in starts.tolist()])
+    return tokens, lengths, at
+
+
+def naive(model, temperature=1.0):
+    """Log-probs and entropies by one forward pass for each sequence and a loop over its tokens."""
+    tokens, lengths, _ = ragged()
+    found, entropies = [], []
+    for ids in torch.split(tokens, lengths.tolist()):
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].float() / temperature
+        for i in range(1, len(ids)):
+            p = torch.softmax(logits[i - 1], -1)
+            found.append(torch.log(p[ids[i]]))
+            entropies.append(-(p * torch.log(p)).sum())
+    return torch.stack(found), torch.stack(entropies)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_ragged_log_probs_are_those_of_single_sequences(kind, attention):
+    model = made(kind)
+    with torch.no_grad():
+        wanted, entropies = naive(model, 0.7)
+        found, entropy = PolicyModel(model, attention)(*ragged(), 0.7)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, entropies, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_packed_and_padded_are_the_same():
+    grads = []
+    for attention in ("packed", "padded"):
+        model = PolicyModel(made("llama"), attention)
+        model(*ragged())[0].sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch):
+    torch.manual_seed(0)
+    head, targets = torch.nn.Linear(8, 50), torch.randint(0, 50, (300,))
+    states = torch.randn(300, 8)
+    results = []
+    for elements in (1 << 24, 1):  # one chunk; chunks of 128
+        monkeypatch.setattr(log_probs, "CHUNK_ELEMENTS", elements)
+        x = states.clone().requires_grad_()
+        head.zero_grad()
+        found, entropy = log_probs.chunked(head, x, targets, 1.0, True)
+        (found.sum() + 0.1 * entropy.sum()).backward()
+        results.append((found.detach(), entropy.detach(), x.grad, head.weight.grad.clone()))
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+
+
+def test_entropy_has_a_gradient_only_when_asked():
+    logits = torch.randn(3, 5, requires_grad=True)
+    assert not token_log_probs(logits, torch.tensor([0, 1, 2]), 1.0, False)[1].requires_grad
+    assert token_log_probs(logits, torch.tensor([0, 1, 2]), 1.0, True)[1].requires_grad
+
+
+def test_the_check_keeps_packed_where_it_is_right():
+    model = PolicyModel(made("llama"), "auto")
+    assert model.check(50, 1e-4) < 1e-5
+    assert model.packed
+
+
+def test_the_check_takes_the_padded_path_where_packed_is_wrong():
+    config = AutoConfig.for_model("gemma2", **{**WIDE, "head_dim": 16, "final_logit_softcapping": 5.0})
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        wanted, _ = naive(plain)
+        model = PolicyModel(plain, "auto")
+        model.check(50, 1e-4)
+        found, _ = model(*ragged())
+    assert not model.packed
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_a_scalar_is_read_where_it_is_asked_for(attention):
+    plain = made("llama", AutoModelForSequenceClassification, num_labels=1)
+    tokens, lengths, _ = ragged()
+    last = torch.cumsum(lengths, 0) - 1
+    with torch.no_grad():
+        wanted = [
+            plain.score(plain.model(input_ids=ids[None]).last_hidden_state[0, -1]).item()
+            for ids in torch.split(tokens, LENGTHS)
+        ]
+        found = ScalarModel(plain, attention)(tokens, lengths, last)
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+
+
+def test_a_random_model_is_written_and_read_back(tmp_path):
+    tokenizer = toy.tokenizer()
+    path = models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, seed=3)
+    model = models.load("policy", path, attention="padded")
+    assert models.vocab_size(path) == len(tokenizer)
+    assert models.context_length(path) == TINY["max_position_embeddings"]
+    assert models.generation_eos(path) == [tokenizer.eos_token_id]
+    assert not models.has_head(path)
+    names = {n for n, _ in models.tensors(path)}
+    assert names <= set(model.model.state_dict())
+
+
+def test_the_same_seed_makes_the_same_model(tmp_path):
+    paths = [
+        models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / n), toy.tokenizer(), 3) for n in "ab"
+    ]
+    for (_, one), (_, other) in zip(*map(models.tensors, paths), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"), [("/none/at/all", "no such model directory"), ("just-a-word", "no such model directory")]
+)
+def test_a_model_that_cannot_be_had(path, says):
+    with pytest.raises(BadInput, match=says):
+        models.resolve(path)
+
+
+def test_a_directory_without_a_config_is_no_model(tmp_path):
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        models.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("values", [{"model_type": "sphinx"}, {**TINY, "num_attention_heads": 3}])
+def test_an_impossible_architecture_is_bad_input(tmp_path, values):
+    with pytest.raises(BadInput, match=r"model\.init"):
+        models.create(ModelConfig(init=values, tokenizer="toy"), str(tmp_path), toy.tokenizer(), 0)
+
+
+def test_dropout_is_off_even_in_training():
+    model = PolicyModel(made("gpt2"), "padded").train()
+    models.without_dropout(model)
+    with torch.no_grad():
+        assert torch.equal(model(*ragged())[0], model(*ragged())[0])
+
+
+def test_only_adapters_train_and_without_them_it_is_the_base():
+    base = PolicyModel(made("llama"), "packed")(*ragged())[0].detach()
+    model = models.finish("policy", made("llama"), attention="packed", lora=LoraConfig(rank=2))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in n for n in trained)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    assert not torch.allclose(model(*ragged())[0], base, atol=1e-3)
+    with model.model.disable_adapter():
+        torch.testing.assert_close(model(*ragged())[0], base)

@@ -1,0 +1,247 @@
+"""Rules, a user's function in its killable process, reward models by text, and the weighted sum."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from rlhf_ray.batch import from_sequences
+from rlhf_ray.config import ModelReward, RewardsConfig
+from rlhf_ray.config.rewards import FunctionReward, RuleReward
+from rlhf_ray.data import toy
+from rlhf_ray.rewards.function import UserFunction
+from rlhf_ray.rewards.reward import RewardError, checked, combine
+from rlhf_ray.rewards.rules import rule
+from rlhf_ray.rewards.worker import RewardWorker
+from tests.helpers import TINY
+
+FUNCTIONS = """
+import asyncio, os, time, sys
+
+def length(prompts, completions, **columns):
+    print("noise on stdout")
+    return [float(len(c)) for c in completions]
+
+def same_as_answer(prompts, completions, answer, **columns):
+    return [float(c == a) for c, a in zip(completions, answer)]
+
+async def later(prompts, completions, **columns):
+    await asyncio.sleep(0)
+    return [1.0 for _ in completions]
+
+def tensor(prompts, completions, **columns):
+    import torch
+    return torch.arange(len(completions)).float()
+
+def raises(prompts, completions, **columns):
+    raise KeyError("colour")
+
+def hangs(prompts, completions, **columns):
+    time.sleep(60)
+
+def dies(prompts, completions, **columns):
+    os._exit(7)
+
+def reads(prompts, completions, **columns):
+    return [float(len(sys.stdin.read())) for _ in completions]
+
+def second_time(prompts, completions, **columns):
+    mark = __file__ + ".mark"
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        raise RuntimeError("not yet")
+    return [2.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "completion", "score"),
+    [
+        ("word_share", {"words": ["Warm"]}, "a warm, WARM day", 0.5),
+        ("word_balance", {"positive": ["good"], "negative": ["bad"]}, "good good bad", 0.25),
+        ("contains", {"text": "Yes"}, "oh yes", 1.0),
+        ("length", {"target": 4}, "two words", 0.5),
+        ("length", {"target": 4, "unit": "chars"}, "abcdef", 0.5),
+        ("regex_match", {"pattern": r"\d+"}, "no number", 0.0),
+        ("format", {"pattern": r"<a>.*</a>"}, " <a>x\ny</a> ", 1.0),
+        ("toy_truth", {}, " the staff was lovely . the price was awful .", 0.0),
+        ("toy_validity", {}, " the staff was lovely . staff the was .", 0.5),
+    ],
+)
+def test_a_rule_scores(name, options, completion, score):
+    assert rule(name, options)(["review of the cafe : we had no fresh view ."], [completion]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        ("so 3 + 4 = 7", "7", 1),
+        ("#### 1,234", "1234", 1),
+        ("5-3", "3", 1),
+        ("it is -2", "2", 0),
+        ("none", "1", 0),
+        ("7.0", 7, 1),
+    ],
+)
+def test_the_last_number_is_the_answer(completion, answer, score):
+    assert rule("exact_answer", {})(["?"], [completion], answer=[answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("beauty", {}, "no rule 'beauty'; there are word_share"),
+        ("length", {}, "needs target"),
+        ("length", {"target": 4, "size": 1}, "does not take size"),
+        ("length", {"target": 0}, "mend its options"),
+        ("word_share", {"words": "warm"}, "not a list of words"),
+        ("regex_match", {"pattern": "("}, "mend its options"),
+    ],
+)
+def test_options_that_cannot_be(name, options, says):
+    with pytest.raises(RewardError, match=says):
+        rule(name, options)
+
+
+@pytest.fixture
+def function(tmp_path):
+    """function(name, **term) -> UserFunction of the file above; closed at the end."""
+    file, made = tmp_path / "functions.py", []
+    file.write_text(FUNCTIONS)
+
+    def make(name, **term):
+        made.append(UserFunction(FunctionReward(name="own", path=f"{file}:{name}", **{"retries": 0, **term})))
+        return made[-1]
+
+    yield make
+    for found in made:
+        found.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"), [("length", [2.0, 3.0]), ("later", [1.0, 1.0]), ("tensor", [0.0, 1.0]), ("reads", [0.0, 0.0])]
+)
+def test_a_users_function_scores(function, name, scores):
+    found = function(name)(["p", "q"], ["ab", "abc"], [0, 1])
+    assert found.dtype == np.float32
+    assert found.tolist() == scores
+
+
+def test_other_columns_reach_it_by_name(function):
+    assert function("same_as_answer")(["p", "q"], ["1", "2"], [0, 1], answer=["1", "3"]).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("raises", r"KeyError: 'colour' at .*functions\.py:20"), ("dies", r"exit code 7")]
+)
+def test_what_it_raises_names_the_line_and_a_death_the_exit_code(function, name, says):
+    with pytest.raises(RewardError, match=says):
+        function(name)(["p"], ["c"], [0])
+
+
+def test_a_function_that_hangs_is_killed(function):
+    found = function("hangs", timeout_s=5.0)
+    pid, began = found.process.pid, time.monotonic()
+    found.term = found.term.model_copy(update={"timeout_s": 0.3})
+    with pytest.raises(RewardError, match=r"did not return in 0.3 s and was killed"):
+        found(["p"], ["c"], [0])
+    assert time.monotonic() - began < 10
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_failure_is_tried_again(function):
+    assert function("second_time", retries=1)(["p"], ["c"], [0]).tolist() == [2.0]
+
+
+def test_dropping_gives_nan_for_the_whole_call(function):
+    assert np.isnan(function("raises", on_error="drop")(["p", "q"], ["c", "d"], [0, 1])).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1.0], "1 values for 2"),
+        ([1.0, None], "'None' for example 8"),
+        ([float("inf"), 1.0], "'inf' for example 7"),
+        ("no", "str"),
+    ],
+)
+def test_returned_values_are_checked(values, says):
+    with pytest.raises(RewardError, match=says):
+        checked("own", "file.py:f", values, [7, 8], "fail")
+
+
+def test_single_values_can_be_dropped():
+    assert np.isnan(checked("own", "file.py:f", [1.0, None], [7, 8], "drop")).tolist() == [False, True]
+
+
+def test_the_reward_is_the_weighted_sum_with_models_standardised():
+    terms = [RuleReward(name="a", rule="length", weight=2.0), ModelReward(name="m", path="x", weight=0.5)]
+    parts = np.array([[1.0, 10.0], [0.0, 14.0]], np.float32)
+    assert combine(parts, terms, {"m": (10.0, 2.0)}).tolist() == [2.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A random reward model of the toy vocabulary with two more words: ids shifted against the policy's by a prefix."""
+    path = tmp_path_factory.mktemp("judge")
+    tokenizer = toy.tokenizer()
+    tokenizer.add_tokens(["[one]", "[two]"])
+    tokenizer.save_pretrained(path)
+    settings = {k: v for k, v in TINY.items() if k != "model_type"}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, **settings)
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    return str(path)
+
+
+def scored(terms, tmp_path):
+    """(reward_parts, prompts, completions) of two completions by a worker that is plain Python."""
+    tokenizer = toy.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "policy")
+    prompts = ["review of the hotel : the staff was warm .", "review of the park : we had a dull view ."]
+    completions = ["the price was ugly .", "the end was fresh . the look was stale ."]
+    heads, tails = ([tokenizer(t)["input_ids"] for t in texts] for texts in (prompts, completions))
+    batch = from_sequences(
+        [np.array(h + t + [tokenizer.eos_token_id]) for h, t in zip(heads, tails, strict=True)],
+        prompt_length=[len(h) for h in heads],
+        example_id=np.array([5, 3]),
+    )
+    rows = pa.table({"example_id": [3, 5], "prompt": [prompts[1], prompts[0]], "wanted": ["ugly", "ugly"]})
+    worker = RewardWorker(RewardsConfig(terms=terms), str(tmp_path / "policy"))
+    worker.check()
+    return worker.score(batch, rows, None).reward_parts, prompts, completions
+
+
+def test_a_worker_scores_every_kind_of_term_in_its_order(tmp_path, judge):
+    (tmp_path / "f.py").write_text(
+        "def f(prompts, completions, wanted, **_):\n    return [float(w in c) for c, w in zip(completions, wanted)]"
+    )
+    terms = [
+        RuleReward(name="words", rule="word_share", options={"words": ["ugly", "fresh"]}),
+        FunctionReward(name="wanted", path=f"{tmp_path}/f.py:f"),
+        ModelReward(name="taste", path=judge),
+    ]
+    parts, prompts, completions = scored(terms, tmp_path)
+    assert parts[:, 0].tolist() == [pytest.approx(1 / 4), pytest.approx(1 / 8)]
+    assert parts[:, 1].tolist() == [1.0, 0.0]
+    tokenizer = toy.tokenizer()
+    model = LlamaForSequenceClassification.from_pretrained(judge).eval()
+    for i, text in enumerate(f"{p} {c}" for p, c in zip(prompts, completions, strict=True)):
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        assert parts[i, 2] == pytest.approx(float(model(ids).logits[0, 0].detach()), abs=1e-5)
+
+
+def test_a_worker_says_what_a_rule_misses(tmp_path):
+    with pytest.raises(RewardError, match="which has prompt, wanted"):
+        scored([RuleReward(name="right", rule="exact_answer")], tmp_path)
+
+
+def test_the_child_does_not_see_the_package_as_its_own_folder():
+    child = Path(__file__).parents[2] / "rlhf_ray" / "rewards" / "child.py"
+    assert "from ." not in child.read_text()

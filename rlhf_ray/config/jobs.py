@@ -93,6 +93,12 @@ class RLJob(Common):
                 f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than the longest sequence, "
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {self.data.max_prompt_tokens + self.rollout.max_new_tokens}"
             )
+        overlong = self.algorithm.overlong
+        if overlong is not None and overlong.buffer > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"algorithm.overlong.buffer = {overlong.buffer} is more than "
+                f"rollout.max_new_tokens = {self.rollout.max_new_tokens}"
+            )
         if (self.algorithm.ptx_coef > 0) != (self.ptx_data is not None):
             raise ValueError("algorithm.ptx_coef above 0 and ptx_data go together")
         return self
@@ -148,6 +154,10 @@ class RewardJob(Supervised):
 SingleJob = Annotated[RLJob | PretrainJob | SFTJob | RewardJob, Field(discriminator="job")]
 
 
+STAGE = "stage:"
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
 class PipelineJob(Section):
     """Stages in order, in one Ray session; 'stage:NAME' in a path is an earlier stage's model."""
 
@@ -157,7 +167,30 @@ class PipelineJob(Section):
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster, for all stages.")
     log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
-    stages: dict[str, SingleJob] = Field(..., min_length=1, description="Name: job.")
+    stages: dict[StageName, SingleJob] = Field(..., min_length=1, description="Name: job.")
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> PipelineJob:
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            for key, shared in (("run", RunConfig()), ("cluster", ClusterConfig())):
+                if getattr(stage, key) != shared:
+                    raise ValueError(f"stages.{name}.{key}: stages share the pipeline's; set it there")
+            for wanted in _references(stage.model_dump(mode="json")):
+                if wanted not in earlier:
+                    there = ", ".join(earlier) or "none"
+                    raise ValueError(f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {there})")
+            earlier.append(name)
+        return self
+
+
+def _references(node: Any) -> list[str]:
+    """The stages that paths below ``node`` name."""
+    if isinstance(node, dict):
+        return [r for value in node.values() for r in _references(value)]
+    if isinstance(node, list):
+        return [r for value in node for r in _references(value)]
+    return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []
 
 
 Job = Annotated[RLJob | PretrainJob | SFTJob | RewardJob | PipelineJob, Field(discriminator="job")]

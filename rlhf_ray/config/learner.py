@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .model import ModelConfig
 from .section import Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearnerConfig(Section):
@@ -24,7 +25,7 @@ class LearnerConfig(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or plain SGD (for comparisons).")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
 
@@ -32,9 +33,10 @@ class LearnerConfig(Section):
 class CriticConfig(Section):
     """The critic of PPO."""
 
-    model: ModelConfig | None = Field(
+    path: str | None = Field(
         None,
-        description="Its trunk; by default the reward model where that shares the policy's tokenizer, else the policy.",
+        description="Its trunk, a directory or id; by default the reward model if that shares the policy's tokenizer, "
+        "else the policy.",
     )
     lr: float = Field(5e-6, gt=0, description="Learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps in which only the critic learns.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: no such job file; jobs/ has examples")
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # bytes that are no text, or a date such as 2026-13-45
+        raise ConfigError(f"{path}: not YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -56,7 +61,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             raise ConfigError(f"override '{override}' is not key.path=value")
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override '{override}': the value is not YAML; quote it") from None
         _set(tree, dotted.split("."), value, override)
     return tree
@@ -84,6 +89,14 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
 def _sentence(error: Any, tree: Any) -> str:
     where = ".".join(_path(error["loc"], tree))
     message = error["msg"].removeprefix("Value error, ")
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        known = context["expected_tags"].replace("'", "").split(", ")
+        near = difflib.get_close_matches(context["tag"], known, n=1)
+        message = f"unknown {context['discriminator']} '{context['tag']}'; "
+        message += f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    if error["type"] == "union_tag_not_found":
+        message = f"the key {context['discriminator']} is missing"
     given = (
         ""
         if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict)
@@ -94,8 +107,14 @@ def _sentence(error: Any, tree: Any) -> str:
 
 def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
     """The keys of the file on the way to an error, without the names of variants that pydantic puts between them."""
-    found, node = [], tree
+    found: list[str] = []
+    node, tagged = tree, False
     for position, part in enumerate(loc):
+        default = "ppo" if found[-1:] == ["algorithm"] else None
+        if not tagged and isinstance(node, dict) and part in (node.get("type", default), node.get("job")):
+            tagged = True  # the variant's name, which stands before its keys
+            continue
+        tagged = False
         if (isinstance(node, dict) and part in node) or (
             isinstance(node, list) and isinstance(part, int) and part < len(node)
         ):
@@ -103,13 +122,21 @@ def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
             node = node[part]
         elif position == len(loc) - 1 and not isinstance(node, dict | list):
             continue
-        elif not (isinstance(node, dict) and part in (node.get("type"), node.get("job"))):
+        else:
             found.append(str(part))
     return found
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does."""
+    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' comes twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -15,7 +15,7 @@ class BadInput(ValueError):
 class Section(BaseModel):
     """A frozen group of options. An unknown key is an error that suggests the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

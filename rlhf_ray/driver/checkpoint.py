@@ -36,6 +36,8 @@ class Checkpoints:
             fill(part)
             (part / "state.json").write_text(json.dumps(state, indent=1))
             files = {str(f.relative_to(part)): describe(f) for f in sorted(part.rglob("*")) if f.is_file()}
+            for name in files:
+                sync(part / name)
             manifest = part / "manifest.json"
             manifest.write_text(json.dumps({"step": step, "files": files}, indent=1))
             sync(manifest)
@@ -47,13 +49,16 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        for old in self.complete()[: -self.keep]:
+        complete = self.complete()
+        newest = complete.index(final) + 1  # what comes after it was damaged, or it would have been gone on from
+        for old in [*complete[: max(0, newest - self.keep)], *complete[newest:]]:
             shutil.rmtree(old)
         return final
 
     def complete(self) -> list[Path]:
         """Checkpoints that have a manifest, oldest first."""
-        return sorted(p.parent for p in self.directory.glob("step-*/manifest.json") if ".tmp-" not in p.parent.name)
+        found = [p.parent for p in self.directory.glob("step-*/manifest.json") if ".tmp-" not in p.parent.name]
+        return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
     def latest(self) -> Path | None:
         """The newest checkpoint whose files are what its manifest says; damaged ones are passed over, loudly.
@@ -77,7 +82,7 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         files = json.loads((path / "manifest.json").read_text())["files"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "manifest.json cannot be read"
     for name, expected in files.items():
         if not (path / name).is_file():

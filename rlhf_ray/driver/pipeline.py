@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
-from ..config import BadInput, PipelineJob, RLJob, parse
+from ..config import PipelineJob, RLJob, parse
+from ..config.jobs import STAGE
 from . import report
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
-from .session import Stop, Stopped, check_shared, session
+from .session import Stop, Stopped, check_run_dir, check_shared, session
 from .supervised import SupervisedRun
 
-STAGE = "stage:"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 
 
 def run(job: Any, console: Console) -> None:
@@ -24,10 +26,10 @@ def run(job: Any, console: Console) -> None:
 
     Raises BadInput (nothing was lost), Stopped (a checkpoint was written), or whatever went wrong.
     """
-    check_stages(job)
+    check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
     held = RunDir(job)
     try:
-        with session(job.cluster, job.run.dir) as stop:
+        with session(job.cluster) as stop:
             check_shared(held.path)
             if isinstance(job, PipelineJob):
                 pipeline(job, held, stop, console)
@@ -92,10 +94,8 @@ def settle(job: PipelineJob, name: str, stage: Any) -> Any:
     root = Path(job.run.dir).absolute()
     tree = stage.model_dump(mode="json")
     tree["run"] = {"dir": str(root / name), "seed": job.run.seed}
-    tree["cluster"], tree["log"] = (
-        job.cluster.model_dump(mode="json"),
-        {**job.log.model_dump(mode="json"), "every": stage.log.every},
-    )
+    tree["cluster"] = job.cluster.model_dump(mode="json")
+    tree["log"] = {**job.log.model_dump(mode="json"), **stage.log.model_dump(mode="json", exclude_defaults=True)}
     return parse(_replace(tree, root), f"stages.{name}")
 
 
@@ -107,25 +107,3 @@ def _replace(node: Any, root: Path) -> Any:
     if isinstance(node, str) and node.startswith(STAGE):
         return str(root / node.removeprefix(STAGE) / "model")
     return node
-
-
-def check_stages(job: Any) -> None:
-    """Every 'stage:NAME' names an earlier stage. Raises BadInput."""
-    if not isinstance(job, PipelineJob):
-        return
-    earlier: list[str] = []
-    for name, stage in job.stages.items():
-        for wanted in _references(stage.model_dump(mode="json")):
-            if wanted not in earlier:
-                raise BadInput(
-                    f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {', '.join(earlier) or 'none'})"
-                )
-        earlier.append(name)
-
-
-def _references(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        return [r for value in node.values() for r in _references(value)]
-    if isinstance(node, list):
-        return [r for value in node for r in _references(value)]
-    return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []

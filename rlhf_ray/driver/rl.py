@@ -46,6 +46,7 @@ class RL:
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
         self.rollout.welcome = self._welcome
         self.published: tuple[Any, Any] | None = None
+        self.sinks: Sinks | None = None
         self.seconds: dict[str, float] = {}
         self.step, self.kl_coef = 0, job.algorithm.kl.coef
 
@@ -167,6 +168,8 @@ class RL:
             self.gang.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
             print(f"going on from {found.name} in {self.run}", flush=True)
+        if self.sinks is not None:
+            self.sinks.close()
         log_, config = self.job.log, self.job.model_dump(mode="json")
         self.sinks = Sinks(self.run, self.step, log_.tensorboard, log_.wandb, config)
         with self.phase("sync", self.rollout):
@@ -184,6 +187,7 @@ class RL:
                 self.save()
         metrics |= report.step_metrics(metrics, self.seconds)
         self.seconds = {}
+        assert self.sinks is not None
         self.sinks.write(self.step - 1, metrics)
         if job.log.progress:
             print(report.progress_line(self.step, job.num_steps, metrics), flush=True)

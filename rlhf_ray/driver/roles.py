@@ -57,10 +57,10 @@ def needs_reference(job: RLJob) -> bool:
 
 
 def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:
-    """critic.model, else the reward model where it shares the policy's tokenizer, else the policy."""
-    if job.critic.model is not None:
-        return job.critic.model.model_copy(update={"path": models.resolve(str(job.critic.model.path))})
+    """critic.path, else the reward model where it shares the policy's tokenizer, else the policy."""
     base = model.model_copy(update={"lora": None})
+    if job.critic.path is not None:
+        return base.model_copy(update={"path": models.resolve(job.critic.path)})
     term: ModelReward | None = job.reward_model
     if term is not None:
         directory = models.resolve(term.path)

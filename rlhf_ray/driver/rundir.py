@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -14,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput
+from ..config import BadInput, parse
 
-MAY_CHANGE = ("num_steps", "log", "checkpoint", "evaluate", "cluster", "run.dir")
+MAY_CHANGE = re.compile(r"(stages\.[^.]+\.)?(num_steps|log|checkpoint|evaluate|cluster|run\.dir)\b")
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
@@ -30,9 +32,9 @@ class RunDir:
         self.path = Path(job.run.dir).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise BadInput(f"run.dir: cannot create {self.path}: {error.strerror}") from None
-        self.lock = (self.path / ".lock").open("a+")
+            raise BadInput(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -50,8 +52,11 @@ class RunDir:
     def _accept(self, job: Any) -> None:
         config, mine = self.path / "config.json", job.model_dump(mode="json")
         if config.is_file():
-            changed = differences(json.loads(config.read_text()), mine)
-            refused = [c for c in changed if not c.split(":")[0].startswith(MAY_CHANGE)]
+            old = json.loads(config.read_text())
+            with contextlib.suppress(BadInput):  # options younger than the run get their defaults
+                old = parse(old, str(config)).model_dump(mode="json")
+            changed = differences(old, mine)
+            refused = [c for c in changed if not MAY_CHANGE.match(c)]
             if refused:
                 raise BadInput(
                     f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
@@ -63,7 +68,7 @@ class RunDir:
 
     def record(self, state: str, **more: Any) -> None:
         """Writes RUN/manifest.json: versions, revision, hardware, exit state."""
-        file, before = self.path / "manifest.json", self.state
+        file, before = self.path / "manifest.json", {k: v for k, v in self.state.items() if k != "error"}
         now = {
             "state": state,
             "job": self.job.job,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 from collections.abc import Iterator
@@ -34,14 +35,12 @@ class Stop:
 
 
 @contextlib.contextmanager
-def session(config: ClusterConfig, run_dir: str) -> Iterator[Stop]:
+def session(config: ClusterConfig) -> Iterator[Stop]:
     """Ray for the time of the block: the cluster of ``address`` or RAY_ADDRESS, else a local one with token authentication.
 
     environment.authenticate has run before Ray was imported, so that nothing is written to the user's home.
-    Raises BadInput for a run directory that a submitted job must not use.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
-    check_run_dir(run_dir, submitted="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
     stop = Stop()
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -69,7 +68,7 @@ def check_run_dir(run_dir: str, submitted: bool) -> None:
         raise BadInput(
             f"run.dir: '{run_dir}' is relative; under `ray job submit` give an absolute path on a shared disk"
         )
-    if submitted and "runtime_resources" in path.parts:
+    if submitted and re.search(r"/runtime_resources/|/session_(latest|\d{4}-\d\d-\d\d_)", f"{path.resolve()}/"):
         raise BadInput(f"run.dir: '{run_dir}' lies in Ray's session directory, which is not kept; give one outside it")
 
 

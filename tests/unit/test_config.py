@@ -132,3 +132,23 @@ def test_help_ends_well(command, capsys):
         main(command.split())
     assert ended.value.code == 0
     assert "rlhf-ray" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("stages.ppo.run.seed=3", "stages share the pipeline's"),
+        ("stages.ppo.cluster.num_threads=3", "stages share the pipeline's"),
+        ("stages.ppo.model.path=stage:later", "names no earlier stage"),
+        ("stages={../a: {}}", "stages"),
+    ],
+)
+def test_stages_that_do_not_fit(override, says):
+    with pytest.raises(BadInput, match=says):
+        load(ROOT / "jobs" / "quickstart.yaml", [override])
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    (tmp_path / "job.yaml").write_text("job: ppo\nnum_steps: 1\nnum_steps: 2\n")
+    with pytest.raises(BadInput, match=r"job\.yaml:3: .*'num_steps' comes twice"):
+        load(tmp_path / "job.yaml")

@@ -31,7 +31,7 @@ test-real: install  ## with real models and data: RLHF_RAY_REAL=/folder make tes
 	$(BIN)/pytest -m real
 
 bench: install  ## timings, paired against a peer or a limit
-	$(BIN)/python tests/benchmarks/rollout_vs_generate.py
+	$(BIN)/python -m tests.benchmarks.rollout_vs_generate
 
 lint: install  ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

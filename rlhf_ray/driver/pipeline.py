@@ -15,7 +15,7 @@ from . import report
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
-from .session import Stop, Stopped, check_run_dir, check_shared, session
+from .session import Stop, check_run_dir, check_shared, session
 from .supervised import SupervisedRun
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
@@ -27,8 +27,7 @@ def run(job: Any, console: Console) -> None:
     Raises BadInput (nothing was lost), Stopped (a checkpoint was written), or whatever went wrong.
     """
     check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
-    held = RunDir(job)
-    try:
+    with RunDir(job) as held:
         with session(job.cluster) as stop:
             check_shared(held.path)
             if isinstance(job, PipelineJob):
@@ -38,14 +37,6 @@ def run(job: Any, console: Console) -> None:
                 single(job, held, stop, console)
         held.record("finished")
         console.print(f"run directory: {held.path}")
-    except (Stopped, KeyboardInterrupt):
-        held.record("stopped")
-        raise
-    except BaseException as error:
-        held.record("failed", error=f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        held.close()
 
 
 def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, Any]:
@@ -68,23 +59,13 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
-        inner = RunDir(settled, keep_state=True)
-        try:
-            if inner.state.get("state") == "finished":
+        with RunDir(settled, keep_state=True) as inner:
+            if inner.state["state"] == "finished":
                 console.print(f"{name} is finished already: {inner.path}")
                 results[name] = inner.state["results"]
-                continue
-            results[name] = single(settled, inner, stop, console)
-        except (Stopped, KeyboardInterrupt):
-            inner.record("stopped")
-            raise
-        except BaseException as error:
-            inner.record("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            seconds = inner.state.get("seconds")
-            inner.close()
-        console.print(f"{name}: {seconds} s")
+            else:
+                results[name] = single(settled, inner, stop, console)
+                console.print(f"{name}: {inner.state['seconds']} s")
     held.record("running", results=results)
     report.stages(results, console)
 

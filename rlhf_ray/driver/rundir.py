@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput, parse
+from .session import Stopped
 
-MAY_CHANGE = re.compile(r"(stages\.[^.]+\.)?(num_steps|log|checkpoint|evaluate|cluster|run\.dir)\b")
+MAY_CHANGE = re.compile(r"(num_steps|cluster|run\.dir|(stages\.[^.]+\.)?(log|checkpoint|evaluate))\b")
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
@@ -88,6 +89,17 @@ class RunDir:
         """The manifest as it stands; empty before there is one."""
         file = self.path / "manifest.json"
         return json.loads(file.read_text()) if file.is_file() else {}
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Records how it ended, and lets another process have the directory."""
+        if isinstance(error, Stopped | KeyboardInterrupt):
+            self.record("stopped")
+        elif error is not None:
+            self.record("failed", error=f"{type(error).__name__}: {error}")
+        self.close()
 
     def close(self) -> None:
         """Lets another process have the directory."""

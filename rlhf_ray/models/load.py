@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
 
 from ..config import BadInput, LoraConfig, ModelConfig
 from .log_probs import PolicyModel, Ragged, ScalarModel
@@ -55,6 +56,7 @@ def create(config: ModelConfig, directory: str, tokenizer: Any, seed: int) -> st
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise BadInput(f"model.init: {error}") from None
+    disable_progress_bar()  # of a single file
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from tests.helpers import ROOT, TINY
 
@@ -65,6 +66,8 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
         job.pop("run", None)
     job = {"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}
     train(job, tmp_path / "all", timeout=560)
+    exported = [set(load_file(tmp_path / "all" / name / "model" / "model.safetensors")) for name in ("grpo", "rloo")]
+    assert exported[0] == exported[1]  # an adapter is merged: a plain model by its plain names
     for name, stage in every.items():
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name

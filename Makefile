@@ -32,6 +32,7 @@ test-real: install  ## with real models and data: RLHF_RAY_REAL=/folder make tes
 
 bench: install  ## timings, paired against a peer or a limit
 	$(BIN)/python -m tests.benchmarks.rollout_vs_generate
+	$(BIN)/python -m tests.benchmarks.learner_vs_peak
 
 lint: install  ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

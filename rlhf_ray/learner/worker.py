@@ -61,7 +61,7 @@ class LearnerWorker:
         info: dict[str, Any] = {}
         for role in self.roles.values():
             self.engines[role.name], info[role.name] = self._build(role)
-        info["peak_flops"] = self.peak = _peak_flops(self.device, DTYPES[next(iter(self.roles.values())).model.dtype])
+        info["peak_flops"] = self.peak = peak_flops(self.device, DTYPES[next(iter(self.roles.values())).model.dtype])
         return info
 
     def _build(self, role: Role) -> tuple[Any, dict[str, Any]]:
@@ -258,15 +258,20 @@ class LearnerWorker:
                 yield "actor"
 
     def _flops(self, role: str, micro: Batch) -> float:
-        """Forward and backward FLOPs of the real tokens: 6 N T plus attention's 6 layers width s^2 (performance.md, c)."""
-        core = zero.module(self.engines[role]).core
-        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in core.parameters())
+        """Forward and backward FLOPs of the real tokens: 6 N T of the layers, the head on response positions only, and
+        attention's 6 layers width s^2."""
+        core, policy = zero.module(self.engines[role]).core, self.roles[role].kind == "policy"
+        c = core.config
+        head = c.vocab_size * c.hidden_size
+        tables = head * (2 if policy and not c.tie_word_embeddings else 1)
+        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in core.parameters()) - tables
         lengths = micro.lengths.astype(float)
-        attention = 6.0 * core.config.num_hidden_layers * core.config.hidden_size * float((lengths**2).sum())
-        return 6.0 * size * float(lengths.sum()) + attention
+        attention = c.num_hidden_layers * c.hidden_size * float((lengths**2).sum())
+        read = float(micro.response_mask.sum()) if policy else 0.0
+        return 6.0 * (size * float(lengths.sum()) + head * read + attention)
 
 
-def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a square matrix product in ``dtype``, the best of three: what MFU is measured against."""
     n = 1024 if device.type == "cpu" else 8192
     a, best = torch.ones(n, n, device=device, dtype=dtype), float("inf")

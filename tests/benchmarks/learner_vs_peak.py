@@ -1,0 +1,79 @@
+"""The learner alone, one rank: FLOP/s of real tokens against the machine's measured matrix-product peak in the same precision."""
+
+import argparse
+import os
+import socket
+import tempfile
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_ray.batch import from_sequences
+from rlhf_ray.config import LearnerConfig, ModelConfig
+from rlhf_ray.config.algorithm import GRPO
+from rlhf_ray.learner.objectives import PolicyObjective
+from rlhf_ray.learner.worker import LearnerWorker, Role, peak_flops
+from rlhf_ray.metrics import means
+from tests.benchmarks.paired import report, seconds
+from tests.benchmarks.rollout_vs_generate import SHAPES, lengths
+
+
+def batch(count, longest, kind, vocab):
+    """Annotated rollouts of random tokens: prompts of 16, responses of equal or skewed length."""
+    draw, sizes = np.random.default_rng(0), lengths(kind, count, longest)
+    mask = [np.r_[np.zeros(16), np.ones(n)] for n in sizes]
+    tokens = [draw.integers(3, vocab, 16 + n) for n in sizes]
+    zeros = [np.full(16 + n, -3.0) for n in sizes]
+    return from_sequences(
+        tokens, response_mask=mask, prompt_length=[16] * count, group=np.arange(count) // 8, old_log_probs=zeros,
+        rollout_log_probs=zeros, advantages=[draw.normal(size=16 + n) for n in sizes],
+    )  # fmt: skip
+
+
+def measure(worker, rollouts, longest, rounds):
+    """Medians of seconds and MFU of a GRPO step; the peak is measured anew before each."""
+    objective = PolicyObjective(GRPO(), 0.0, 1.0, longest, False)
+    steps = []
+    for _ in range(rounds + 1):
+        worker.peak = peak_flops(torch.device("cpu"), torch.float32)
+        every = [[np.arange(len(rollouts))]]
+        spent, sums = seconds(lambda every=every: worker.update("actor", [(objective, 1.0)], every, rollouts))
+        steps.append((spent, means(sums)["actor/mfu"]))
+    return tuple(np.median(steps[1:], axis=0).tolist())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=64, help="sequences of a step")
+    parser.add_argument("--longest", type=int, default=240, help="response tokens")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 32000])
+    args = parser.parse_args()
+    threads, rows = os.cpu_count() or 1, []
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    for name, shape in SHAPES.items():
+        for vocab in args.vocab:
+            torch.manual_seed(0)
+            heads = shape["num_attention_heads"]
+            config = AutoConfig.for_model(
+                "llama", vocab_size=vocab, num_key_value_heads=heads, tie_word_embeddings=True, **shape
+            )
+            directory = tempfile.mkdtemp()
+            AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+            role = Role("actor", "policy", ModelConfig(path=directory), 1e-5)
+            worker = LearnerWorker(LearnerConfig(micro_batch_tokens=4096), [role], "cpu", threads, 600.0)
+            worker.start(0, 1, "127.0.0.1", port)
+            for kind in ("equal", "skewed"):
+                rollouts = batch(args.count, args.longest, kind, vocab)
+                took, mfu = measure(worker, rollouts, args.longest, args.rounds)
+                case = f"{name}, vocabulary {vocab}, {kind} lengths, float32"
+                tokens = int(rollouts.lengths.sum())
+                rows.append({"case": case, "ours_s": took, "theirs_s": took * mfu, "ratio": mfu, "tokens": tokens})
+    report("learner: step against the matrix-product peak (ratio is MFU)", rows)
+
+
+if __name__ == "__main__":
+    main()

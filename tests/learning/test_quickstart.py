@@ -35,8 +35,8 @@ def test_the_truth_rises(quickstart, seed):
     found = results(quickstart(seed))
     assert found["reward"]["evaluate/reward/accuracy"] >= 0.82  # one pair in twenty is flipped: 0.95 is the most
     for name in ("truth", "sentiment"):
-        assert found["ppo"][name]["low"] > 0.4
-    assert found["ppo"]["validity"]["after"] > 0.9
+        assert found["ppo"][f"part/{name}"]["low"] > 0.4
+    assert found["ppo"]["part/validity"]["after"] > 0.9
     assert found["ppo"]["kl"]["after"] < 10
 
 
@@ -45,9 +45,9 @@ def test_without_a_penalty_the_reward_model_is_hacked(quickstart, tmp_path):
     overrides = [f"model.path={base}/sft/model", f"rewards.terms.0.path={base}/reward/model"]
     run_job(ROOT / "jobs" / "hacked.yaml", tmp_path / "hacked", *overrides, timeout=600)
     careful, hacked = results(base)["ppo"], results(tmp_path / "hacked")
-    assert hacked["model"]["low"] > 0
+    assert hacked["part/model"]["low"] > 0
     assert hacked["kl"]["after"] > 3 * careful["kl"]["after"]
-    assert hacked["truth"]["high"] < 0
+    assert hacked["part/truth"]["high"] < 0
 
 
 def test_shuffled_labels_teach_no_sentiment(quickstart, tmp_path):
@@ -66,4 +66,4 @@ def test_shuffled_labels_teach_no_sentiment(quickstart, tmp_path):
     run_job(tmp_path / "job.yaml", tmp_path / "run", timeout=900)
     found = results(tmp_path / "run")
     assert abs(found["reward"]["evaluate/reward/accuracy"] - 0.5) < 0.1
-    assert found["ppo"]["sentiment"]["after"] < 0.5 * results(base)["ppo"]["sentiment"]["after"]
+    assert found["ppo"]["part/sentiment"]["after"] < 0.5 * results(base)["ppo"]["part/sentiment"]["after"]

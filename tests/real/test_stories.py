@@ -50,4 +50,4 @@ def test_stories_get_happier(paths, reward_model, monkeypatch, tmp_path, algorit
     run_job(job, tmp_path, f"model.path={paths['models/stories260k']}", f"run.seed={seed}", *model, timeout=900)
     found = results(tmp_path)
     for name in ("words", "judge"):
-        assert found[name]["low"] > 0
+        assert found[f"part/{name}"]["low"] > 0

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class RL:
-    """One RL job. ``state.step`` counts finished steps and equals the policy version that is published."""
+    """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
     def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop) -> None:
         self.job, self.run, self.setup, self.stop = job, run.path, setup, stop

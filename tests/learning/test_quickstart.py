@@ -47,7 +47,7 @@ def test_without_a_penalty_the_reward_model_is_hacked(quickstart, tmp_path):
     careful, hacked = results(base)["ppo"], results(tmp_path / "hacked")
     assert hacked["part/model"]["low"] > 0
     assert hacked["kl"]["after"] > 3 * careful["kl"]["after"]
-    assert hacked["part/truth"]["high"] < 0
+    assert hacked["part/truth"]["after"] < careful["part/truth"]["after"] - 0.3
 
 
 def test_shuffled_labels_teach_no_sentiment(quickstart, tmp_path):

@@ -11,7 +11,6 @@ if "RAY_AUTH_TOKEN" not in os.environ:
     token_file.write_text(secrets.token_hex(32))
     token_file.chmod(0o600)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(__file__).parents[1] / "build" / "torch_extensions"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

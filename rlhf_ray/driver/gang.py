@@ -48,6 +48,8 @@ class Gang:
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""
+        if not columns:
+            return batch
         parts = self.group.broadcast("annotate", ray.put(batch), temperature, columns)
         names = [*columns, "final_values"] if "values" in columns else columns
         return batch.replace(**{name: _scatter(batch, parts, name) for name in names})

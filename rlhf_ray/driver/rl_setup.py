@@ -129,8 +129,11 @@ def _local(term: Reward) -> Reward:
 
 
 def _columns(job: RLJob) -> list[str]:
-    found = ["old_log_probs"]
-    if job.algorithm.kl.coef > 0:
+    """What the learner computes before its updates. Old log-probs of a step that makes one update are those of that update."""
+    a, found = job.algorithm, []
+    if a.kl.coef > 0 or a.epochs * a.num_mini_batches > 1:
+        found.append("old_log_probs")
+    if a.kl.coef > 0:
         found.append("ref_log_probs")
     if isinstance(job.algorithm, PPO):
         found.append("values")

@@ -41,6 +41,10 @@ class Columns:
         setattr(self, name, column)
         return column
 
+    def fill(self, name: str, column: Tensor) -> None:
+        """Sets a column that the Batch does not have."""
+        setattr(self, name, column)
+
     def spread(self, values: Tensor, at: Tensor) -> Tensor:
         """Values (R,) at flat positions (R,), zero elsewhere: (T,)."""
         return values.new_zeros(len(self.tokens)).index_put((at,), values)
@@ -67,6 +71,8 @@ class PolicyObjective:
         c, a = Columns(batch, device), self.algorithm
         at = torch.nonzero(c.response_mask).squeeze(-1)
         new, entropy = (c.spread(x, at) for x in model(c.tokens, c.lengths, at, self.temperature, a.entropy_coef > 0))
+        if not batch.has("old_log_probs"):  # the only update of its step: these are the old ones
+            c.fill("old_log_probs", new.detach())
         weights, metrics = self._importance(c)
         per_token = POLICY_LOSSES[a.type](new, c, a)
         total = losses.aggregate(per_token, c.response_mask, c.lengths, a.loss_over, weights)

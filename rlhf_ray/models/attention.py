@@ -37,20 +37,18 @@ def packed_attention(
     unknown = [k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None]
     if unknown:
         raise ValueError(f"{type(module).__name__} uses {', '.join(unknown)}, which packed attention does not have")
-    starts = 0
-    groups: dict[int, list[tuple[int, int]]] = {}
+    parts = [x.split(sequence_lengths, 2) for x in (query, key, value)]  # one split: its backward is one cat
+    members: dict[int, list[int]] = {}
     for index, length in enumerate(sequence_lengths):
-        groups.setdefault(length, []).append((index, starts))
-        starts += length
-    pieces: list[Tensor | None] = [None] * len(sequence_lengths)
-    for length, members in groups.items():
-        q, k, v = (torch.cat([x[:, :, s : s + length] for _, s in members]) for x in (query, key, value))
+        members.setdefault(length, []).append(index)
+    pieces: dict[int, Tensor] = {}
+    for length, same in members.items():
+        q, k, v = (torch.cat([part[i] for i in same]) for part in parts)
         out = nn.functional.scaled_dot_product_attention(
             q, k, v, scale=scaling, enable_gqa=query.shape[1] != key.shape[1], **_mask(length, sliding_window, q.device)
         )
-        for row, (index, _) in enumerate(members):
-            pieces[index] = out[row].transpose(0, 1)
-    return torch.cat([p for p in pieces if p is not None]).unsqueeze(0), None
+        pieces |= zip(same, out.transpose(1, 2).unbind(0), strict=True)
+    return torch.cat([pieces[i] for i in range(len(sequence_lengths))]).unsqueeze(0), None
 
 
 def _mask(length: int, window: int | None, device: torch.device) -> dict[str, Any]:

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .attention import NAME as PACKED
+from .head import head_log_probs, token_log_probs
 
 log = logging.getLogger(__name__)
-
-CHUNK_ELEMENTS = 1 << 24  # logits kept at a time: tokens x vocabulary
 
 
 class Ragged(nn.Module):
@@ -77,10 +75,11 @@ class PolicyModel(Ragged):
         """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its sequence's start.
 
         ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so that
-        no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it.
+        no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it, and is
+        NaN where no gradient is taken at all (:func:`head_log_probs`).
         """
         if self.packed:
-            return chunked(
+            return head_log_probs(
                 self.core.get_output_embeddings(),
                 self.hidden(tokens, lengths, at - 1),
                 tokens[at],
@@ -133,38 +132,6 @@ class ScalarModel(Ragged):
 def before(at: Tensor) -> Tensor:
     """The positions whose hidden states predict the tokens at ``at``."""
     return at - 1
-
-
-def chunked(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies (R,) of ``targets`` (R,) from ``hidden`` (R, H); logits exist for one chunk at a time.
-
-    Where there is more than one chunk, the backward pass computes each chunk's logits again.
-    """
-
-    def piece(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return token_log_probs(head(states), ids, temperature, entropy_grad)
-
-    size = max(128, CHUNK_ELEMENTS // max(1, getattr(head, "out_features", 1)))
-    if len(hidden) <= size:
-        return piece(hidden, targets)
-    parts = []
-    for start in range(0, len(hidden), size):
-        states, ids = hidden[start : start + size], targets[start : start + size]
-        parts.append(
-            checkpoint(piece, states, ids, use_reentrant=False) if torch.is_grad_enabled() else piece(states, ids)
-        )
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def token_log_probs(logits: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs of ``targets`` (R,) and entropies (R,) of softmax(logits / temperature), float32; logits (R, V)."""
-    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        source = log_p if entropy_grad else log_p.detach()
-        entropy = -(source.exp() * source).sum(-1)
-    return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
 def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

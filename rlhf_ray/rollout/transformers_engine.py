@@ -22,6 +22,7 @@ from .kv_cache import CachedDecoder, RecomputingDecoder
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+ADMIT_SHARE = 8  # rows are refilled when one in so many is free: a prefill costs as much as a decode step
 
 
 class TransformersEngine:
@@ -111,9 +112,9 @@ class TransformersEngine:
         return finished
 
     def _admit(self) -> None:
-        """Fills free rows from the queue; requests side by side that share a prompt share its prefill."""
+        """Fills free rows from the queue once they are worth a prefill; neighbours that share a prompt share it."""
         free = min(self.max_rows - len(self.rows), len(self.waiting))
-        if free <= 0:
+        if free < min(len(self.waiting), self.max_rows // ADMIT_SHARE if self.rows else 1) or not free:
             return
         new = [self.waiting.popleft() for _ in range(free)]
         prompts: list[np.ndarray] = []
@@ -137,13 +138,20 @@ class TransformersEngine:
         """The next token of rows from ``first`` on: inverse of the cumulative softmax at the row's own uniform number."""
         rows = slice(first, first + len(logits))
         at = self.count[rows, None]
-        log_p = torch.log_softmax(logits.float() / self.sampling.temperature, -1)
-        mass = log_p.exp().cumsum(-1)
-        target = self.uniform[rows].gather(1, at) * mass[:, -1:]
-        token = torch.searchsorted(mass, target, right=True).clamp_(max=logits.shape[-1] - 1)
-        token = torch.where(self.greedy[rows, None], log_p.argmax(-1, keepdim=True), token)
-        self.tokens[rows] = self.tokens[rows].scatter(1, at, token)
-        self.chosen[rows] = self.chosen[rows].scatter(1, at, log_p.gather(1, token))
+        greedy = [r.greedy for r in self.rows[rows]]
+        probability = torch.softmax(logits.float() / self.sampling.temperature, -1)
+        if all(greedy):
+            token = logits.argmax(-1, keepdim=True)
+        else:
+            mass = probability.cumsum(-1)
+            total = mass[:, -1:]  # below it, so that rounding cannot reach a last token of probability 0
+            below = torch.nextafter(total, torch.zeros_like(total))
+            target = torch.minimum(self.uniform[rows].gather(1, at) * total, below)
+            token = torch.searchsorted(mass, target, right=True).clamp_(max=logits.shape[-1] - 1)
+            if any(greedy):
+                token = torch.where(self.greedy[rows, None], logits.argmax(-1, keepdim=True), token)
+        self.tokens[rows].scatter_(1, at, token)
+        self.chosen[rows].scatter_(1, at, probability.gather(1, token).log_())
         self.count[rows] += 1
 
     def _finish(self) -> list[Completion]:

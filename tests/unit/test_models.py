@@ -6,9 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig
 from rlhf_ray.data import toy
+from rlhf_ray.models import head
 from rlhf_ray.models import load as models
-from rlhf_ray.models import log_probs
-from rlhf_ray.models.log_probs import PolicyModel, ScalarModel, token_log_probs
+from rlhf_ray.models.head import token_log_probs
+from rlhf_ray.models.log_probs import PolicyModel, ScalarModel
 from tests.helpers import TINY
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
@@ -57,7 +58,8 @@ def test_ragged_log_probs_are_those_of_single_sequences(kind, attention):
     model = made(kind)
     with torch.no_grad():
         wanted, entropies = naive(model, 0.7)
-        found, entropy = PolicyModel(model, attention)(*ragged(), 0.7)
+        found, _ = PolicyModel(model, attention)(*ragged(), 0.7)
+    _, entropy = PolicyModel(model, attention)(*ragged(), 0.7)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, entropies, atol=1e-5, rtol=1e-5)
 
@@ -72,20 +74,44 @@ def test_gradients_of_packed_and_padded_are_the_same():
         torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_the_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch):
+@pytest.mark.parametrize("bias", [False, True])  # without one: the head's own backward; with one: autograd's
+@pytest.mark.parametrize("elements", [1 << 24, 1])  # one chunk; chunks of 128
+def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(monkeypatch, bias, elements):
     torch.manual_seed(0)
-    head, targets = torch.nn.Linear(8, 50), torch.randint(0, 50, (300,))
-    states = torch.randn(300, 8)
-    results = []
-    for elements in (1 << 24, 1):  # one chunk; chunks of 128
-        monkeypatch.setattr(log_probs, "CHUNK_ELEMENTS", elements)
+    layer, targets = torch.nn.Linear(8, 50, bias=bias), torch.randint(0, 50, (300,))
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+    states, factors, results = torch.randn(300, 8), torch.randn(300), []
+    for way in (
+        lambda x: token_log_probs(layer(x), targets, 0.7, False),
+        lambda x: head.head_log_probs(layer, x, targets, 0.7, False),
+    ):
         x = states.clone().requires_grad_()
-        head.zero_grad()
-        found, entropy = log_probs.chunked(head, x, targets, 1.0, True)
+        layer.zero_grad()
+        found, entropy = way(x)
+        (found * factors).sum().backward()
+        results.append((found.detach(), entropy.detach(), x.grad, layer.weight.grad.clone()))
+    for whole, chunks in zip(*results, strict=True):
+        torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        scored, _ = head.head_log_probs(layer, states, targets, 0.7, False)
+    torch.testing.assert_close(scored, results[0][0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_the_entropy_is_that_of_whole_logits(monkeypatch):
+    torch.manual_seed(0)
+    layer, targets = torch.nn.Linear(8, 50, bias=False), torch.randint(0, 50, (300,))
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1)
+    states, results = torch.randn(300, 8), []
+    for way in (
+        lambda x: token_log_probs(layer(x), targets, 0.7, True),
+        lambda x: head.head_log_probs(layer, x, targets, 0.7, True),
+    ):
+        x = states.clone().requires_grad_()
+        found, entropy = way(x)
         (found.sum() + 0.1 * entropy.sum()).backward()
-        results.append((found.detach(), entropy.detach(), x.grad, head.weight.grad.clone()))
-    for one, many in zip(*results, strict=True):
-        torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+        results.append((entropy.detach(), x.grad))
+    for whole, chunks in zip(*results, strict=True):
+        torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_entropy_has_a_gradient_only_when_asked():

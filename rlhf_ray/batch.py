@@ -100,6 +100,12 @@ class Batch:
         total = np.concatenate([[0], np.cumsum(self.response_mask, dtype=np.int64)])
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
+    @property
+    def shared_prompts(self) -> Array:
+        """(B,) int64: leading tokens a sequence has in common with the one before it: its prompt, where both are of a group."""
+        same = self.group[1:] == self.group[:-1]
+        return np.concatenate([[0], np.where(same, self.prompt_length[1:], 0)])[: len(self)]
+
     def replace(self, **columns: Array) -> Batch:
         """A new Batch with these columns set; the others are shared."""
         return Batch(**{**self._filled(), **columns})

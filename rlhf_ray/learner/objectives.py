@@ -70,7 +70,10 @@ class PolicyObjective:
         """Sum of the per-token losses over the micro-batch."""
         c, a = Columns(batch, device), self.algorithm
         at = torch.nonzero(c.response_mask).squeeze(-1)
-        new, entropy = (c.spread(x, at) for x in model(c.tokens, c.lengths, at, self.temperature, a.entropy_coef > 0))
+        new, entropy = (
+            c.spread(x, at)
+            for x in model(c.tokens, c.lengths, at, self.temperature, a.entropy_coef > 0, c.shared_prompts)
+        )
         if not batch.has("old_log_probs"):  # the only update of its step: these are the old ones
             c.fill("old_log_probs", new.detach())
         weights, metrics = self._importance(c)
@@ -145,7 +148,7 @@ class ValueObjective:
         """Half the squared error, summed over response tokens."""
         c = Columns(batch, device)
         at = torch.nonzero(c.response_mask).squeeze(-1)
-        values = c.spread(model(c.tokens, c.lengths, at - 1), at)
+        values = c.spread(model(c.tokens, c.lengths, at - 1, c.shared_prompts), at)
         return losses.value_loss(values, c.values, c.returns, c.response_mask, self.clip)
 
 

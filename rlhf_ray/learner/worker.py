@@ -23,6 +23,7 @@ from .objectives import Columns, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+SHARED_LEAST = 0.1  # share of the tokens that shared prompts must save before groups are kept together for it
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,16 @@ class LearnerWorker:
     def _annotate(self, micro: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
         c = Columns(micro, self.device)
         at = torch.nonzero(c.response_mask).squeeze(-1)
+        given = (c.tokens, c.lengths, at, temperature, False, c.shared_prompts)
         found = {}
         if "old_log_probs" in columns:
-            found["old_log_probs"] = c.spread(self._run("actor", c.tokens, c.lengths, at, temperature)[0], at)
+            found["old_log_probs"] = c.spread(self._run("actor", *given)[0], at)
         if "ref_log_probs" in columns:
             with self._reference() as name:
-                found["ref_log_probs"] = c.spread(self._run(name, c.tokens, c.lengths, at, temperature)[0], at)
+                found["ref_log_probs"] = c.spread(self._run(name, *given)[0], at)
         if "values" in columns:
-            both = self._run("critic", c.tokens, c.lengths, torch.cat([before(at), final_positions(c.lengths)]))
+            read = torch.cat([before(at), final_positions(c.lengths)])
+            both = self._run("critic", c.tokens, c.lengths, read, c.shared_prompts)
             found["values"] = c.spread(both[: len(at)], at)
             found["final_values"] = both[len(at) :]
         return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
@@ -144,7 +147,7 @@ class LearnerWorker:
         began, flops = time.monotonic(), 0.0
         for mini in minis:
             for (objective, coef), rows, batch in zip(objectives, mini, batches, strict=True):
-                chosen = batch.take(rows)
+                chosen = batch.take(np.sort(rows))  # a group's rows side by side
                 divisor = objective.weight(chosen) / coef
                 for micro_rows in self._plan(chosen, objective.unit)[self.rank]:
                     micro = chosen.take(micro_rows if len(micro_rows) else [0])
@@ -243,8 +246,15 @@ class LearnerWorker:
         return "ok"
 
     def _plan(self, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
-        column = getattr(batch, unit) if unit else None
-        return micro_batches(batch.lengths, self.config.micro_batch_tokens, self.world_size, column, self.width)
+        """Rows of each rank's micro-batches. Groups stay together where that leaves out enough of their prompts."""
+        budget, lengths, column = self.config.micro_batch_tokens, batch.lengths, getattr(batch, unit) if unit else None
+        if column is None and batch.has("prompt_length"):
+            alone = lengths - batch.shared_prompts
+            _, group = np.unique(batch.group, return_inverse=True)
+            whole = np.bincount(group, alone).max(initial=0)
+            if whole <= budget and lengths.sum() - alone.sum() >= SHARED_LEAST * lengths.sum():
+                lengths, column = alone, batch.group
+        return micro_batches(lengths, budget, self.world_size, column, self.width)
 
     def _run(self, role: str, *args: Any) -> Any:
         return self.engines[role](*args)
@@ -266,9 +276,10 @@ class LearnerWorker:
         tables = head * (2 if policy and not c.tie_word_embeddings else 1)
         size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in core.parameters()) - tables
         lengths = micro.lengths.astype(float)
-        attention = c.num_hidden_layers * c.hidden_size * float((lengths**2).sum())
+        shared = micro.shared_prompts.astype(float) if micro.has("prompt_length") else np.zeros(len(micro))
+        attention = c.num_hidden_layers * c.hidden_size * float((lengths**2 - shared**2).sum())
         read = float(micro.response_mask.sum()) if policy else 0.0
-        return 6.0 * (size * float(lengths.sum()) + head * read + attention)
+        return 6.0 * (size * float((lengths - shared).sum()) + head * read + attention)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

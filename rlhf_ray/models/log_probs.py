@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import NAME as PACKED
 from .head import head_log_probs, token_log_probs
+from .packing import pack
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +39,23 @@ class Ragged(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "peft_config") else model
 
-    def hidden(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
-        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,)."""
+    def hidden(self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,).
+
+        ``shared`` (B,) leading tokens that a sequence has in common with the one before it are computed once.
+        """
         body = self.core.base_model
         if self.packed:
-            sizes = tuple(int(n) for n in lengths.tolist())
-            positions = torch.cat([torch.arange(n, device=tokens.device) for n in sizes])
+            packing = pack(lengths, shared)
             out = body(
-                input_ids=tokens[None],
-                position_ids=positions[None],
-                sequence_lengths=sizes,
+                input_ids=tokens[packing.kept][None],
+                position_ids=packing.positions[None],
+                sequence_lengths=packing.lengths,
+                sequence_prefixes=packing.prefixes,
                 use_cache=False,
                 return_dict=True,
             )
-            return out.last_hidden_state[0, at]
+            return out.last_hidden_state[0, packing.place[at]]
         ids, mask, row, column = rectangle(tokens, lengths, at)
         return body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state[
             row, column
@@ -70,7 +74,13 @@ class PolicyModel(Ragged):
     """A causal language model as a function from ragged sequences to log-probs."""
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, at: Tensor, temperature: float = 1.0, entropy_grad: bool = False
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        at: Tensor,
+        temperature: float = 1.0,
+        entropy_grad: bool = False,
+        shared: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its sequence's start.
 
@@ -81,7 +91,7 @@ class PolicyModel(Ragged):
         if self.packed:
             return head_log_probs(
                 self.core.get_output_embeddings(),
-                self.hidden(tokens, lengths, at - 1),
+                self.hidden(tokens, lengths, at - 1, shared),
                 tokens[at],
                 temperature,
                 entropy_grad,
@@ -124,9 +134,9 @@ class PolicyModel(Ragged):
 class ScalarModel(Ragged):
     """A sequence-classification model with one logit, read wherever it is asked for: critic or reward model."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None) -> Tensor:
         """Scalars (R,) float32 read from the hidden states of flat positions ``at`` (R,)."""
-        return self.core.score(self.hidden(tokens, lengths, at)).squeeze(-1).float()
+        return self.core.score(self.hidden(tokens, lengths, at, shared)).squeeze(-1).float()
 
 
 def before(at: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from rlhf_ray.models import head
 from rlhf_ray.models import load as models
 from rlhf_ray.models.head import token_log_probs
 from rlhf_ray.models.log_probs import PolicyModel, ScalarModel
+from rlhf_ray.models.packing import pack
 from tests.helpers import TINY
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
@@ -62,6 +63,43 @@ def test_ragged_log_probs_are_those_of_single_sequences(kind, attention):
     _, entropy = PolicyModel(model, attention)(*ragged(), 0.7)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, entropies, atol=1e-5, rtol=1e-5)
+
+
+def groups():
+    """Flat tokens of two groups that share their prompts and of one sequence alone; lengths, shared, response positions."""
+    draw = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(0, 50, (n,), generator=draw) for n in (6, 3, 2)]
+    rows, shared, answers = [], [], []
+    for prompt, sizes in zip(prompts, ((4, 1, 4), (7, 5), (3,)), strict=True):
+        for i, size in enumerate(sizes):
+            rows.append(torch.cat([prompt, torch.randint(0, 50, (size,), generator=draw)]))
+            shared.append(len(prompt) if i else 0)
+            answers.append(torch.arange(len(rows[-1])) >= len(prompt))
+    return (
+        torch.cat(rows),
+        torch.tensor([len(r) for r in rows]),
+        torch.tensor(shared),
+        torch.cat(answers).nonzero()[:, 0],
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
+    tokens, lengths, shared, at = groups()
+    results = []
+    for given in (None, shared):
+        model = PolicyModel(made(kind), "packed")
+        found, _ = model(tokens, lengths, at, shared=given)
+        (found * torch.arange(len(found))).sum().backward()
+        results.append((found.detach(), [p.grad for p in model.parameters()]))
+    (whole, whole_grads), (once, grads) = results
+    torch.testing.assert_close(once, whole, atol=1e-5, rtol=1e-5)
+    for found, wanted in zip(grads, whole_grads, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    packing = pack(lengths, shared)
+    assert sum(packing.lengths) == len(packing.kept) == len(tokens) - int(shared.sum())
+    assert packing.lengths == (6, 4, 1, 4, 3, 7, 5, 5)
+    assert packing.prefixes == (-1, 0, 0, 0, -1, 4, 4, -1)
 
 
 def test_gradients_of_packed_and_padded_are_the_same():

@@ -87,7 +87,9 @@ def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: b
         from peft import AutoPeftModelForCausalLM
 
         if kind != "policy":
-            raise BadInput(f"{path}: an adapter cannot be a scalar model; merge it first (rlhf-ray export)")
+            raise BadInput(
+                f"{path}: an adapter cannot be a scalar model; save it merged first (peft: merge_and_unload)"
+            )
         return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
     try:
         return CLASSES[kind].from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)

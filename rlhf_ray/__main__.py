@@ -81,13 +81,13 @@ def _train(args: argparse.Namespace) -> int:
 
     authenticate(job.cluster)  # before Ray is imported
     from .driver import pipeline
-    from .driver.session import Stopped
+    from .driver.session import Failed, Stopped
 
     try:
         pipeline.run(job, _console())
-    except Stopped as stopped:
-        print(f"rlhf-ray: {stopped}", file=sys.stderr)
-        return 3
+    except (Failed, Stopped) as ended:
+        print(f"rlhf-ray: {' '.join(str(ended).split())}", file=sys.stderr)
+        return 3 if isinstance(ended, Stopped) else 1
     return 0
 
 

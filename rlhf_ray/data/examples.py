@@ -53,14 +53,8 @@ class Rows(list[Row]):
 
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, columns renamed. Raises DataError."""
-    if config.path.startswith(TOY):
-        task = config.path.removeprefix(TOY)
-        try:
-            rows = Rows(toy.generate(task, config.split, config.size or 1000, config.seed), config.path, None, option)
-        except ValueError as error:
-            raise DataError(f"{option}.path: {error}") from None
-    else:
-        rows = read(config.path, option)
+    toys = config.path.startswith(TOY)
+    rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option)
     new = config.columns
     kept = Rows(rows[: config.size], rows.source, rows.lines, option)
     for index in range(len(kept)):
@@ -71,15 +65,30 @@ def load(config: DataConfig, option: str) -> Rows:
 def read(path: str | Path, option: str = "data") -> Rows:
     """All rows of a JSONL, JSON, Parquet, CSV or TSV file, or of a saved Hugging Face dataset. Raises DataError."""
     path = Path(path).expanduser()
-    find(path, option)
+    _find(path, option)
     rows = _saved_dataset(path) if path.is_dir() else READERS[path.suffix](path)
     if not rows:
         raise DataError(f"{path}: there are no rows in it")
     return rows
 
 
-def find(path: Path, option: str) -> None:
-    """Raises DataError unless a file of a known kind or a directory is there; reads nothing."""
+def find(config: DataConfig, option: str) -> None:
+    """Raises DataError unless the section's file or task is there; reads no rows."""
+    if config.path.startswith(TOY):
+        _generated(config, 1, option)
+    else:
+        _find(Path(config.path).expanduser(), option)
+
+
+def _generated(config: DataConfig, size: int, option: str) -> Rows:
+    try:
+        rows = toy.generate(config.path.removeprefix(TOY), config.split, size, config.seed)
+    except ValueError as error:
+        raise DataError(f"{option}.path: {error}") from None
+    return Rows(rows, config.path, None, option)
+
+
+def _find(path: Path, option: str) -> None:
     if path.is_dir():
         return
     if not path.is_file():

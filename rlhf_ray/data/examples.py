@@ -57,6 +57,8 @@ def load(config: DataConfig, option: str) -> Rows:
     rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option)
     new = config.columns
     kept = Rows(rows[: config.size], rows.source, rows.lines, option)
+    if not new:
+        return kept
     for index in range(len(kept)):
         kept.require(index, *new)
     return Rows(({new.get(k, k): v for k, v in row.items()} for row in kept), rows.source, rows.lines, option)

@@ -32,7 +32,7 @@ def failing(trained: Callable[[], bool]) -> Iterator[None]:
         yield
     except BadInput as error:
         if trained():
-            raise Failed(f"{error} (what was trained before stands: the same command goes on from there)") from error
+            raise Failed(f"{error} (the same command goes on from the last checkpoint, if one was written)") from error
         raise
 
 

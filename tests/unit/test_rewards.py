@@ -12,8 +12,9 @@ from tokenizers import processors
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_ray.batch import from_sequences
-from rlhf_ray.config import ModelReward, RewardsConfig
+from rlhf_ray.config import ModelConfig, ModelReward, RewardsConfig
 from rlhf_ray.config.rewards import FunctionReward, RuleReward
+from rlhf_ray.data import tokenizer as tokenizers
 from rlhf_ray.data import toy
 from rlhf_ray.rewards.function import UserFunction
 from rlhf_ray.rewards.reward import RewardError, checked, combine
@@ -319,9 +320,9 @@ def test_a_sequence_beyond_the_context_is_the_terms_on_error(tmp_path, twin, on_
         assert parts[1] == pytest.approx(logit(twin, [7] * 127 + [worker.tokenizer.eos_token_id]), abs=1e-5)
 
 
-def test_without_a_pad_token_the_end_token_stands_in_and_is_what_the_score_is_read_at(tmp_path, judge, caplog):
+def test_without_a_pad_token_the_score_is_read_at_the_end_token(tmp_path, judge):
     parts, prompts, completions = scored([ModelReward(name="m", path=judge)], tmp_path)
-    assert "no pad_token" in caplog.text
+    assert tokenizers.load(ModelConfig(path=judge), judge).pad_token_id is None
     tokenizer = toy.tokenizer()
     for i, text in enumerate(f"{p} {c}" for p, c in zip(prompts, completions, strict=True)):
         ids = tokenizer(text)["input_ids"]

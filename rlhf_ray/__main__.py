@@ -80,17 +80,22 @@ def _train(args: argparse.Namespace) -> int:
     from .driver.environment import authenticate
 
     authenticate(job.cluster)  # before Ray is imported
-    from rich.console import Console
-
     from .driver import pipeline
-    from .driver.session import Stopped
+    from .driver.session import Failed, Stopped
 
     try:
-        pipeline.run(job, Console(width=None if sys.stdout.isatty() else 120))
-    except Stopped as stopped:
-        print(f"rlhf-ray: {stopped}", file=sys.stderr)
-        return 3
+        pipeline.run(job, _console())
+    except (Failed, Stopped) as ended:
+        print(f"rlhf-ray: {' '.join(str(ended).split())}", file=sys.stderr)
+        return 3 if isinstance(ended, Stopped) else 1
     return 0
+
+
+def _console() -> Any:
+    """A terminal that shows text as it is: what users and models write may look like markup ('[/INST]')."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -104,11 +109,9 @@ def _plan(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from .driver.report import before_and_after
 
-    if not before_and_after(Path(args.directory), args.samples, Console(width=None if sys.stdout.isatty() else 120)):
+    if not before_and_after(Path(args.directory), args.samples, _console()):
         raise BadInput(
             f"{args.directory}: no two evaluations there; give the run directory of a ppo job with evaluate.data"
         )

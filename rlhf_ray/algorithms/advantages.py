@@ -141,11 +141,6 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     return result
 
 
-def whiten_rows(per_sequence: Tensor, response_mask: Tensor, lengths: Tensor, eps: float = 1e-8) -> Tensor:
-    """`whiten` over sequences, each counting once: (B,) -> (B,); empty responses are left out and get 0."""
-    return whiten(per_sequence, sequence_sum(response_mask, lengths) > 0, eps)
-
-
 def group_sizes(group: Tensor) -> Tensor:
     """How many rows share each row's group: (B,) int64."""
     unique, inverse = torch.unique(group, return_inverse=True)

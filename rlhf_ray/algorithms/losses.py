@@ -263,13 +263,11 @@ def cross_entropy(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
     return -_inside(log_probs, mask).sum(), {"loss/cross_entropy": _pair(-log_probs, mask)}
 
 
-def bradley_terry(
-    scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
+def bradley_terry(scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor) -> tuple[Tensor, Metrics]:
     """Sum over pairs of -log sigmoid(chosen - rejected - margin): (scalar, metrics); divide by the number of pairs.
 
     `scores` and `labels` (1 chosen, 0 rejected) are (B,); the two sides of a pair share a `group` (B,), in any place.
-    `margin` (B,) is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155; margin:
+    `margin` (B,), in nats, is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155; margin:
     Touvron et al. 2023, arXiv 2307.09288. Metrics per pair: `reward/accuracy` (ties are wrong, no margin),
     `reward/margin` (chosen - rejected), `loss/bradley_terry`. Raises ValueError unless each group is one chosen and
     one rejected row.
@@ -289,7 +287,7 @@ def bradley_terry(
         raise ValueError(f"group {int(broken[0])} is not one chosen and one rejected row")
     rejected_at, chosen_at = order.view(-1, 2).unbind(1)
     difference = scores[chosen_at] - scores[rejected_at]
-    loss = -F.logsigmoid(difference if margin is None else difference - margin[chosen_at])
+    loss = -F.logsigmoid(difference - margin[chosen_at])
     every = torch.ones_like(difference, dtype=torch.bool)
     return loss.sum(), {
         "reward/accuracy": _pair(difference > 0, every),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .section import Section
 
@@ -15,10 +15,18 @@ class DataConfig(Section):
     path: str = Field(
         ..., min_length=1, description="JSONL, JSON, Parquet, CSV, TSV, saved HF dataset, or 'toy:reviews/sft'."
     )
-    split: Literal["train", "heldout"] = Field("train", description="Split of the offline world.")
+    split: Literal["train", "heldout"] = Field("train", description="Split of the offline world; a file is one split.")
     size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
     seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")
     columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
+
+    @model_validator(mode="after")
+    def _only_toy_has_splits(self) -> DataConfig:
+        if not self.path.startswith("toy:") and (self.split != "train" or self.seed):
+            raise ValueError(
+                f"split and seed belong to 'toy:' data; give held-out rows of {self.path} a file of their own"
+            )
+        return self
 
 
 class PromptConfig(DataConfig):

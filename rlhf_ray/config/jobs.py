@@ -25,7 +25,8 @@ class EvaluateRL(Section):
     data: PromptConfig | None = Field(None, description="Held-out prompts; none: no evaluation.")
     greedy: bool = Field(False, description="Take the likeliest token instead of sampling.")
     terms: list[Reward] = Field(
-        default_factory=list, description="Terms that only judge, such as the truth; weights do not matter."
+        default_factory=list,
+        description="Terms that only judge, as they score: without weight and standardise.",
     )
     num_shown: int = Field(3, ge=0, description="Samples shown side by side.")
 
@@ -58,7 +59,10 @@ class RLJob(Common):
     algorithm: AlgorithmConfig = Field(default_factory=PPO, description="Advantage, ratio, clip and loss.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Generation.")
     rewards: RewardsConfig = Field(..., description="The reward.")
-    critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic; only ppo has one.")
+    critic: CriticConfig = Field(
+        default_factory=CriticConfig,
+        description="The critic; read by ppo alone, which has one.",
+    )
     evaluate: EvaluateRL = Field(default_factory=EvaluateRL, description="Held-out evaluation.")
 
     @model_validator(mode="before")

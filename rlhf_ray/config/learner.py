@@ -25,8 +25,8 @@ class LearnerConfig(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or plain SGD (for comparisons).")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays; sgd has none.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW (decoupled) and of sgd.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
 
 

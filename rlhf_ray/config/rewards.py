@@ -14,10 +14,8 @@ class RewardTerm(Section):
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9_-]+$", description="Name in metrics and trajectories.")
     weight: float = Field(1.0, description="Factor in the total; 0 only records it.")
-    timeout_s: float = Field(60.0, gt=0, description="Seconds one call may take before it is killed.")
-    retries: int = Field(2, ge=0, description="How often a failed call is tried again.")
     on_error: Literal["fail", "drop"] = Field(
-        "fail", description="After the retries: stop the run, or drop the samples, counted."
+        "fail", description="Where there is no finite number: stop the run, or drop the samples, counted."
     )
 
 
@@ -34,6 +32,8 @@ class FunctionReward(RewardTerm):
 
     type: Literal["function"] = "function"
     path: str = Field(..., pattern=r"^.+\.py:[A-Za-z_]\w*$", description="The function, as path/to/file.py:function.")
+    timeout_s: float = Field(60.0, gt=0, description="Seconds one call may take before it is killed.")
+    retries: int = Field(2, ge=0, description="How often a failed call is tried again.")
 
 
 class ModelReward(RewardTerm):

@@ -1,14 +1,14 @@
 """Examples: rows of a file or of the offline world, as dicts, with errors that name file and line.
 
-Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``prompt``, ``chosen`` and
-``rejected`` (reward, pairs); ``text`` or ``sentence`` and ``label`` (reward, labelled); ``prompt`` and whatever the
-rewards want beside it (ppo). A prompt, completion or side may be a string or a list of {role, content} messages.
+Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``prompt``, ``chosen``,
+``rejected`` and, if wanted, ``margin`` (reward, pairs); ``text`` or ``sentence`` and ``label`` (reward, labelled); ``prompt``
+and whatever the rewards want beside it (ppo). A prompt, completion or side may be a string or a list of {role, content} messages.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from ..config import BadInput
+from ..config import BadInput, DataConfig
 from . import toy
 
 Row = dict[str, Any]
@@ -27,45 +27,98 @@ class DataError(BadInput):
     """Data that cannot be used: one sentence with place and remedy."""
 
 
-def load(
-    path: str, *, split: str = "train", size: int | None = None, seed: int = 0, columns: dict[str, str] | None = None
-) -> list[Row]:
-    """The rows of ``path`` ('toy:TASK' or a file), at most ``size`` of them, columns renamed {old: new}. Raises DataError."""
-    if path.startswith(TOY):
-        try:
-            return toy.generate(path.removeprefix(TOY), split, size or 1000, seed)
-        except ValueError as error:
-            raise DataError(f"data.path: {error}") from None
-    rows = read(path)[:size]
-    for old in columns or {}:
-        require(rows, [old], path)
-    return [{(columns or {}).get(k, k): v for k, v in row.items()} for row in rows] if columns else rows
+class Rows(list[Row]):
+    """Rows that know where they come from, for messages: the file, the line where its kind has lines, the config key."""
+
+    def __init__(
+        self, rows: Iterable[Row], source: str, lines: Sequence[int] | None = None, option: str = "data"
+    ) -> None:
+        super().__init__(rows)
+        self.source, self.lines, self.option = source, lines, option
+
+    def place(self, index: int) -> str:
+        """'file:line', or 'file, row N' where lines are not known."""
+        return f"{self.source}, row {index + 1}" if self.lines is None else f"{self.source}:{self.lines[index]}"
+
+    def require(self, index: int, *columns: str) -> None:
+        """Raises DataError unless the row has these columns, none of them null."""
+        row = self[index]
+        for column in columns:
+            if row.get(column) is None:
+                raise DataError(
+                    f"{self.place(index)}: no column '{column}' (it has {', '.join(row)}); "
+                    f"rename one with {self.option}.columns={{old: {column}}}"
+                )
 
 
-def read(path: str | Path) -> list[Row]:
+def load(config: DataConfig, option: str) -> Rows:
+    """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, columns renamed. Raises DataError."""
+    toys = config.path.startswith(TOY)
+    rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option)
+    new = config.columns
+    kept = Rows(rows[: config.size], rows.source, rows.lines, option)
+    if not new:
+        return kept
+    for index in range(len(kept)):
+        kept.require(index, *new)
+    return Rows(({new.get(k, k): v for k, v in row.items()} for row in kept), rows.source, rows.lines, option)
+
+
+def read(path: str | Path, option: str = "data") -> Rows:
     """All rows of a JSONL, JSON, Parquet, CSV or TSV file, or of a saved Hugging Face dataset. Raises DataError."""
     path = Path(path).expanduser()
-    if path.is_dir():
-        rows = _saved_dataset(path)
-    elif not path.is_file():
-        raise DataError(f"{path}: no such file; data.path is a file, a saved dataset, or toy:TASK")
-    elif path.suffix not in READERS:
-        raise DataError(f"{path}: unknown kind of file; known are {', '.join(READERS)}")
-    else:
-        rows = READERS[path.suffix](path)
+    _find(path, option)
+    rows = _saved_dataset(path) if path.is_dir() else READERS[path.suffix](path)
     if not rows:
         raise DataError(f"{path}: there are no rows in it")
     return rows
 
 
-def require(rows: Sequence[Row], columns: Sequence[str], where: str) -> None:
-    """Raises DataError unless every row has these columns, none of them null."""
-    for line, row in enumerate(rows, 1):
-        for column in columns:
-            if row.get(column) is None:
-                raise DataError(
-                    f"{where}:{line}: no column '{column}' (it has {', '.join(row)}); rename one with data.columns={{old: {column}}}"
-                )
+def find(config: DataConfig, option: str) -> None:
+    """Raises DataError unless the section's file or task is there; reads no rows."""
+    if config.path.startswith(TOY):
+        _generated(config, 1, option)
+    else:
+        _find(Path(config.path).expanduser(), option)
+
+
+def _generated(config: DataConfig, size: int, option: str) -> Rows:
+    try:
+        rows = toy.generate(config.path.removeprefix(TOY), config.split, size, config.seed)
+    except ValueError as error:
+        raise DataError(f"{option}.path: {error}") from None
+    return Rows(rows, config.path, None, option)
+
+
+def _find(path: Path, option: str) -> None:
+    if path.is_dir():
+        return
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {option}.path is a file, a saved dataset, or toy:TASK")
+    if path.suffix not in READERS:
+        raise DataError(f"{path}: unknown kind of file; known are {', '.join(READERS)}")
+
+
+def table(rows: Rows, kept: Sequence[int]) -> pa.Table:
+    """The kept rows with every column that any of them has, and example_id, their index. Raises DataError: mixed types."""
+    names = dict.fromkeys(name for i in kept for name in rows[i])
+    columns = {name: _column(rows, kept, name) for name in names if name != "example_id"}
+    return pa.table({**columns, "example_id": pa.array(kept, pa.int64())})
+
+
+def _column(rows: Rows, kept: Sequence[int], name: str) -> pa.Array:
+    values = [rows[i].get(name) for i in kept]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        kinds: dict[str, str] = {}
+        for i, value in zip(kept, values, strict=True):
+            if value is not None:
+                kinds.setdefault(type(value).__name__, rows.place(i))
+        found = ", ".join(f"{kind} at {place}" for kind, place in kinds.items())
+        raise DataError(
+            f"column '{name}' is {found}: {str(error).splitlines()[0]}; give all its values one type"
+        ) from None
 
 
 def text_of(row: Row, column: str, where: str) -> str:
@@ -91,9 +144,29 @@ def rendered(value: Any, tokenizer: Any, where: str, *, prompt: bool) -> str:
     return tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=prompt)
 
 
-def _jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def prompt_ids(prompt: Any, tokenizer: Any, where: str, then: str = "") -> list[int]:
+    """Token ids of a prompt and the text ``then``; a chat template writes its special tokens itself: none are added."""
+    text = rendered(prompt, tokenizer, where, prompt=True) + then
+    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+    return ids
+
+
+def _utf8(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file with that encoding"
+        ) from None
+
+
+def _jsonl(path: Path) -> Rows:
+    rows, lines = [], []
+    for number, line in enumerate(
+        _utf8(path).split("\n"), 1
+    ):  # splitlines would cut at U+2028, which JSON allows in text
         if not line.strip():
             continue
         try:
@@ -105,50 +178,54 @@ def _jsonl(path: Path) -> list[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: a {type(row).__name__}, expected an object with columns")
         rows.append(row)
-    return rows
+        lines.append(number)
+    return Rows(rows, str(path), lines)
 
 
-def _json(path: Path) -> list[Row]:
+def _json(path: Path) -> Rows:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(_utf8(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl"
         ) from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise DataError(f"{path}: expected a list of objects")
-    return rows
+    return Rows(rows, str(path))
 
 
-def _delimited(delimiter: str) -> Callable[[Path], list[Row]]:
-    def reader(path: Path) -> list[Row]:
+def _delimited(delimiter: str) -> Callable[[Path], Rows]:
+    def reader(path: Path) -> Rows:
         quoting = pa.csv.ParseOptions(
             delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
         )
         try:
-            return pa.csv.read_csv(path, parse_options=quoting).to_pylist()
+            found = pa.csv.read_csv(path, parse_options=quoting)
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
+        if any(pa.types.is_binary(kind) for kind in found.schema.types):
+            _utf8(path)  # Arrow's name for text that is not UTF-8
+        return Rows(found.to_pylist(), str(path))
 
     return reader
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> Rows:
     try:
-        return pa.parquet.read_table(path).to_pylist()
+        return Rows(pa.parquet.read_table(path).to_pylist(), str(path))
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _saved_dataset(path: Path) -> list[Row]:
+def _saved_dataset(path: Path) -> Rows:
     """The Arrow files of datasets' save_to_disk, read without that library."""
     files = sorted(path.glob("*.arrow"))
     if not files:
         raise DataError(f"{path}: a directory without .arrow files; give a file, or a dataset saved with save_to_disk")
-    return [row for f in files for row in pa.ipc.open_stream(f).read_all().to_pylist()]
+    return Rows((row for f in files for row in pa.ipc.open_stream(f).read_all().to_pylist()), str(path))
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".parquet": _parquet,

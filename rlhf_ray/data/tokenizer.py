@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -10,14 +9,12 @@ from transformers import AutoTokenizer
 from ..config import BadInput, ModelConfig
 from . import toy
 
-log = logging.getLogger(__name__)
-
 
 def load(config: ModelConfig, default: str | None) -> Any:
     """The tokenizer a model is used with; ``default`` is where the model itself lies.
 
-    Raises BadInput where it cannot be read or has no end-of-sequence token. A missing pad token is no error: sequences
-    are ragged and nothing is padded, so the end-of-sequence token stands in for it.
+    Raises BadInput where it cannot be read or has no end-of-sequence token. A missing pad token is no error and stays missing:
+    sequences are ragged, their ends are known by length, and no token is ever looked for as padding.
     """
     name = config.tokenizer or default
     if name == "toy":
@@ -35,7 +32,4 @@ def load(config: ModelConfig, default: str | None) -> Any:
         raise BadInput(
             f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"
         )
-    if tokenizer.pad_token_id is None:
-        log.warning("%s: no pad_token; the eos_token stands in for it (nothing is padded here)", name)
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

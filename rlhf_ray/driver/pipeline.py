@@ -11,11 +11,11 @@ from rich.console import Console
 
 from ..config import PipelineJob, RLJob, parse
 from ..config.jobs import STAGE
-from . import report
+from . import preflight, report
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
-from .session import Stop, check_run_dir, check_shared, session
+from .session import Stop, check_run_dir, check_shared, failing, session
 from .supervised import SupervisedRun
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
@@ -24,10 +24,11 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a
 def run(job: Any, console: Console) -> None:
     """Runs a job in a Ray session of its own (or the cluster it is told to join).
 
-    Raises BadInput (nothing was lost), Stopped (a checkpoint was written), or whatever went wrong.
+    Raises BadInput (nothing has run yet), Failed (something has), Stopped (a checkpoint was written), or what went wrong.
     """
     check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
     with RunDir(job) as held:
+        preflight.check(job)
         with session(job.cluster) as stop:
             check_shared(held.path)
             if isinstance(job, PipelineJob):
@@ -43,7 +44,9 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
     """One job in its run directory; returns its results, which the manifest keeps too."""
     if isinstance(job, RLJob):
         with setup(job, held.path, console.print) as made:
-            RL(job, held, made, stop).train()
+            rl = RL(job, held, made, stop)
+            with failing(lambda: rl.step > 0):
+                rl.train()
             made.gang.export(held.path / "model", made.tokenizer.save_pretrained)
         found = report.before_and_after(held.path, job.evaluate.num_shown, console)
         results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
@@ -56,6 +59,7 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
 def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> None:
     """The stages in order; a finished one is not done again."""
     results: dict[str, Any] = {}
+    trained: list[str] = []
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
@@ -64,7 +68,9 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
                 console.print(f"{name} is finished already: {inner.path}")
                 results[name] = inner.state["results"]
             else:
-                results[name] = single(settled, inner, stop, console)
+                with failing(lambda: bool(trained)):
+                    results[name] = single(settled, inner, stop, console)
+                trained.append(name)
                 console.print(f"{name}: {inner.state['seconds']} s")
     held.record("running", results=results)
     report.stages(results, console)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
-from ..config import PPO, BadInput, ModelReward, PromptConfig, Reward, RLJob
+from ..config import PPO, BadInput, FunctionReward, ModelReward, PromptConfig, Reward, RLJob
 from ..data import batches, examples
 from ..data.sampler import Sampler
 from ..models import load as models
@@ -63,16 +62,18 @@ class Setup:
 
 
 def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str) -> Prompts:
-    """The prompts of a dataset. Raises BadInput: no rows, no prompt column, prompts too long for the config or the model."""
+    """The prompts of a dataset; a line says how many were dropped. Raises BadInput where they do not fit config or model."""
     if config.max_prompt_tokens + max_new_tokens > context:
         raise BadInput(
             f"{where}.max_prompt_tokens {config.max_prompt_tokens} + rollout.max_new_tokens {max_new_tokens} exceed the model's "
             f"context of {context} tokens; lower one of them"
         )
-    rows = examples.load(config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns)
+    rows = examples.load(config, where)
     kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long)
-    table = pa.Table.from_pylist([{**rows[i], "example_id": i} for i in kept.ids])
-    return Prompts(kept.tokens, table, list(kept.ids))
+    if kept.dropped:
+        longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
+        print(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out", flush=True)
+    return Prompts(kept.tokens, examples.table(rows, kept.ids), list(kept.ids))
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     if job.evaluate.data is not None:
         heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
     terms = [*job.rewards.terms, *job.evaluate.terms]
-    rewards = job.rewards.model_copy(update={"terms": [_local(t) for t in terms]})
+    rewards = job.rewards.model_copy(update={"terms": [local(t) for t in terms]})
     counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
     chosen = plan(job.cluster, counts, ray.cluster_resources())
     for line in chosen.lines():
@@ -107,7 +108,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     )  # fmt: skip
     gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
     try:
-        reward.broadcast("check")
+        reward.broadcast("check", _longest(job))
         gang.start()
         for role, info in gang.info.items():
             if isinstance(info, dict) and not info.get("packed", True):
@@ -124,8 +125,19 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         placement.remove()
 
 
-def _local(term: Reward) -> Reward:
-    return term.model_copy(update={"path": models.resolve(term.path)}) if isinstance(term, ModelReward) else term
+def local(term: Reward) -> Reward:
+    """The term with a path that means the same to a worker, whose working directory may be another."""
+    if isinstance(term, ModelReward):
+        return term.model_copy(update={"path": models.resolve(term.path)})
+    if isinstance(term, FunctionReward):
+        return term.model_copy(update={"path": str(Path(term.path).expanduser().absolute())})
+    return term
+
+
+def _longest(job: RLJob) -> int:
+    """Most tokens of prompt and response that a reward term can meet."""
+    sections = [job.data] if job.evaluate.data is None else [job.data, job.evaluate.data]
+    return max(section.max_prompt_tokens for section in sections) + job.rollout.max_new_tokens
 
 
 def _columns(job: RLJob) -> list[str]:
@@ -149,7 +161,6 @@ def _importance(job: RLJob) -> bool:
 def _ptx(job: RLJob, tokenizer: Any) -> Ptx | None:
     if job.ptx_data is None:
         return None
-    d = job.ptx_data
-    rows = examples.load(d.path, split=d.split, size=d.size, seed=d.seed, columns=d.columns)
+    rows = examples.load(job.ptx_data, "ptx_data")
     made = batches.language_model(rows, tokenizer, job.learner.micro_batch_tokens)
     return Ptx(ray.put(made.batch), Sampler(len(made.batch), job.run.seed))

@@ -87,8 +87,7 @@ class RunDir:
     @property
     def state(self) -> dict[str, Any]:
         """The manifest as it stands; empty before there is one."""
-        file = self.path / "manifest.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return manifest(self.path)
 
     def __enter__(self) -> RunDir:
         return self
@@ -104,6 +103,12 @@ class RunDir:
     def close(self) -> None:
         """Lets another process have the directory."""
         self.lock.close()
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a run directory; empty before there is one."""
+    file = directory / "manifest.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

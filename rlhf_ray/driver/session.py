@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,21 @@ from ..config import BadInput, ClusterConfig
 
 class Stopped(Exception):
     """The command was told to stop and has written a checkpoint; exit code 3."""
+
+
+class Failed(Exception):
+    """Bad input that showed after training had begun: a failure, exit code 1, told in one sentence like a refusal."""
+
+
+@contextlib.contextmanager
+def failing(trained: Callable[[], bool]) -> Iterator[None]:
+    """Turns BadInput that comes out of the block once ``trained()`` into Failed: exit code 2 says that nothing has run."""
+    try:
+        yield
+    except BadInput as error:
+        if trained():
+            raise Failed(f"{error} (the same command goes on from the last checkpoint, if one was written)") from error
+        raise
 
 
 class Stop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .gang import Gang
 from .rundir import RunDir
 from .session import Stop, Stopped
 
-Prepare = Callable[[Sequence[dict[str, Any]], Any, int], batches.Prepared]
+Prepare = Callable[[examples.Rows, Any, int], batches.Prepared]
 TASKS: dict[str, tuple[str, Prepare, Objective]] = {
     "pretrain": ("policy", batches.language_model, LanguageModelObjective()),
     "sft": ("policy", batches.supervised, LanguageModelObjective()),
@@ -57,9 +57,7 @@ class SupervisedRun:
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
 
     def _load(self, config: DataConfig, where: str) -> Batch:
-        rows = examples.load(
-            config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns
-        )
+        rows = examples.load(config, where)
         made = self.prepare(rows, self.tokenizer, self.job.max_length)
         if made.dropped:
             print(

@@ -27,8 +27,3 @@ def write(file: Path, batch: Batch, reward_names: list[str]) -> None:
 def read(file: Path) -> Batch:
     """The Batch of a file that :func:`write` wrote."""
     return Batch.from_arrow(pq.read_table(file))
-
-
-def reward_names(file: Path) -> list[str]:
-    """Names of the reward parts in a file."""
-    return list(json.loads(pq.read_schema(file).metadata[b"reward_parts"]))

@@ -188,7 +188,8 @@ class PairwiseObjective:
     def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
         """Summed over pairs."""
         c = Columns(batch, device)
-        return losses.bradley_terry(model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0], c.group)
+        scores = model(c.tokens, c.lengths, final_positions(c.lengths))
+        return losses.bradley_terry(scores, c.labels[:, 0], c.group, c.labels[:, 1])
 
 
 @dataclass(frozen=True)

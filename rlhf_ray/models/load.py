@@ -25,8 +25,8 @@ CLASSES: dict[str, Any] = {"policy": AutoModelForCausalLM, "scalar": AutoModelFo
 WRAPPERS: dict[str, type[Ragged]] = {"policy": PolicyModel, "scalar": ScalarModel}
 
 
-def resolve(path: str, revision: str | None = None) -> str:
-    """The local directory of a model: itself, or the snapshot of a Hugging Face id. Raises BadInput where there is none."""
+def find(path: str) -> str | None:
+    """The local directory of a model; None for a name that may be a Hugging Face id. Raises BadInput where it is neither."""
     local = Path(path).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file() and not (local / "adapter_config.json").is_file():
@@ -34,6 +34,14 @@ def resolve(path: str, revision: str | None = None) -> str:
         return str(local.resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise BadInput(f"{path}: no such model directory")
+    return None
+
+
+def resolve(path: str, revision: str | None = None) -> str:
+    """The local directory of a model: itself, or the snapshot of a Hugging Face id. Raises BadInput where there is none."""
+    found = find(path)
+    if found is not None:
+        return found
     try:
         return snapshot_download(path, revision=revision)
     except Exception as error:
@@ -87,7 +95,9 @@ def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: b
         from peft import AutoPeftModelForCausalLM
 
         if kind != "policy":
-            raise BadInput(f"{path}: an adapter cannot be a scalar model; merge it first (rlhf-ray export)")
+            raise BadInput(
+                f"{path}: an adapter cannot be a scalar model; save it merged first (peft: merge_and_unload)"
+            )
         return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
     try:
         return CLASSES[kind].from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)

@@ -9,6 +9,7 @@ import torch
 
 from ..batch import Batch, from_sequences, micro_batches
 from ..config import ModelConfig, ModelReward
+from ..data import examples
 from ..data import tokenizer as tokenizers
 from ..models import load as models
 from .reward import RewardError
@@ -42,25 +43,37 @@ class ModelScorer:
             ) from None
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, prompts: list[str], completions: list[str]) -> np.ndarray:
-        """Scores (B,) float32. Raises RewardError for a sequence longer than the model's context."""
+    def __call__(self, batch: Batch, prompts: list[Any], completions: list[str]) -> np.ndarray:
+        """Scores (B,) float32, each read at the end token; too long for the context: RewardError, NaN under on_error: drop."""
         sequences = batch.sequences()
         if not self.same:
-            sequences = [self._ids(p + c) for p, c in zip(prompts, completions, strict=True)]
+            sequences = [self._ids(p, c) for p, c in zip(prompts, completions, strict=True)]
         whole = from_sequences([s if len(s) and s[-1] == self.eos else np.append(s, self.eos) for s in sequences])
-        if whole.lengths.max() > self.context:
+        fitting = np.flatnonzero(whole.lengths <= self.context)
+        if len(fitting) < len(whole) and self.term.on_error == "fail":
             raise RewardError(
                 f"reward '{self.term.name}': the sequence of example {batch.example_id[whole.lengths.argmax()]} has "
                 f"{whole.lengths.max()} tokens, more than the reward model's context of {self.context}; "
-                "lower rollout.max_new_tokens or data.max_prompt_tokens"
+                "lower rollout.max_new_tokens or data.max_prompt_tokens, or set on_error: drop"
             )
-        found = np.zeros(len(whole), np.float32)
-        for rows in micro_batches(whole.lengths, self.term.micro_batch_tokens, 1)[0]:
+        found = np.full(len(whole), np.nan, np.float32)
+        for chosen in micro_batches(whole.lengths[fitting], self.term.micro_batch_tokens, 1)[0]:
+            rows = fitting[chosen]
             part = whole.take(rows)
             lengths = torch.tensor(part.lengths, device=self.device)
             tokens = torch.tensor(part.tokens, device=self.device).long()
             found[rows] = self.model(tokens, lengths, torch.cumsum(lengths, 0) - 1).cpu().numpy()
         return found
 
-    def _ids(self, text: str) -> np.ndarray:
-        return np.array(self.tokenizer(text)["input_ids"], dtype=np.int32)
+    def require(self, longest: int) -> None:
+        """Raises RewardError where ``longest`` tokens of the policy and an end token can exceed this model's context."""
+        if self.same and longest + 1 > self.context:
+            raise RewardError(
+                f"reward '{self.term.name}': a truncated sample has up to {longest} tokens and gets an end token, more than the "
+                f"reward model's context of {self.context}; lower rollout.max_new_tokens or data.max_prompt_tokens by "
+                f"{longest + 1 - self.context}"
+            )
+
+    def _ids(self, prompt: Any, completion: str) -> np.ndarray:
+        where = f"reward '{self.term.name}', prompt"
+        return np.array(examples.prompt_ids(prompt, self.tokenizer, where, completion), dtype=np.int32)

@@ -19,7 +19,12 @@ class RewardError(BadInput):
 
 
 class Reward(Protocol):
-    """TRL's signature: prompts, completions, every other column of the dataset as a list; one number each comes back."""
+    """TRL's signature: prompts, completions, every other column of the dataset as a list; one number each comes back.
+
+    A user's function gets completion_ids too (lists of token ids, end token included), and for a prompt that is a list of
+    messages a completion of that form: [{"role": "assistant", "content": text}]. TRL's trainer_state, log_extra and
+    log_metric belong to its trainer and are not passed. Rules get text, and no completion_ids.
+    """
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]: ...
 

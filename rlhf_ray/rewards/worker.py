@@ -11,14 +11,14 @@ import torch
 
 from ..batch import Batch
 from ..config import FunctionReward, ModelConfig, ModelReward, RewardsConfig, RuleReward
-from ..data import examples
 from ..data import tokenizer as tokenizers
 from .function import UserFunction
 from .model import ModelScorer
 from .reward import RewardError, checked
 from .rules import rule
 
-TAKEN = ("example_id", "prompts", "completions")  # columns that a function cannot get: the names mean something else
+# columns that a function cannot get: the names mean something else, as with TRL
+TAKEN = ("example_id", "prompts", "completions", "completion", "completion_ids")
 
 
 class RewardWorker:
@@ -33,11 +33,13 @@ class RewardWorker:
         self.tokenizer = tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
         self.terms: dict[str, Any] = {}
 
-    def check(self) -> None:
-        """Builds every term. Raises RewardError (or BadInput) for one that cannot be had."""
+    def check(self, longest: int = 0) -> None:
+        """Builds every term. Raises RewardError (or BadInput) for one that cannot be had, or cannot take ``longest`` tokens."""
         for term in self.config.terms:
             if term.name not in self.terms:
                 self.terms[term.name] = self._build(term)
+            if isinstance(term, ModelReward):
+                self.terms[term.name].require(longest)
 
     def _build(self, term: Any) -> Any:
         if isinstance(term, RuleReward):
@@ -62,11 +64,11 @@ class RewardWorker:
     ) -> np.ndarray:
         scorer, ids = self.terms[term.name], batch.example_id.tolist()
         if isinstance(term, ModelReward):
-            where = f"reward '{term.name}', prompt"
-            heads = [examples.rendered(p, scorer.tokenizer, where, prompt=True) for p in prompts]
-            return checked(term.name, term.path, scorer(batch, heads, completions), ids, term.on_error)
+            return checked(term.name, term.path, scorer(batch, prompts, completions), ids, term.on_error)
         if isinstance(term, FunctionReward):
-            return scorer(prompts, completions, ids, **columns)
+            answers = [_message(p, c) for p, c in zip(prompts, completions, strict=True)]
+            tokens = [t[n:].tolist() for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
+            return scorer(prompts, answers, ids, completion_ids=tokens, **columns)
         try:
             values = scorer(prompts, completions, **columns)
         except Exception as error:
@@ -95,3 +97,8 @@ class RewardWorker:
     def ping(self) -> str:
         """Answers while the worker lives."""
         return "ok"
+
+
+def _message(prompt: Any, completion: str) -> Any:
+    """The completion as TRL gives it to a function: text, or to a conversation the assistant's message in a list."""
+    return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]

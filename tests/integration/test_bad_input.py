@@ -120,6 +120,25 @@ def test_a_reward_function_that_fails(refused, tmp_path, name, says):
     assert "own" in message
 
 
+def test_a_reward_that_fails_after_a_step_is_a_failure_and_the_checkpoint_stands(address, tmp_path, capsys):
+    first = tmp_path / "run" / "checkpoints" / "step-000001"
+    (tmp_path / "f.py").write_text(f"""if True:
+        import os
+        def reward(prompts, completions, **columns):
+            assert not os.path.exists({str(first / "manifest.json")!r}), "not again"
+            return [float(len(c)) for c in completions]
+    """)
+    term = {"name": "own", "type": "function", "path": f"{tmp_path}/f.py:reward", "retries": 0}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job(rewards={"terms": [term]}, checkpoint={"every": 1})))
+    line = ["train", str(tmp_path / "job.yaml"), f"run.dir={tmp_path}/run", f"cluster.address={address}"]
+    assert main(line) == 1
+    err = capsys.readouterr().err
+    assert "rlhf-ray: reward 'own'" in err
+    assert "not again" in err
+    assert "Traceback" not in err
+    assert first.is_dir()
+
+
 def test_a_reward_file_that_is_not_there(refused, tmp_path):
     term = {"name": "own", "type": "function", "path": f"{tmp_path}/none.py:reward"}
     assert "none.py" in refused(rl_job(rewards={"terms": [term]}))

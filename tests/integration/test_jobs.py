@@ -27,7 +27,8 @@ def tiny(job, folder):
     path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")
     job["data"] = {"path": path, "size": 6 if kind == "reward" and not labelled else 32}  # 6: a batch spans two epochs
     if kind != "ppo":
-        job |= {"batch_size": 4, "max_length": 64, "evaluate": {"data": {**job["data"], "split": "heldout"}}}
+        heldout = job["data"] if labelled else {**job["data"], "split": "heldout"}
+        job |= {"batch_size": 4, "max_length": 64, "evaluate": {"data": heldout}}
         return job
     job["data"]["max_prompt_tokens"] = 32
     job["evaluate"] = {}

@@ -39,7 +39,7 @@ def batch(order=None):
         response_mask=[np.r_[np.zeros(2), np.ones(len(t) - 2)] for t in tokens],
         group=np.repeat(np.arange(4), 2),
         example_id=np.arange(8),
-        labels=np.tile([[1.0], [0.0]], (4, 1)),
+        labels=np.tile([[1.0, 0.5], [0.0, 0.5]], (4, 1)),
     )
     return whole if order is None else whole.take(order)
 

@@ -51,6 +51,13 @@ def test_plan_prints_the_arithmetic(file, capsys):
         ("learner.num_workers", 8, "without one"),
         ("learner.micro_batch_tokens", 32, "longest sequence"),
         ("algorithm.ptx_coef", 0.5, "ptx_data"),
+        (
+            "data",
+            {"path": "rows.jsonl", "split": "heldout"},
+            "data: split and seed belong to 'toy:' data; give held-out",
+        ),
+        ("evaluate.data", {"path": "rows.jsonl", "seed": 1}, "evaluate.data: split and seed belong to 'toy:' data"),
+        ("rewards.terms.0.retries", 1, "unknown key 'retries'"),
         ("rewards.terms", [], "rewards.terms"),
         ("rewards.terms.0.type", "oracle", "rewards.terms.0"),
         ("evaluate.terms", rl_job()["rewards"]["terms"], "share a name"),

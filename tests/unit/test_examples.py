@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_ray.config import BadInput
+from rlhf_ray.config import BadInput, DataConfig
 from rlhf_ray.data import toy
-from rlhf_ray.data.examples import DataError, load, read, rendered, require, text_of
+from rlhf_ray.data.examples import DataError, Rows, load, read, rendered, table, text_of
 
 ROWS = [{"text": "a, b", "label": 1}, {"text": 'say "c"', "label": 0}]
 TEMPLATE = (
@@ -88,28 +88,66 @@ def test_data_errors_are_bad_input_and_value_errors():
 
 def test_columns_are_renamed_and_size_is_a_limit(tmp_path):
     _jsonl(tmp_path / "x.jsonl")
-    rows = load(str(tmp_path / "x.jsonl"), size=1, columns={"text": "prompt"})
+    rows = load(DataConfig(path=str(tmp_path / "x.jsonl"), size=1, columns={"text": "prompt"}), "data")
     assert rows == [{"prompt": "a, b", "label": 1}]
 
 
 def test_renaming_a_column_that_is_not_there_lists_those_that_are(tmp_path):
     _jsonl(tmp_path / "x.jsonl")
-    with pytest.raises(DataError, match=r"x\.jsonl:1: no column 'sentence' \(it has text, label\)"):
-        load(str(tmp_path / "x.jsonl"), columns={"sentence": "text"})
+    with pytest.raises(
+        DataError, match=r"x\.jsonl:1: no column 'sentence' \(it has text, label\); .* ptx_data.columns"
+    ):
+        load(DataConfig(path=str(tmp_path / "x.jsonl"), columns={"sentence": "text"}), "ptx_data")
 
 
 def test_load_knows_the_offline_world():
-    assert load("toy:reviews/sft", size=5, seed=3) == toy.generate("reviews/sft", "train", 5, 3)
-    assert load("toy:reviews/sft", split="heldout", size=5) == toy.generate("reviews/sft", "heldout", 5, 0)
+    config = DataConfig(path="toy:reviews/sft", split="heldout", size=5, seed=3)
+    assert load(config, "data") == toy.generate("reviews/sft", "heldout", 5, 3)
     with pytest.raises(DataError, match=r"data\.path: unknown task 'nonsense'.*reviews/sft"):
-        load("toy:nonsense")
+        load(DataConfig(path="toy:nonsense"), "data")
 
 
 @pytest.mark.parametrize("row", [{"text": "a"}, {"text": "a", "prompt": None}])
-def test_require_names_row_and_column(row):
-    require([{"prompt": "a"}], ["prompt"], "data")
-    with pytest.raises(DataError, match=r"data:2: no column 'prompt' \(it has text"):
-        require([{"prompt": "a"}, row], ["prompt"], "data")
+@pytest.mark.parametrize(("lines", "place"), [([3, 5], "x:5"), (None, "x, row 2")])
+def test_require_names_place_and_column(row, lines, place):
+    rows = Rows([{"prompt": "a"}, row], "x", lines)
+    rows.require(0, "prompt")
+    with pytest.raises(DataError, match=rf"{place}: no column 'prompt' \(it has text.*data.columns="):
+        rows.require(1, "prompt")
+
+
+def test_lines_are_those_of_the_file_and_end_only_at_a_line_end(tmp_path):
+    texts = ["a\u2028b\u0085c\x0cd", "e"]
+    lines = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+    (tmp_path / "x.jsonl").write_bytes(f"\ufeff{lines[0]}\r\n\r\n{lines[1]}\r\n".encode())
+    rows = read(tmp_path / "x.jsonl")
+    assert [r["text"] for r in rows] == texts
+    assert rows.place(1) == f"{tmp_path}/x.jsonl:3"
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.tsv"])
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole.replace(b"a, b", b"a\xe9 b"))
+    line = whole[: whole.index(b"a, b")].count(b"\n") + 1
+    with pytest.raises(DataError, match=rf"{name}:{line}: not UTF-8 \(byte 0xe9\); save"):
+        read(tmp_path / name)
+
+
+def test_a_table_has_every_column_that_any_row_has():
+    rows = Rows([{"prompt": "a"}, {"prompt": "b", "x": 9}, {"prompt": "c", "answer": "1", "example_id": "z"}], "x")
+    assert table(rows, [0, 2]).to_pylist() == [
+        {"prompt": "a", "answer": None, "example_id": 0}, {"prompt": "c", "answer": "1", "example_id": 2},
+    ]  # fmt: skip
+
+
+def test_a_column_of_two_types_is_named_with_both_places():
+    rows = Rows([{"answer": None}, {"answer": 7}, {"answer": "7"}], "x.jsonl", [1, 2, 4])
+    with pytest.raises(DataError, match=r"column 'answer' is int at x.jsonl:2, str at x.jsonl:4: .*one type"):
+        table(rows, [0, 1, 2])
+    with pytest.raises(DataError, match="column 'answer' is int at x"):
+        table(Rows([{"answer": 2**70}], "x"), [0])
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,15 @@ def test_a_random_model_is_written_and_read_back(tmp_path):
     assert names <= set(model.model.state_dict())
 
 
+def test_without_a_pad_token_every_embedding_can_learn(tmp_path):
+    tokenizer = toy.tokenizer()
+    tokenizer.pad_token = None
+    path = models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, 0)
+    embedding = AutoModelForCausalLM.from_pretrained(path).get_input_embeddings()
+    assert embedding.padding_idx is None
+    assert embedding.weight[tokenizer.eos_token_id].abs().sum() > 0
+
+
 def test_the_same_seed_makes_the_same_model(tmp_path):
     paths = [
         models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / n), toy.tokenizer(), 3) for n in "ab"

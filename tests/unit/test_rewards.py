@@ -8,11 +8,13 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import processors
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_ray.batch import from_sequences
-from rlhf_ray.config import ModelReward, RewardsConfig
+from rlhf_ray.config import ModelConfig, ModelReward, RewardsConfig
 from rlhf_ray.config.rewards import FunctionReward, RuleReward
+from rlhf_ray.data import tokenizer as tokenizers
 from rlhf_ray.data import toy
 from rlhf_ray.rewards.function import UserFunction
 from rlhf_ray.rewards.reward import RewardError, checked, combine
@@ -186,24 +188,40 @@ def test_the_reward_is_the_weighted_sum_with_models_standardised():
     assert combine(parts, terms, {"m": (10.0, 2.0)}).tolist() == [2.0, 1.0]
 
 
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    """A random reward model of the toy vocabulary with two more words: ids shifted against the policy's by a prefix."""
-    path = tmp_path_factory.mktemp("judge")
-    tokenizer = toy.tokenizer()
-    tokenizer.add_tokens(["[one]", "[two]"])
+def make_judge(path, tokenizer):
+    """A random reward model with this tokenizer at a path; its config names no pad token."""
     tokenizer.save_pretrained(path)
     settings = {k: v for k, v in TINY.items() if k != "model_type"}
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, **settings)
-    LlamaForSequenceClassification(config).save_pretrained(path)
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **settings)).save_pretrained(
+        path
+    )
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A random reward model of the toy vocabulary with two more words, so that it must be given text; it has no pad token."""
+    tokenizer = toy.tokenizer()
+    tokenizer.add_tokens(["[one]", "[two]"])
+    tokenizer.pad_token = None
+    return make_judge(tmp_path_factory.mktemp("judge"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """A random reward model with the policy's tokenizer, context 128."""
+    return make_judge(tmp_path_factory.mktemp("twin"), toy.tokenizer())
+
+
+def worker_of(terms, tmp_path):
+    toy.tokenizer().save_pretrained(tmp_path / "policy")
+    return RewardWorker(RewardsConfig(terms=terms), str(tmp_path / "policy"))
 
 
 def scored(terms, tmp_path):
     """(reward_parts, prompts, completions) of two completions by a worker that is plain Python."""
     tokenizer = toy.tokenizer()
-    tokenizer.save_pretrained(tmp_path / "policy")
     prompts = ["review of the hotel : the staff was warm .", "review of the park : we had a dull view ."]
     completions = ["the price was ugly .", "the end was fresh . the look was stale ."]
     heads, tails = ([tokenizer(t)["input_ids"] for t in texts] for texts in (prompts, completions))
@@ -213,7 +231,7 @@ def scored(terms, tmp_path):
         example_id=np.array([5, 3]),
     )
     rows = pa.table({"example_id": [3, 5], "prompt": [prompts[1], prompts[0]], "wanted": ["ugly", "ugly"]})
-    worker = RewardWorker(RewardsConfig(terms=terms), str(tmp_path / "policy"))
+    worker = worker_of(terms, tmp_path)
     worker.check()
     return worker.score(batch, rows, None).reward_parts, prompts, completions
 
@@ -231,10 +249,85 @@ def test_a_worker_scores_every_kind_of_term_in_its_order(tmp_path, judge):
     assert parts[:, 0].tolist() == [pytest.approx(1 / 4), pytest.approx(1 / 8)]
     assert parts[:, 1].tolist() == [1.0, 0.0]
     tokenizer = toy.tokenizer()
-    model = LlamaForSequenceClassification.from_pretrained(judge).eval()
     for i, text in enumerate(f"{p} {c}" for p, c in zip(prompts, completions, strict=True)):
-        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
-        assert parts[i, 2] == pytest.approx(float(model(ids).logits[0, 0].detach()), abs=1e-5)
+        assert parts[i, 2] == pytest.approx(
+            logit(judge, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]), abs=1e-5
+        )
+
+
+def logit(judge, ids):
+    """What transformers gives for one sequence without padding: the score of its last token."""
+    model = LlamaForSequenceClassification.from_pretrained(judge).eval()
+    return float(model(torch.tensor([ids])).logits[0, 0].detach())
+
+
+TALK = [{"role": "user", "content": "the view"}]
+
+
+def talked(terms, tmp_path):
+    """reward_parts of 'was warm .' after a conversation, an answer of four tokens."""
+    worker = worker_of(terms, tmp_path)
+    ids = worker.tokenizer("the view was warm . <eos>")["input_ids"]
+    batch = from_sequences([np.array(ids)], prompt_length=[2], example_id=np.array([4]))
+    rows = pa.table({"example_id": [4], "prompt": [TALK], "completion": ["mine"], "completion_ids": ["mine"]})
+    return worker.score(batch, rows).reward_parts[0].tolist()
+
+
+def test_a_function_gets_conversations_as_trl_gives_them_and_a_rule_gets_text(tmp_path):
+    (tmp_path / "f.py").write_text(f"""if True:
+        def f(prompts, completions, completion_ids, **columns):
+            assert prompts == [{TALK!r}], prompts
+            assert completions == [[{{"role": "assistant", "content": " was warm ."}}]], completions
+            assert not columns, columns
+            return [len(ids) for ids in completion_ids]
+    """)
+    function = FunctionReward(name="own", path=f"{tmp_path}/f.py:f", retries=0)
+    assert talked([function, RuleReward(name="warm", rule="contains", options={"text": "was warm"})], tmp_path) == [
+        4,
+        1,
+    ]
+
+
+def test_a_foreign_reward_model_reads_a_conversation_with_one_bos(tmp_path):
+    tokenizer = toy.tokenizer()
+    tokenizer.add_tokens(["[another]"])
+    bos = [("<bos>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", None, bos)
+    tokenizer.chat_template = "<bos>{% for m in messages %} {{ m.content }}{% endfor %}"
+    path = make_judge(tmp_path / "judge", tokenizer)
+    ids = tokenizer("<bos> the view was warm . <eos>", add_special_tokens=False)["input_ids"]
+    assert talked([ModelReward(name="m", path=path)], tmp_path) == [pytest.approx(logit(path, ids), abs=1e-5)]
+
+
+def test_a_context_without_room_for_the_end_token_is_refused_before_the_run(tmp_path, twin):
+    worker = worker_of([ModelReward(name="m", path=twin)], tmp_path)
+    worker.check(127)
+    with pytest.raises(RewardError, match=r"reward 'm': a truncated sample .* context of 128; lower .* by 1$"):
+        worker.check(128)
+
+
+@pytest.mark.parametrize("on_error", ["fail", "drop"])
+def test_a_sequence_beyond_the_context_is_the_terms_on_error(tmp_path, twin, on_error):
+    worker = worker_of([ModelReward(name="m", path=twin, on_error=on_error)], tmp_path)
+    batch = from_sequences([np.full(n, 7) for n in (128, 127)], prompt_length=[4, 4], example_id=np.array([0, 1]))
+    rows = pa.table({"example_id": [0, 1], "prompt": ["the", "the"]})
+    if on_error == "fail":
+        with pytest.raises(RewardError, match="example 0 has 129 tokens, more than"):
+            worker.score(batch, rows)
+    else:
+        parts = worker.score(batch, rows).reward_parts[:, 0]
+        assert np.isnan(parts[0])
+        assert parts[1] == pytest.approx(logit(twin, [7] * 127 + [worker.tokenizer.eos_token_id]), abs=1e-5)
+
+
+def test_without_a_pad_token_the_score_is_read_at_the_end_token(tmp_path, judge):
+    parts, prompts, completions = scored([ModelReward(name="m", path=judge)], tmp_path)
+    assert tokenizers.load(ModelConfig(path=judge), judge).pad_token_id is None
+    tokenizer = toy.tokenizer()
+    for i, text in enumerate(f"{p} {c}" for p, c in zip(prompts, completions, strict=True)):
+        ids = tokenizer(text)["input_ids"]
+        assert parts[i, 0] == pytest.approx(logit(judge, [*ids, tokenizer.eos_token_id]), abs=1e-5)
+        assert parts[i, 0] != pytest.approx(logit(judge, ids), abs=1e-5)
 
 
 def test_a_worker_says_what_a_rule_misses(tmp_path):

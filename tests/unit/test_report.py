@@ -1,0 +1,18 @@
+"""What `report` prints: the user's text as it is."""
+
+import pyarrow as pa
+
+from rlhf_ray.__main__ import main
+from rlhf_ray.driver import evaluate
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):
+    run_dir = tmp_path / "run[bold]"
+    texts = {"prompt": ["[INST] a :smile: [/INST]"], "completion": ["[red]b"]}
+    for step in (0, 2):
+        rows = pa.table({"example_id": [0], "sample": [0], **texts, "reward": [1.0], "part/a": [2.0]})
+        evaluate.write(evaluate.path(run_dir, step), rows)
+    assert main(["report", str(run_dir)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("[INST] a :smile: [/INST]", "[red]b", "run[bold]", "[+0.000, +0.000]"):
+        assert text in shown

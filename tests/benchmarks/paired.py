@@ -22,7 +22,12 @@ def compare(ours, theirs, rounds):
     """Calls both in turns after one warm-up each. Returns medians, spread and the ratio theirs / ours of their seconds."""
     ours(), theirs()
     times = [(seconds(ours)[0], seconds(theirs)[0]) for _ in range(rounds)]
-    mine, other = (sorted(side) for side in zip(*times, strict=True))
+    return summary(*zip(*times, strict=True))
+
+
+def summary(mine, other):
+    """Medians, range and the ratio theirs / ours of two lists of seconds."""
+    mine, other = sorted(mine), sorted(other)
     return {
         "ours_s": statistics.median(mine),
         "theirs_s": statistics.median(other),
@@ -30,6 +35,29 @@ def compare(ours, theirs, rounds):
         "theirs_range_s": [other[0], other[-1]],
         "ratio": statistics.median(other) / statistics.median(mine),
     }
+
+
+class Timings:
+    """Seconds of several sides, measured in turns."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def against(self, theirs):
+        """Medians, spread and ratio of our side and another, as :func:`compare` gives them."""
+        return summary(self.seconds["ours"], self.seconds[theirs])
+
+
+def in_turns(sides, rounds):
+    """``rounds`` steps of each side, one side after the other; all were made ready before. Returns Timings and answers."""
+    seconds = {side.name: [] for side in sides}
+    answers = {side.name: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            spent, answer = side.step()
+            seconds[side.name].append(spent)
+            answers[side.name].append(answer)
+    return Timings(seconds), answers
 
 
 def report(name, rows, out="build/benchmarks"):

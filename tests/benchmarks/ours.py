@@ -1,5 +1,8 @@
 """Our side of a benchmark: `rlhf-ray train` as it is, but that each step waits to be asked for and lengths are forced."""
 
+import contextlib
+import json
+import os
 import sys
 from dataclasses import replace
 
@@ -42,14 +45,12 @@ class Sinks(metrics.Sinks):
 
     def write(self, step, values):
         super().write(step, values)
-        shown = {k: v for k, v in values.items() if isinstance(v, float)}
-        Sinks.gate(tokens=values.get("rollout/tokens"), loss=values.get("policy/loss"), metrics=shown)
+        tokens = values.get("rollout/tokens") or values["step/tokens_per_second"] * values["time/step"]
+        Sinks.gate(tokens=tokens, load=os.getloadavg()[0], metrics={k: float(v) for k, v in values.items()})
 
 
 def main():
     """Runs the job of the first argument (JSON); the second is the kind of lengths."""
-    import json
-
     Sinks.gate = Gate()
     job = parse(json.loads(sys.argv[1]), "benchmark")
     environment.authenticate(job.cluster)  # before Ray is imported
@@ -59,10 +60,8 @@ def main():
 
     rl.Sinks = supervised.Sinks = Sinks
     rl_setup.RolloutWorker = {"equal": EqualLengths, "skewed": SkewedLengths}[sys.argv[2]]
-    try:
+    with contextlib.suppress(Finished):
         pipeline.run(job, Console(stderr=True))
-    except Finished:
-        pass
 
 
 if __name__ == "__main__":

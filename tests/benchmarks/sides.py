@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,11 @@ class Side:
 
     def __init__(self, name, command, path=()):
         self.name = name
-        self.log = workload.ROOT / "logs" / f"{name}.txt"
+        self.log = workload.ROOT / "logs" / f"{name.replace(' ', '-')}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        before = [p for p in [os.environ.get("PYTHONPATH")] if p]
         env = os.environ | {
-            "PYTHONPATH": os.pathsep.join([*(str(Path(p).absolute()) for p in path), os.getcwd()]),
+            "PYTHONPATH": os.pathsep.join([*path, os.getcwd(), *before]),
             "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count()),
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -73,9 +73,9 @@ def ours(job, kind="equal"):
 
 
 @contextlib.contextmanager
-def peer(module, trl, spec):
+def peer(name, module, trl, spec):
     """TRL of one version: tests.benchmarks.peers.MODULE with ``spec`` as JSON. Raises RuntimeError for another version."""
-    side = Side(f"trl-{trl}", [f"tests.benchmarks.peers.{module}", json.dumps(spec)], [PEERS / f"trl-{trl}", PEERS / "common"])
+    side = Side(name, [f"tests.benchmarks.peers.{module}", json.dumps(spec)], [str(PEERS.absolute() / f"trl-{trl}")])
     try:
         if not side.ready["trl"].startswith(trl):
             raise RuntimeError(f"wanted TRL {trl}, found {side.ready['trl']}")
@@ -89,10 +89,3 @@ def check(name, spec):
     side = Side("check", ["tests.benchmarks.check", name, json.dumps(spec)])
     side.close()
     return side.ready
-
-
-def agree(name, mine, theirs, tolerance):
-    """Raises AssertionError unless each number that both sides computed is the same within a relative tolerance."""
-    for key, value in theirs.items():
-        difference = abs(mine[key] - value) / max(abs(value), 1e-9)
-        assert difference < tolerance, f"{key}: ours {mine[key]:.6g}, {name} {value:.6g}"

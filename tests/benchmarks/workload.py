@@ -72,6 +72,19 @@ def prompts(vocab, count=512):
     return str(path.absolute())
 
 
+def examples(vocab, kind, count, longest):
+    """A JSONL file of ``count`` examples: 'sft' prompts with completions, or 'reward' pairs, of skewed lengths up to longest."""
+    draw, rows = np.random.default_rng(3), []
+    columns = ["completion"] if kind == "sft" else ["chosen", "rejected"]
+    for sizes in lengths("skewed", count * len(columns), longest - PROMPT - 1).reshape(count, -1):
+        row = {"prompt": words(draw, vocab, PROMPT) + " "}
+        rows.append(row | {c: words(draw, vocab, n) for c, n in zip(columns, sizes, strict=True)})
+    path = ROOT / f"{kind}-{vocab}-{count}-{longest}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path.absolute())
+
+
 def lengths(kind, count, longest):
     """Response lengths (count,): all the longest, or exponential with a third of it as scale, cut there, shuffled."""
     if kind == "equal":

@@ -1,5 +1,6 @@
 """What the peers share: threads, arguments that make both sides do the same work, the gate, and forced lengths."""
 
+import contextlib
 import functools
 import os
 
@@ -38,10 +39,8 @@ def serve(trainer, gate, describe, **first):
     torch.set_num_threads(os.cpu_count() or 1)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(AtTheGate(gate, describe, **first))
-    try:
+    with contextlib.suppress(Finished):
         trainer.train()
-    except Finished:
-        pass
 
 
 class ForcedLengths(LogitsProcessor):
@@ -60,9 +59,7 @@ class ForcedLengths(LogitsProcessor):
 
 def force_lengths(model, sizes):
     """Makes ``model.generate`` give row i of every batch its i-th length."""
-    model.generate = functools.partial(
-        model.generate, logits_processor=LogitsProcessorList([ForcedLengths(sizes)])
-    )
+    model.generate = functools.partial(model.generate, logits_processor=LogitsProcessorList([ForcedLengths(sizes)]))
 
 
 __all__ = ["FOREVER", "Gate", "arguments", "force_lengths", "serve"]

@@ -38,6 +38,9 @@ class SkewedLengths(EqualLengths):
     kind = "skewed"
 
 
+WORKERS = {"equal": EqualLengths, "skewed": SkewedLengths}
+
+
 class Sinks(metrics.Sinks):
     """Metrics as ever; then the gate. Both loops write their metrics last in a step."""
 
@@ -59,7 +62,7 @@ def main():
     from rlhf_ray.driver import pipeline, rl, rl_setup, supervised
 
     rl.Sinks = supervised.Sinks = Sinks
-    rl_setup.RolloutWorker = {"equal": EqualLengths, "skewed": SkewedLengths}[sys.argv[2]]
+    rl_setup.RolloutWorker = WORKERS[sys.argv[2]]
     with contextlib.suppress(Finished):
         pipeline.run(job, Console(stderr=True))
 

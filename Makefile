@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Versions of TRL cannot share an environment, so each has a folder that one child process of a benchmark puts first.
+PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
+BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
 .PHONY: help install quickstart test test-learning test-real bench lint clean
 
@@ -30,9 +33,13 @@ test-learning: install  ## slow: the reward rises for each algorithm; three seed
 test-real: install  ## with real models and data: RLHF_RAY_REAL=/folder make test-real
 	$(BIN)/pytest -m real
 
-bench: install  ## timings, paired against a peer or a limit
-	$(BIN)/python -m tests.benchmarks.rollout_vs_generate
-	$(BIN)/python -m tests.benchmarks.learner_vs_peak
+build/peers/trl-%: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ trl==$*.0
+	touch $@
+
+bench: install $(PEERS)  ## timings, paired against a peer or a limit
+	for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
 lint: install  ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

@@ -72,7 +72,7 @@ def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tok
     rows = examples.load(config.path, split=config.split, size=config.size, seed=config.seed, columns=config.columns)
     kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long)
     table = pa.Table.from_pylist([{**rows[i], "example_id": i} for i in kept.ids])
-    return Prompts(kept.tokens, table, list(kept.ids))
+    return Prompts(kept.tokens, table, np.asarray(kept.ids, np.int64))
 
 
 @contextmanager

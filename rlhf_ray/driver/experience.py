@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ..batch import Batch, cat
-from ..rollout.worker import Chunk
+from ..rollout.chunk import Chunk
 from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
 
 

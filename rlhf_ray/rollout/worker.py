@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,36 +12,11 @@ from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
 from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .transformers_engine import TransformersEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The unit of dispatch: its rows depend on (step, index) alone, never on the worker that computes it.
-
-    ``group`` numbers prompts over the whole run; ``first_sample`` sets apart two visits to one example in a step.
-    """
-
-    step: int
-    run_seed: int
-    prompts: list[np.ndarray]
-    example_id: list[int]
-    group: list[int]
-    first_sample: list[int]
-    samples: int
-    greedy_extra: bool = False
-    greedy: bool = False
-
-    def __len__(self) -> int:
-        return len(self.prompts) * (self.samples + self.greedy_extra)
-
-
-def sample_seed(run_seed: int, step: int, example_id: int, sample: int) -> int:
-    """The seed of one sample: it depends on what is sampled, not on who samples it."""
-    return int(np.random.SeedSequence([run_seed, step, example_id, sample]).generate_state(1, np.uint64)[0])
 
 
 class RolloutWorker:

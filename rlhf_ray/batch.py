@@ -199,7 +199,7 @@ def micro_batches(
     """
     unit = np.arange(len(lengths)) if unit is None else unit
     _, inverse = np.unique(unit, return_inverse=True)
-    members = [np.flatnonzero(inverse == u) for u in range(inverse.max() + 1)] if len(lengths) else []
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1]) if len(lengths) else []
     cost = [float((12.0 * width * lengths[m] + lengths[m].astype(float) ** 2).sum()) for m in members]
     size = [int(lengths[m].sum()) for m in members]
     load = [0.0] * world_size

@@ -1,4 +1,4 @@
-"""Weights from learner to engine: packed for the object store, fingerprinted, verified by a probe.
+"""Weights from learner to engine: packed in buckets for the object store, fingerprinted, verified by a probe.
 
 The field's most reported silent failure is an engine that keeps sampling from old or garbled weights. So each sync is
 verified before its version counts: a fingerprint of the tensors received against those sent, and the log-probs of one
@@ -8,7 +8,7 @@ fixed probe sequence, engine against learner (which also sees engines that fuse 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 Packed = dict[str, tuple[str, tuple[int, ...], np.ndarray]]
 """name -> (torch dtype's name, shape, bytes): numpy arrays cross Ray's object store without a copy."""
 
+BUCKET_BYTES = 256 << 20
 SAMPLED = 64
 FULL_EVERY = 16
 
@@ -27,13 +28,49 @@ class StaleWeights(RuntimeError):
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a receiver checks a sync against. ``log_probs`` (T,) are the learner's for ``probe`` (T,)."""
+    """What a receiver checks a sync against: a fingerprint for each bucket, and the learner's ``log_probs`` (T,) of ``probe``.
+
+    ``num_bytes`` is the size of the weights, ``verify_s`` the seconds that the sender spent on fingerprints and probe.
+    """
 
     version: int
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     probe: np.ndarray
     log_probs: np.ndarray
     tolerance: float
+    num_bytes: int = 0
+    verify_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Received:
+    """A verified sync: the probe's largest difference in nats, and the receiver's seconds for fingerprints and probe."""
+
+    probe_difference: float = 0.0
+    verify_s: float = 0.0
+
+
+def buckets(named: Iterable[tuple[str, torch.Tensor]], size: int = BUCKET_BYTES) -> Iterator[Packed]:
+    """Host tensors packed in the order they come, a bucket as soon as it has ``size`` bytes.
+
+    No more than one bucket is held here. Contiguous tensors are not copied: whoever takes a bucket copies or sends it
+    before the tensors change.
+    """
+    bucket: Packed = {}
+    filled = 0
+    for name, tensor in named:
+        bucket |= pack({name: tensor})
+        filled += bucket[name][2].nbytes
+        if filled >= size:
+            yield bucket
+            bucket, filled = {}, 0
+    if bucket:
+        yield bucket
+
+
+def num_bytes(packed: Packed) -> int:
+    """Bytes of all tensors."""
+    return sum(data.nbytes for _, _, data in packed.values())
 
 
 def pack(named: dict[str, torch.Tensor]) -> Packed:
@@ -69,11 +106,11 @@ def full(version: int) -> bool:
     return version % FULL_EVERY == 0
 
 
-def verify_received(packed: Packed, ticket: Ticket) -> None:
-    """Raises StaleWeights where the tensors received are not those sent."""
-    found = fingerprint(packed, full(ticket.version))
-    if found != ticket.fingerprint:
-        raise StaleWeights(f"version {ticket.version}: fingerprint {found} received, {ticket.fingerprint} sent")
+def verify_received(received: Sequence[Packed], ticket: Ticket) -> None:
+    """Raises StaleWeights where the buckets received are not those sent."""
+    found = tuple(fingerprint(bucket, full(ticket.version)) for bucket in received)
+    if found != ticket.fingerprints:
+        raise StaleWeights(f"version {ticket.version}: fingerprints {found} received, {ticket.fingerprints} sent")
 
 
 def verify_probe(log_probs: np.ndarray, ticket: Ticket) -> float:

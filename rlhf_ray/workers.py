@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -44,6 +45,7 @@ class WorkerGroup:
     ) -> None:
         self.role, self.cls, self.make, self.options = role, cls, make, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
+        self.lock = threading.Lock()  # a death may be seen by two threads
         self.welcome: Callable[[Any], None] | None = None
         self.actors: list[Any] = [self._spawn(i) for i in range(count)]
 
@@ -63,11 +65,14 @@ class WorkerGroup:
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, arguments, strict=True)]
         return self.collect(calls, method)
 
-    def broadcast_pairs(self, method: str, *args: Any) -> list[tuple[Any, Any]]:
-        """Like :meth:`broadcast` for a method that returns two values, which stay in the object store: references."""
-        pairs = [getattr(actor, method).options(num_returns=2).remote(*args) for actor in self.actors]
-        self.collect([second for _, second in pairs], method)
-        return [(first, second) for first, second in pairs]
+    def stream(self, method: str, *args: Any) -> list[list[Any]]:
+        """Like :meth:`broadcast` for a method that yields: references to the values, which stay in the object store.
+
+        The caller owns them, so that they outlive the worker.
+        """
+        streams = [getattr(actor, method).options(num_returns="streaming").remote(*args) for actor in self.actors]
+        self.collect([stream.completed() for stream in streams], method)
+        return [list(stream) for stream in streams]
 
     def collect(self, refs: list[Any], stage: str) -> list[Any]:
         """The answers of one call on each worker, in order."""
@@ -100,8 +105,16 @@ class WorkerGroup:
         head = f"{self.role}.{stage} did not finish in {self.deadline_s:.0f} s (worker {', '.join(map(str, waiting))})"
         return head + "\n" + "\n".join(stacks(type_name=self.cls.__name__))
 
-    def replace(self, index: int) -> None:
-        """A new actor in place of a dead one, caught up by ``welcome``. Raises RuntimeError past max_restarts."""
+    def replace(self, index: int, dead: Any = None) -> None:
+        """A new actor in place of a dead one, caught up by ``welcome``. Raises RuntimeError past max_restarts.
+
+        ``dead``, where given, is the actor seen to be dead: nothing happens where it has been replaced already.
+        """
+        with self.lock:
+            if dead is None or dead is self.actors[index]:
+                self._replace(index)
+
+    def _replace(self, index: int) -> None:
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
             raise RuntimeError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ..batch import Batch, cat
-from ..rollout.worker import Chunk
+from ..rollout.chunk import Chunk
 from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
 
 
@@ -30,7 +30,7 @@ class Prompts:
 
     tokens: list[np.ndarray]
     rows: pa.Table
-    example_id: list[int]
+    example_id: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -50,6 +50,16 @@ class Order:
     terms: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """A piece of a chunk at a reward worker."""
+
+    actor: Any
+    worker: int
+    chunk: int
+    piece: Batch
+
+
 def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chunk]:
     """The order cut into chunks of ``size`` prompts; a prompt visited twice in a step gets other sample numbers."""
     visits: dict[int, int] = {}
@@ -62,7 +72,7 @@ def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chu
             first.append(visits.get(index, 0) * per)
             visits[index] = visits.get(index, 0) + 1
         group = list(range(order.first_group + start, order.first_group + start + len(part)))
-        ids = [prompts.example_id[i] for i in part]
+        ids = prompts.example_id[part].tolist()
         tokens = [prompts.tokens[i] for i in part]
         found.append(
             Chunk(order.step, run_seed, tokens, ids, group, first, order.samples, order.greedy_extra, order.greedy)
@@ -71,7 +81,7 @@ def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chu
 
 
 class Collector:
-    """Runs an Order on the two groups. Not thread-safe: one order at a time."""
+    """Runs Orders on the two groups: one at a time is generated, while those before it may still be scored."""
 
     def __init__(
         self, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float
@@ -81,7 +91,13 @@ class Collector:
 
     def collect(self, order: Order, prompts: Prompts) -> Batch:
         """All rows of the order, scored (reward_parts), in canonical order. Raises StageTimeout, or what a worker raised."""
-        return _Collection(self, order, prompts).run()
+        return self.generate(order, prompts).scored()
+
+    def generate(self, order: Order, prompts: Prompts) -> Collection:
+        """The order, all of it generated and handed to the reward workers, but not all scored yet. Raises as collect does."""
+        found = Collection(self, order, prompts)
+        found.generate()
+        return found
 
     def statistics(self) -> dict[str, float]:
         """Generated tokens per second of engine time, and the share of engine rows that were idle, since the last call."""
@@ -96,8 +112,8 @@ class Collector:
         }
 
 
-class _Collection:
-    """One order on its way."""
+class Collection:
+    """One order on its way. It needs the rollout workers until :meth:`generate` returns, and the reward workers to the end."""
 
     def __init__(self, collector: Collector, order: Order, prompts: Prompts) -> None:
         self.c, self.order, self.prompts = collector, order, prompts
@@ -105,21 +121,35 @@ class _Collection:
         self.waiting = deque(range(len(self.chunks)))
         self.idle = deque(range(len(collector.rollout)))
         self.generating: dict[Any, tuple[int, int]] = {}  # stream -> (worker, chunk)
-        self.scoring: dict[Any, tuple[int, int, Batch]] = {}  # reference -> (worker, chunk, piece)
-        self.scored: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}
-        self.until = time.monotonic() + collector.deadline_s
+        self.scoring: dict[Any, Scoring] = {}
+        self.load: Counter[int] = Counter()  # pieces at each reward worker
+        self.pieces: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}  # scored
 
-    def run(self) -> Batch:
-        while self.waiting or self.generating or self.scoring:
+    def generate(self) -> None:
+        """Until every chunk is generated, and every piece of it is scored or on its way to be."""
+        self.until = time.monotonic() + self.c.deadline_s
+        while self.waiting or self.generating:
             while self.waiting and self.idle:
                 self._generate(self.idle.popleft(), self.waiting.popleft())
-            pending = [*self.generating, *self.scoring]
-            ready, _ = ray.wait(pending, num_returns=1, timeout=max(0.0, self.until - time.monotonic()))
-            if not ready:
-                self._give_up()
-            for item in ready:
-                self._take_piece(item) if item in self.generating else self._take_scores(item)
-        return cat(part for i in range(len(self.chunks)) for part in self.scored[i]).sorted()
+            self._advance()
+
+    def scored(self) -> Batch:
+        """All rows with their reward_parts, in canonical order, once the last is scored."""
+        self.until = time.monotonic() + self.c.deadline_s
+        while self.scoring:
+            self._advance()
+        return cat(part for i in range(len(self.chunks)) for part in self.pieces[i]).sorted()
+
+    def _advance(self) -> None:
+        """Waits for one piece or one score, and takes it and all others that are there."""
+        pending = [*self.generating, *self.scoring]
+        if not ray.wait(pending, num_returns=1, timeout=max(0.0, self.until - time.monotonic()))[0]:
+            self._give_up()
+        for item in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
+            if item in self.generating:
+                self._take_piece(item)
+            elif item in self.scoring:  # it is gone where its chunk or its worker was lost meanwhile
+                self._take_scores(item)
 
     def _generate(self, worker: int, chunk: int) -> None:
         actor, what = self.c.rollout.actors[worker], self.chunks[chunk]
@@ -146,36 +176,40 @@ class _Collection:
 
     def _forget(self, chunk: int) -> None:
         """The chunk is done again whole: what of it was finished is dropped."""
-        self.scored[chunk] = []
-        self.scoring = {ref: what for ref, what in self.scoring.items() if what[1] != chunk}
+        self.pieces[chunk] = []
+        for reference in [ref for ref, what in self.scoring.items() if what.chunk == chunk]:
+            self._done(reference)
         self.waiting.appendleft(chunk)
 
     def _score(self, piece: Batch, chunk: int) -> None:
-        load = [sum(w == i for w, _, _ in self.scoring.values()) for i in range(len(self.c.reward))]
-        worker = int(np.argmin(load))
-        wanted = np.unique(piece.example_id)
-        at = np.searchsorted(self.prompts.example_id, wanted)
-        reference = self.c.reward.actors[worker].score.remote(piece, self.prompts.rows.take(at), self.order.terms)
-        self.scoring[reference] = (worker, chunk, piece)
+        worker = min(range(len(self.c.reward)), key=lambda i: self.load[i])
+        at = np.searchsorted(self.prompts.example_id, np.unique(piece.example_id))
+        actor = self.c.reward.actors[worker]
+        reference = actor.score.remote(piece, self.prompts.rows.take(at), self.order.terms)
+        self.scoring[reference] = Scoring(actor, worker, chunk, piece)
+        self.load[worker] += 1
+
+    def _done(self, reference: Any) -> Scoring:
+        what = self.scoring.pop(reference)
+        self.load[what.worker] -= 1
+        return what
 
     def _take_scores(self, reference: Any) -> None:
-        worker, chunk, _ = self.scoring[reference]
+        actor, worker = self.scoring[reference].actor, self.scoring[reference].worker
         try:
-            self.scored[chunk].append(ray.get(reference))
-            del self.scoring[reference]
+            found = ray.get(reference)
+            self.pieces[self._done(reference).chunk].append(found)
         except DEAD:
-            lost = {ref: what for ref, what in self.scoring.items() if what[0] == worker}
-            self.scoring = {ref: what for ref, what in self.scoring.items() if what[0] != worker}
-            self.c.reward.replace(worker)
-            for _, its_chunk, piece in lost.values():
-                self._score(piece, its_chunk)
+            lost = [self._done(ref) for ref, what in list(self.scoring.items()) if what.actor is actor]
+            self.c.reward.replace(worker, actor)
+            for what in lost:
+                self._score(what.piece, what.chunk)
         except RayTaskError as error:
             raise unwrap(error) from None
 
     def _give_up(self) -> None:
         generating = [w for w, _ in self.generating.values()]
-        group, workers = (
-            (self.c.rollout, generating) if generating else (self.c.reward, [w for w, _, _ in self.scoring.values()])
-        )
+        scoring = [what.worker for what in self.scoring.values()]
+        group, workers = (self.c.rollout, generating) if generating else (self.c.reward, scoring)
         stage = "generate" if generating else "score"
         raise StageTimeout(group.describe_hang(stage, sorted(set(workers))))

@@ -17,7 +17,7 @@ from ..learner.worker import LearnerWorker, Role
 from ..placement import Placement
 from ..workers import WorkerGroup
 
-PROBE_LENGTH = 16
+PROBE_LENGTH = 8  # short enough to cost one read of the weights
 SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
@@ -76,11 +76,12 @@ class Gang:
             found[part["rows"]] = part["scores"]
         return found
 
-    def publish(self, version: int, temperature: float, vocab_size: int) -> tuple[Any, Any]:
-        """References to packed weights and their ticket, in rank 0's part of the object store."""
+    def publish(self, version: int, temperature: float, vocab_size: int) -> list[Any]:
+        """References to the ticket and to each bucket of weights, in the object store: the arguments of load_weights."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
         tolerance = SYNC_TOLERANCE[self.job.model.dtype]
-        return self.group.broadcast_pairs("publish", version, probe, temperature, tolerance)[0]
+        *buckets, ticket = self.group.stream("publish", version, probe, temperature, tolerance)[0]
+        return [ticket, *buckets]
 
     def save(self, directory: Path) -> None:
         """Every rank's shards, into ``directory``."""

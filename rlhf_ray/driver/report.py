@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from ..algorithms.losses import effective_sample_share
 from ..batch import Batch
+from ..weights import Received, Ticket
 from . import evaluate
 
 
@@ -45,6 +47,16 @@ def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
         share = effective_sample_share(metrics["importance/weight"], metrics["importance/weight_square"])
         metrics["importance/effective_samples"] = share
     return metrics
+
+
+def sync_metrics(ticket: Ticket, received: Sequence[Received], seconds: float) -> dict[str, float]:
+    """The probe's largest difference in nats, bytes, bytes/s of the whole sync, and the share of it spent on verification."""
+    return {
+        "sync/probe_difference": max(r.probe_difference for r in received),
+        "sync/bytes": float(ticket.num_bytes),
+        "sync/bytes_per_second": ticket.num_bytes / max(seconds, 1e-9),
+        "sync/verify_share": (ticket.verify_s + max(r.verify_s for r in received)) / max(seconds, 1e-9),
+    }
 
 
 def step_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:

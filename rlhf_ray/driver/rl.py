@@ -18,6 +18,7 @@ from ..batch import Batch
 from ..config import PPO, AdaptiveKL, RLJob
 from ..learner.objectives import LanguageModelObjective, Objective, PolicyObjective, ValueObjective
 from ..metrics import Sinks
+from ..weights import Received
 from ..workers import DEAD, WorkerGroup, WorkerLost
 from . import advantages, evaluate, report, trajectories
 from .checkpoint import Checkpoints
@@ -45,7 +46,7 @@ class RL:
         self.rollouts = Rollouts(job, collector, setup.prompts)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
         self.rollout.welcome = self._welcome
-        self.published: tuple[Any, Any] | None = None
+        self.published: list[Any] | None = None
         self.sinks: Sinks | None = None
         self.seconds: dict[str, float] = {}
         self.step, self.kl_coef = 0, job.algorithm.kl.coef
@@ -75,8 +76,8 @@ class RL:
         while self.step < self.job.num_steps:
             began = time.monotonic()
             with self.phase("rollout", self.rollout):
-                batch, metrics = self.rollouts.take(self.step)
                 self.rollouts.prefetch(self.step)
+                batch, metrics = self.rollouts.take(self.step)
             with self.phase("annotate"):
                 batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
             metrics |= report.rollout_metrics(batch, self.job, self.step, self.kl_coef)
@@ -87,7 +88,7 @@ class RL:
             with self.phase("wait"):
                 self.rollouts.drain()
             with self.phase("sync", self.rollout):
-                metrics["sync/probe_difference"] = self.publish(self.step + 1)
+                metrics |= self.publish(self.step + 1)
             self.step += 1
             metrics["time/step"] = time.monotonic() - began
             self.finish_step(metrics)
@@ -127,17 +128,18 @@ class RL:
 
     # weights --------------------------------------------------------------------------------------------------------
 
-    def publish(self, version: int) -> float:
-        """Sends the actor's weights to every rollout worker, verified. Returns the probe's largest difference in nats."""
+    def publish(self, version: int) -> dict[str, float]:
+        """Sends the actor's weights to every rollout worker, verified. Returns what it took, as sync/..."""
+        began = time.monotonic()
         self.published = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size)
         sent = [(i, a.load_weights.remote(*self.published)) for i, a in enumerate(self.rollout.actors)]
-        differences = [0.0]
+        received = [Received()]
         for index, reference in sent:
             try:
-                differences.append(ray.get(reference, timeout=self.job.cluster.deadline_s))
+                received.append(ray.get(reference, timeout=self.job.cluster.deadline_s))
             except DEAD:
                 self.rollout.replace(index)
-        return max(differences)
+        return report.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)
 
     def _welcome(self, actor: Any) -> None:
         if self.published is not None:

@@ -73,7 +73,7 @@ def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tok
     if kept.dropped:
         longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
         print(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out", flush=True)
-    return Prompts(kept.tokens, examples.table(rows, kept.ids), list(kept.ids))
+    return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64))
 
 
 @contextmanager

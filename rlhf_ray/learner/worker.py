@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,34 +192,46 @@ class LearnerWorker:
             found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
         return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
 
-    def publish(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> tuple[Any, Any]:
-        """On rank 0 the actor's packed weights and the ticket that receivers check them against; None, None elsewhere."""
+    def publish(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> Iterator[Any]:
+        """Yields the actor's weights in buckets on rank 0 (none elsewhere), then the ticket that receivers check them against.
+
+        Ray seals each bucket before it asks for the next, and starts no update before the last: so host tensors go out
+        without a copy of their own.
+        """
+        began = time.monotonic()
         log_probs = self.probe(probe, temperature)
-        named = self.weights()
-        if named is None:
-            return None, None
-        packed = weights.pack(named)
-        mark = weights.fingerprint(packed, weights.full(version))
-        return packed, weights.Ticket(version, mark, probe, log_probs, tolerance)
+        verify_s, marks, size = time.monotonic() - began, [], 0
+        for bucket in weights.buckets(self._tensors("actor")):
+            began = time.monotonic()
+            marks.append(weights.fingerprint(bucket, weights.full(version)))
+            verify_s += time.monotonic() - began
+            size += weights.num_bytes(bucket)
+            yield bucket
+        yield weights.Ticket(version, tuple(marks), probe, log_probs, tolerance, size, verify_s)
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
-        """The whole model by transformers' names on rank 0, None elsewhere; adapters are merged into what is returned."""
+        """The whole model by transformers' names on rank 0, None elsewhere; on a CPU these are the live parameters."""
+        named = dict(self._tensors(role))
+        return named if self.rank == 0 else None
+
+    def _tensors(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and host tensor of each parameter on rank 0, one on its way at a time; adapters are merged. All ranks call."""
         model = zero.module(self.engines[role])
         prefix = "model.base_model.model." if hasattr(model.model, "peft_config") else "model."
         adapters = {n: m for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
-        named: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 continue
             owner = name.removesuffix(".weight").removesuffix(".base_layer")
             layer = adapters.get(owner)
             with zero.gathered([parameter] if layer is None else list(layer.parameters())):
-                if self.rank == 0:
-                    value = parameter.detach()
-                    if layer is not None and name.endswith("base_layer.weight"):
-                        value = value + layer.get_delta_weight("default").to(value.dtype)
-                    named[name.removeprefix(prefix).replace(".base_layer.", ".")] = value.cpu().clone()
-        return named if self.rank == 0 else None
+                if self.rank:
+                    continue
+                value = parameter.detach()
+                if layer is not None and name.endswith("base_layer.weight"):
+                    value = value + layer.get_delta_weight("default").to(value.dtype)
+                value = value.to("cpu", copy=zero.partitioned(parameter))
+            yield name.removeprefix(prefix).replace(".base_layer.", "."), value
 
     def export(self, directory: str, role: str = "actor") -> None:
         """Writes the model in Hugging Face format (safetensors), adapters merged."""

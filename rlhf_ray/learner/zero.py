@@ -168,10 +168,15 @@ def module(engine: Any) -> Any:
     return getattr(engine, "module", engine)
 
 
+def partitioned(parameter: Any) -> bool:
+    """Whether ZeRO-3 holds this parameter in shards: what :func:`gathered` shows of it is gone after the block."""
+    return hasattr(parameter, "ds_id")
+
+
 @contextlib.contextmanager
 def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
     """The whole values of ZeRO-3 partitioned parameters while the block runs (all ranks must enter)."""
-    if any(hasattr(p, "ds_id") for p in parameters):
+    if any(partitioned(p) for p in parameters):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):

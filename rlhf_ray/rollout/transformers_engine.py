@@ -205,7 +205,10 @@ class TransformersEngine:
                 raise ValueError(
                     f"'{name}' has shape {tuple(tensor.shape)}, the model's has {tuple(places[name].shape)}"
                 )
-            places[name].copy_(tensor)
+            if self.device.type == "cpu" and tensor.dtype == places[name].dtype:
+                places[name].data = tensor  # shared memory as it is: one copy of the weights for all workers of a node
+            else:
+                places[name].copy_(tensor)
             missing.discard(name)
         if missing:
             raise ValueError(f"no tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")

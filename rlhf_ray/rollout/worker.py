@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,37 +11,12 @@ import torch
 from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
-from ..weights import Packed, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .transformers_engine import TransformersEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The unit of dispatch: its rows depend on (step, index) alone, never on the worker that computes it.
-
-    ``group`` numbers prompts over the whole run; ``first_sample`` sets apart two visits to one example in a step.
-    """
-
-    step: int
-    run_seed: int
-    prompts: list[np.ndarray]
-    example_id: list[int]
-    group: list[int]
-    first_sample: list[int]
-    samples: int
-    greedy_extra: bool = False
-    greedy: bool = False
-
-    def __len__(self) -> int:
-        return len(self.prompts) * (self.samples + self.greedy_extra)
-
-
-def sample_seed(run_seed: int, step: int, example_id: int, sample: int) -> int:
-    """The seed of one sample: it depends on what is sampled, not on who samples it."""
-    return int(np.random.SeedSequence([run_seed, step, example_id, sample]).generate_state(1, np.uint64)[0])
 
 
 class RolloutWorker:
@@ -59,17 +34,21 @@ class RolloutWorker:
         sampling = Sampling(config.max_new_tokens, config.temperature, eos)
         self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where)
 
-    def load_weights(self, packed: Packed, ticket: Ticket) -> float:
-        """Takes the weights of ``ticket.version`` once they are verified; returns the probe's difference in nats.
+    def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
+        """Takes the weights of ``ticket.version`` once they are verified. On a CPU the engine may go on reading ``buckets``
+        themselves: they must not change.
 
         Raises StaleWeights, and then serves no version at all.
         """
         self.version = -1
-        verify_received(packed, ticket)
-        self.engine.load_weights(unpack(packed))
+        began = time.monotonic()
+        verify_received(buckets, ticket)
+        loading = time.monotonic()
+        self.engine.load_weights(pair for bucket in buckets for pair in unpack(bucket))
+        loaded = time.monotonic()
         difference = verify_probe(self.engine.log_probs(ticket.probe), ticket)
         self.version = ticket.version
-        return difference
+        return Received(difference, loading - began + time.monotonic() - loaded)
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
         """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last.

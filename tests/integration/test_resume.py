@@ -36,7 +36,7 @@ def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
 
 def wait_for(path: Path, lines: int, process) -> None:
     """Until a file has so many lines."""
-    for _ in range(1200):
+    for _ in range(3000):
         if path.is_file() and len(path.read_text().splitlines()) >= lines:
             return
         assert process.poll() is None, process.communicate()

@@ -1,5 +1,7 @@
 """The embedded engine and its worker: log-probs of what was sampled, whatever shares the batch, from weights it really holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.kv_cache import CachedDecoder, RecomputingDecoder
 from rlhf_ray.rollout.transformers_engine import TransformersEngine
 from rlhf_ray.rollout.worker import Chunk, RolloutWorker
-from rlhf_ray.weights import StaleWeights, Ticket, fingerprint, full, pack
+from rlhf_ray.weights import StaleWeights, Ticket, buckets, fingerprint, full, num_bytes, pack, unpack
 
 WIDE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -162,12 +164,12 @@ def worker(tmp_path):
 
 
 def ticket(version, model, tolerance=1e-3):
-    """(packed weights, Ticket) as the learner makes them, from a model of its own."""
+    """(Ticket, packed weights) as the learner makes them, from a model of its own."""
     packed, probe = pack(dict(model.state_dict())), np.arange(3, 20, dtype=np.int32)
     with torch.no_grad():
         whole = model(input_ids=torch.tensor(probe).long()[None]).logits[0].float().log_softmax(-1)
     log_probs = np.array([0.0, *[float(whole[i - 1, probe[i]]) for i in range(1, len(probe))]], np.float32)
-    return packed, Ticket(version, fingerprint(packed, full(version)), probe, log_probs, tolerance)
+    return Ticket(version, (fingerprint(packed, full(version)),), probe, log_probs, tolerance), packed
 
 
 def chunk(**more):
@@ -185,7 +187,7 @@ def generated(worker, version, what, piece=1):
 
 
 def test_new_weights_are_verified_and_used(worker):
-    assert worker.load_weights(*ticket(0, made())) < 1e-4
+    assert worker.load_weights(*ticket(0, made())).probe_difference < 1e-4
     before = generated(worker, 0, chunk())
     worker.load_weights(*ticket(1, made(seed=5)))
     after = generated(worker, 1, chunk())
@@ -204,22 +206,41 @@ def test_a_version_that_is_not_held_is_refused(worker):
 @pytest.mark.parametrize("version", [0, 1])  # every byte; sampled words
 def test_garbled_weights_are_refused_and_no_version_is_served(worker, version):
     worker.load_weights(*ticket(7, made()))
-    packed, sent = ticket(version, made(seed=5))
+    sent, packed = ticket(version, made(seed=5))
     name = "model.norm.weight"
     packed[name] = (*packed[name][:2], packed[name][2].copy())
     packed[name][2][:4] += 1
     with pytest.raises(StaleWeights, match="fingerprint"):
-        worker.load_weights(packed, sent)
+        worker.load_weights(sent, packed)
     with pytest.raises(StaleWeights, match="holding -1"):
         next(worker.generate(7, chunk(), 1))
 
 
+def test_a_missing_bucket_is_noticed(worker):
+    sent, packed = ticket(1, made())
+    halves = [dict(part) for part in (list(packed.items())[:3], list(packed.items())[3:])]
+    both = replace(sent, fingerprints=tuple(fingerprint(half, False) for half in halves))
+    worker.load_weights(both, *halves)
+    with pytest.raises(StaleWeights, match="fingerprint"):
+        worker.load_weights(both, halves[1])
+
+
+def test_buckets_hold_every_tensor_once_and_copy_none():
+    named = {f"t{i}": torch.full((i + 1, 8), float(i)) for i in range(9)}
+    found = list(buckets(named.items(), size=400))
+    assert len(found) > 2
+    assert all(num_bytes(b) >= 400 for b in found[:-1])
+    again = [pair for b in found for pair in unpack(b)]
+    assert [n for n, _ in again] == list(named)
+    assert all(t.data_ptr() == named[n].data_ptr() and torch.equal(t, named[n]) for n, t in again)
+
+
 def test_an_engine_that_computes_something_else_is_caught_by_the_probe(worker):
-    packed, _ = ticket(1, made())
-    _, other = ticket(1, made(seed=5))
-    lying = Ticket(1, fingerprint(packed, False), other.probe, other.log_probs, 1e-3)
+    _, packed = ticket(1, made())
+    other, _ = ticket(1, made(seed=5))
+    lying = Ticket(1, (fingerprint(packed, False),), other.probe, other.log_probs, 1e-3)
     with pytest.raises(StaleWeights, match="differ from the learner's"):
-        worker.load_weights(packed, lying)
+        worker.load_weights(lying, packed)
 
 
 def test_pieces_are_the_whole_chunk_whatever_their_size(worker):
@@ -238,8 +259,6 @@ def test_the_greedy_extra_is_a_row_that_is_never_learnt_from(worker):
 
 
 def test_a_bfloat16_tensor_comes_back_bit_for_bit():
-    from rlhf_ray.weights import unpack
-
     tensor = torch.randn(5, 3).bfloat16()
     ((name, again),) = unpack(pack({"x": tensor}))
     assert name == "x"

@@ -1,0 +1,124 @@
+"""A verified weight sync through real actors, as in a job, against the machine's copy bandwidth measured in turns.
+
+`ours` is RL's publish: learner rank -> object store -> rollout worker, fingerprints and probe included; `theirs` is one
+single-threaded copy of as many bytes in this process, so that the ratio is the share of the copy bandwidth. The goal is 0.5.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_ray.config import ModelConfig, RLJob
+from rlhf_ray.driver import report as reports
+from rlhf_ray.driver.gang import Gang
+from rlhf_ray.driver.session import session
+from rlhf_ray.learner.worker import Role
+from rlhf_ray.placement import Placement, plan
+from rlhf_ray.rollout.worker import RolloutWorker
+from rlhf_ray.weights import unpack
+from rlhf_ray.workers import WorkerGroup
+from tests.benchmarks.paired import report, seconds
+
+VOCABULARY = 16384
+SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 16}
+
+
+class Probed(RolloutWorker):
+    """A rollout worker that says what it holds."""
+
+    def differs(self, *buckets):
+        """Names of the tensors whose bits are not those of ``buckets``."""
+        held = self.engine.model.state_dict()
+        return [n for b in buckets for n, t in unpack(b) if not torch.equal(held[n], t.to(held[n].dtype))]
+
+
+def job(directory, threads):
+    """A job of the model in ``directory``, one learner rank and one rollout worker."""
+    return RLJob.model_validate(
+        {
+            "job": "ppo", "cluster": {"num_threads": threads, "device": "cpu", "deadline_s": 600},
+            "model": {"path": directory}, "data": {"path": "toy:reviews/prompts"}, "algorithm": {"type": "grpo"},
+            "rewards": {"terms": [{"name": "length", "type": "rule", "rule": "word_share", "options": {"words": ["the"]}}]},
+            "learner": {"lr": 0.0, "optimizer": "sgd"}, "num_steps": 1,
+        }
+    )  # fmt: skip
+
+
+def syncs(job, model, rounds):
+    """Publishes ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
+    placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, ray.cluster_resources()), 120.0)
+    threads = placement.plan.num_threads
+    worker = WorkerGroup(
+        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), "cpu", threads),
+        lambda i: placement.options("rollout", i), 600.0, 0,
+    )  # fmt: skip
+    gang = Gang(job, [Role("actor", "policy", model, 0.0)], placement)
+    gang.start()
+    source = target = None
+    ours, theirs, found = [], [], []
+    published = None
+    for version in range(1, rounds + 4):
+        began = time.perf_counter()
+        published = gang.publish(version, 1.0, VOCABULARY)
+        received = worker.broadcast("load_weights", *published)
+        took = time.perf_counter() - began
+        ticket = ray.get(published[0])
+        if source is None:
+            source, target = np.ones(ticket.num_bytes, np.uint8), np.zeros(ticket.num_bytes, np.uint8)
+        copied, _ = seconds(partial(np.copyto, target, source))
+        if version > 3:  # the store's pages are touched for the first time in the first two
+            ours.append(took)
+            theirs.append(copied)
+            found.append(reports.sync_metrics(ticket, received, took))
+    wrong = worker.broadcast("differs", *published[1:])[0]
+    assert not wrong, f"the worker holds other weights: {wrong[:3]}"
+    gang.kill()
+    worker.kill()
+    placement.remove()
+    return ours, theirs, found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=13, help="one sync in sixteen hashes every byte")
+    parser.add_argument("--layers", type=int, default=8, help="8: 0.48 GB in float32")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(
+        "llama", vocab_size=VOCABULARY, num_hidden_layers=args.layers, tie_word_embeddings=True, **SHAPE
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        AutoModelForCausalLM.from_config(settings).save_pretrained(directory)
+        model, rows = ModelConfig(path=directory), []
+        made = job(directory, args.threads)
+        with session(made.cluster):
+            ours, theirs, found = syncs(made, model, args.rounds)
+        mine, other = statistics.median(ours), statistics.median(theirs)
+        share = statistics.median(m["sync/verify_share"] for m in found)
+        size = found[0]["sync/bytes"]
+        rows.append(
+            {
+                "case": f"{size / 1e9:.2f} GB, float32, verified share {share:.2f}", "ours_s": mine, "theirs_s": other,
+                "ours_range_s": [min(ours), max(ours)], "theirs_range_s": [min(theirs), max(theirs)],
+                "ratio": other / mine, "bytes": size, "verify_share": share, "copy_bytes_per_second": size / other,
+                "probe_difference": max(m["sync/probe_difference"] for m in found), "threads": args.threads,
+            }
+        )  # fmt: skip
+    report(
+        "weight sync: bytes/s of a verified publish against one copy (ratio is the share)",
+        rows,
+        Path("build/benchmarks"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -69,6 +69,21 @@ class WorkerGroup:
         self.collect([second for _, second in pairs], method)
         return [(first, second) for first, second in pairs]
 
+    def reach(self, method: str, *args: Any) -> None:
+        """Calls all workers of a group that can lose some: dead ones are replaced, caught up, and all called again."""
+        calls, lost = [getattr(actor, method).remote(*args) for actor in self.actors], []
+        for index, call in enumerate(calls):
+            try:
+                ray.get(call, timeout=self.deadline_s)
+            except DEAD:
+                lost.append(index)
+            except GetTimeoutError:
+                raise StageTimeout(self.describe_hang(method, [index])) from None
+        for index in lost:
+            self.replace(index)
+        if lost:
+            self.reach(method, *args)
+
     def collect(self, refs: list[Any], stage: str) -> list[Any]:
         """The answers of one call on each worker, in order."""
         self._wait(refs, stage)
@@ -102,15 +117,26 @@ class WorkerGroup:
 
     def replace(self, index: int) -> None:
         """A new actor in place of a dead one, caught up by ``welcome``. Raises RuntimeError past max_restarts."""
+        self._count_restart()
+        print(f"{self.role} worker {index} died and is replaced", flush=True)
+        ray.kill(self.actors[index])
+        self.actors[index] = self._spawn(index)
+        self.catch_up(index)
+
+    def catch_up(self, index: int) -> None:
+        """Tells a worker by ``welcome`` what it must know to serve; one that dies of it is replaced in its turn."""
+        try:
+            if self.welcome is not None:
+                self.welcome(self.actors[index])
+        except DEAD:
+            self.replace(index)
+
+    def _count_restart(self) -> None:
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
             raise RuntimeError(
                 f"{self.role} workers died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
             )
-        ray.kill(self.actors[index])
-        self.actors[index] = self._spawn(index)
-        if self.welcome is not None:
-            self.welcome(self.actors[index])
 
     def kill(self) -> None:
         """Ends all workers."""
@@ -119,11 +145,7 @@ class WorkerGroup:
 
     def respawn(self) -> None:
         """Ends all workers and starts new ones, uncaught-up: the gang restart of the learner."""
-        self.num_restarts += 1
-        if self.num_restarts > self.max_restarts:
-            raise RuntimeError(
-                f"the {self.role} gang died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
-            )
+        self._count_restart()
         self.kill()
         self.actors = [self._spawn(i) for i in range(len(self.actors))]
 

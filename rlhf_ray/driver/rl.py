@@ -68,10 +68,10 @@ class RL:
         """Steps until num_steps; evaluates before the first and after the last."""
         if self.step == self.job.num_steps:
             return
-        self.rollouts.fetch(
-            self.step
-        )  # the starting policy's samples freeze the reward's scale before anything is judged
-        self.evaluate()
+        with self.phase("rollout", self.rollout):
+            self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
+        with self.phase("evaluate", self.rollout):
+            self.evaluate()
         while self.step < self.job.num_steps:
             began = time.monotonic()
             with self.phase("rollout", self.rollout):
@@ -145,14 +145,11 @@ class RL:
 
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
-        """Times a stage, and wakes the groups that share its GPUs for as long as it lasts."""
+        """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
         began = time.monotonic()
-        shared = groups if self.setup.time_shared else ()
-        for group in shared:
-            group.broadcast("wake")
+        if self.setup.time_shared:
+            self.rollout.reach("wake" if self.rollout in groups else "sleep")
         yield
-        for group in shared:
-            group.broadcast("sleep")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
     # state ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from . import zero
 from .objectives import Columns, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ class LearnerWorker:
         engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
         wrapped.train(role.lr is not None)
         info = {"num_parameters": size, "width": width, "num_layers": layers}
-        if role.kind == "policy" and m.attention == "auto":
-            info["packed_difference"] = wrapped.check(vocab, TOLERANCE[m.dtype])
+        if m.attention == "auto":
+            info["packed_difference"] = wrapped.check(vocab)
         info["packed"] = wrapped.packed
         self.width = width
         return engine, info

@@ -95,9 +95,32 @@ def test_entropy_has_a_gradient_only_when_asked():
 
 
 def test_the_check_keeps_packed_where_it_is_right():
-    model = PolicyModel(made("llama"), "auto")
-    assert model.check(50, 1e-4) < 1e-5
-    assert model.packed
+    for model in (PolicyModel(made("llama"), "auto"), scalar("llama")):
+        assert model.check(50) < 1e-5
+        assert model.packed
+
+
+def scalar(kind, **more):
+    """A scalar model whose head is zero, as a critic's at the start."""
+    torch.manual_seed(0)
+    values = {**KINDS.get(kind, WIDE), **more, "num_labels": 1}
+    plain = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **values)).eval()
+    torch.nn.init.zeros_(plain.score.weight)
+    return ScalarModel(plain, "auto")
+
+
+JAMBA = {
+    "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 4,
+    "initializer_range": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "more"), [("gemma2", {"head_dim": 16}), ("jamba", JAMBA)])
+def test_the_check_of_a_scalar_model_sees_what_its_zero_head_hides(kind, more):
+    model = scalar(kind, **more)
+    assert model.check(50) > 1e-3
+    assert not model.packed
+    model(*ragged()[:2], torch.tensor([4]))  # the padded path runs
 
 
 def test_the_check_takes_the_padded_path_where_packed_is_wrong():
@@ -107,7 +130,7 @@ def test_the_check_takes_the_padded_path_where_packed_is_wrong():
     with torch.no_grad():
         wanted, _ = naive(plain)
         model = PolicyModel(plain, "auto")
-        model.check(50, 1e-4)
+        model.check(50)
         found, _ = model(*ragged())
     assert not model.packed
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

@@ -45,6 +45,7 @@ class WorkerGroup:
         self.role, self.cls, self.make, self.options = role, cls, make, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
         self.welcome: Callable[[Any], None] | None = None
+        self.ended = False
         self.actors: list[Any] = [self._spawn(i) for i in range(count)]
 
     def __len__(self) -> int:
@@ -68,6 +69,10 @@ class WorkerGroup:
         pairs = [getattr(actor, method).options(num_returns=2).remote(*args) for actor in self.actors]
         self.collect([second for _, second in pairs], method)
         return [(first, second) for first, second in pairs]
+
+    def host(self, index: int) -> str:
+        """Address of the node a worker runs on, by which Ray's other nodes reach it."""
+        return str(self.collect([self.actors[index].__ray_call__.remote(_host)], "host")[0])
 
     def reach(self, method: str, *args: Any) -> None:
         """Calls all workers of a group that can lose some: dead ones are replaced, caught up, and all called again."""
@@ -132,6 +137,8 @@ class WorkerGroup:
             self.replace(index)
 
     def _count_restart(self) -> None:
+        if self.ended:
+            raise RuntimeError(f"the {self.role} workers were ended")
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
             raise RuntimeError(
@@ -139,15 +146,21 @@ class WorkerGroup:
             )
 
     def kill(self) -> None:
-        """Ends all workers."""
+        """Ends all workers for good."""
+        self.ended = True
         for actor in self.actors:
             ray.kill(actor)
 
     def respawn(self) -> None:
         """Ends all workers and starts new ones, uncaught-up: the gang restart of the learner."""
         self._count_restart()
-        self.kill()
+        for actor in self.actors:
+            ray.kill(actor)
         self.actors = [self._spawn(i) for i in range(len(self.actors))]
+
+
+def _host(worker: Any) -> str:
+    return str(ray.util.get_node_ip_address())
 
 
 def unwrap(error: RayTaskError) -> BaseException:

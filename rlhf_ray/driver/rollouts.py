@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import ModelReward, RLJob
 from ..data.sampler import Sampler
-from ..rewards.reward import combine
+from ..rewards.reward import RewardError, combine
 from . import trajectories
 from .experience import Collector, Order, Prompts
 
@@ -39,13 +40,18 @@ class Rollouts:
         self.futures = {}
         self.ready: dict[int, tuple[Batch, dict[str, float]]] = {}
         self.cursor = 0
-        self.surplus: list[Batch] = []
         self.statistics: dict[str, tuple[float, float]] | None = None
 
     def fetch(self, step: int) -> None:
         """Makes sure that the rollouts of ``step`` are there; generates them now unless they were generated ahead."""
         self._launch(step)
         self.drain(only=step)
+
+    def close(self) -> None:
+        """Ends the thread. Workers with something in flight are ended first, so that nothing is waited for or replaced."""
+        if self.futures:
+            self.collector.kill()
+        self.thread.shutdown(cancel_futures=True)
 
     def take(self, step: int) -> tuple[Batch, dict[str, float]]:
         """The rollouts of ``step`` and their metrics, which are then gone from here."""
@@ -68,31 +74,32 @@ class Rollouts:
 
     def _generate(self, step: int) -> tuple[Batch, dict[str, float]]:
         a, wanted = self.job.algorithm, self.job.rollout.prompts_per_step
-        kept, self.surplus = self.surplus, []
+        kept: list[Batch] = []
+        visits: Counter[int] = Counter()
         metrics = {"rollout/refills": 0.0, "rollout/dropped": 0.0}
         rounds = a.dynamic_sampling.max_rounds if a.dynamic_sampling else 1
         for round_ in range(rounds):
             missing = wanted - len(kept)
-            if missing <= 0:
+            if missing == 0:
                 break
             metrics["rollout/refills"] += round_ > 0
-            batch = self._total(self._collect(step, missing if a.dynamic_sampling else wanted))
+            batch = self._total(self._collect(step, missing, visits))
             kept += self._sound_groups(batch, metrics)
-        self.surplus = kept[wanted:]
-        if not kept:
-            raise RuntimeError(
-                f"step {step}: no group of samples is left to train on; the rewards do not vary or all failed"
-            )
-        return cat(kept[:wanted]).sorted(), metrics | self.collector.statistics()
+        if not kept and np.isnan(batch.rewards).all():
+            raise RewardError(f"step {step}: no sample got a reward; on_error: drop leaves out some, not all")
+        whole = cat(kept).sorted() if kept else batch.take([])
+        return whole, metrics | {"rollout/groups": float(len(kept))} | self.collector.statistics()
 
-    def _collect(self, step: int, count: int) -> Batch:
-        chosen = self.sampler.indices(self.cursor, count)
+    def _collect(self, step: int, count: int, visits: Counter[int]) -> Batch:
+        """``count`` prompts more, scored; ``visits`` to each in this step so far are counted up."""
+        chosen = self.sampler.indices(self.cursor, count).tolist()
         r, a = self.job.rollout, self.job.algorithm
         order = Order(
-            step, max(0, step - r.ahead), chosen.tolist(), self.cursor, a.group_size, greedy_extra=a.type == "remax",
-            terms=tuple(t.name for t in self.job.rewards.terms),
+            step, max(0, step - r.ahead), chosen, self.cursor, a.group_size, greedy_extra=a.type == "remax",
+            terms=tuple(t.name for t in self.job.rewards.terms), visits=dict(visits),
         )  # fmt: skip
         self.cursor += count
+        visits.update(chosen)
         return self.collector.collect(order, self.prompts)
 
     def _total(self, batch: Batch) -> Batch:
@@ -132,10 +139,8 @@ class Rollouts:
         names = [t.name for t in self.job.rewards.terms]
         for step, (batch, _) in self.ready.items():
             trajectories.write(directory / f"ready-{step:06d}.parquet", batch, names)
-        for i, batch in enumerate(self.surplus):
-            trajectories.write(directory / f"surplus-{i:06d}.parquet", batch, names)
         metrics = {str(step): m for step, (_, m) in self.ready.items()}
-        return {"cursor": self.cursor, "statistics": self.statistics, "ready": metrics, "surplus": len(self.surplus)}
+        return {"cursor": self.cursor, "statistics": self.statistics, "ready": metrics}
 
     def restore(self, directory: Path, state: dict[str, Any]) -> None:
         """The inverse of :meth:`save`."""
@@ -145,4 +150,3 @@ class Rollouts:
             self.statistics = {name: (pair[0], pair[1]) for name, pair in state["statistics"].items()}
         for step, metrics in state["ready"].items():
             self.ready[int(step)] = (trajectories.read(directory / f"ready-{int(step):06d}.parquet"), metrics)
-        self.surplus = [trajectories.read(directory / f"surplus-{i:06d}.parquet") for i in range(state["surplus"])]

@@ -47,11 +47,11 @@ class LearnerWorker:
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.engines: dict[str, Any] = {}
 
-    def address(self) -> tuple[str, int]:
-        """This host and a free port on it, for the gang to meet at."""
+    def free_port(self) -> int:
+        """A free port on this host, for the gang to meet at."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
+            return int(probe.getsockname()[1])
 
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
         """Joins the gang and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""

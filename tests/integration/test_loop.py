@@ -1,15 +1,12 @@
 """The loop in this process, its actors real: GPUs shared in turns, bfloat16, evaluations, what is written when."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 
 from rlhf_ray.config import apply_overrides, parse
-from rlhf_ray.driver import evaluate
 from rlhf_ray.driver.experience import Order
 from rlhf_ray.driver.rl import RL
 from rlhf_ray.driver.rl_setup import setup

@@ -51,6 +51,12 @@ def test_plan_prints_the_arithmetic(file, capsys):
         ("learner.num_workers", 8, "without one"),
         ("learner.micro_batch_tokens", 32, "longest sequence"),
         ("algorithm.ptx_coef", 0.5, "ptx_data"),
+        (
+            "algorithm.kl",
+            {"coef": 0.1, "controller": {"type": "adaptive", "horizon": 1.6}},
+            "horizon = 1.6 must exceed",
+        ),
+        ("algorithm.kl", {"controller": {"type": "adaptive"}}, "0 stays 0"),
         ("rewards.terms", [], "rewards.terms"),
         ("rewards.terms.0.type", "oracle", "rewards.terms.0"),
         ("evaluate.terms", rl_job()["rewards"]["terms"], "share a name"),

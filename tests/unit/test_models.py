@@ -196,6 +196,30 @@ def test_dropout_is_off_even_in_training():
         assert torch.equal(model(*ragged())[0], model(*ragged())[0])
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_the_head_of_a_scalar_model_trains_beside_its_adapters(targets):
+    plain = made("llama", AutoModelForSequenceClassification, num_labels=1)
+    model = models.finish("scalar", plain, attention="packed", lora=LoraConfig(rank=2, targets=targets))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n in trained if "lora_" not in n] == ["model.base_model.model.score.weight"]
+    assert any("q_proj.lora_A" in n for n in trained)
+
+
+def test_an_adapter_is_merged_or_refused_where_it_cannot_be(tmp_path):
+    made("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    wrapped = models.finish("policy", base, attention="packed", lora=LoraConfig(rank=2))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    wrapped.model.save_pretrained(tmp_path / "adapter")
+    found = models.load("policy", str(tmp_path / "adapter"))(*ragged())[0]
+    torch.testing.assert_close(found, wrapped(*ragged())[0], atol=1e-4, rtol=1e-4)
+    for refused in (lambda p: models.skeleton("policy", p, dtype=torch.float32), lambda p: models.load("scalar", p)):
+        with pytest.raises(BadInput, match="adapter"):
+            refused(str(tmp_path / "adapter"))
+
+
 def test_only_adapters_train_and_without_them_it_is_the_base():
     base = PolicyModel(made("llama"), "packed")(*ragged())[0].detach()
     model = models.finish("policy", made("llama"), attention="packed", lora=LoraConfig(rank=2))

@@ -45,8 +45,9 @@ class WorkerGroup:
     ) -> None:
         self.role, self.cls, self.make, self.options = role, cls, make, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
-        self.lock = threading.Lock()  # a death may be seen by two threads
+        self.lock = threading.RLock()  # a death may be seen by two threads
         self.welcome: Callable[[Any], None] | None = None
+        self.ended = False
         self.actors: list[Any] = [self._spawn(i) for i in range(count)]
 
     def __len__(self) -> int:
@@ -73,6 +74,25 @@ class WorkerGroup:
         streams = [getattr(actor, method).options(num_returns="streaming").remote(*args) for actor in self.actors]
         self.collect([stream.completed() for stream in streams], method)
         return [list(stream) for stream in streams]
+
+    def host(self, index: int) -> str:
+        """Address of the node a worker runs on, by which Ray's other nodes reach it."""
+        return str(self.collect([self.actors[index].__ray_call__.remote(_host)], "host")[0])
+
+    def reach(self, method: str, *args: Any) -> None:
+        """Calls all workers of a group that can lose some: dead ones are replaced, caught up, and all called again."""
+        calls, lost = [getattr(actor, method).remote(*args) for actor in self.actors], []
+        for index, call in enumerate(calls):
+            try:
+                ray.get(call, timeout=self.deadline_s)
+            except DEAD:
+                lost.append(index)
+            except GetTimeoutError:
+                raise StageTimeout(self.describe_hang(method, [index])) from None
+        for index in lost:
+            self.replace(index)
+        if lost:
+            self.reach(method, *args)
 
     def collect(self, refs: list[Any], stage: str) -> list[Any]:
         """The answers of one call on each worker, in order."""
@@ -111,34 +131,47 @@ class WorkerGroup:
         ``dead``, where given, is the actor seen to be dead: nothing happens where it has been replaced already.
         """
         with self.lock:
-            if dead is None or dead is self.actors[index]:
-                self._replace(index)
+            if dead is not None and dead is not self.actors[index]:
+                return
+            self._count_restart()
+            print(f"{self.role} worker {index} died and is replaced", flush=True)
+            ray.kill(self.actors[index])
+            self.actors[index] = self._spawn(index)
+            self.catch_up(index)
 
-    def _replace(self, index: int) -> None:
+    def catch_up(self, index: int) -> None:
+        """Tells a worker by ``welcome`` what it must know to serve; one that dies of it is replaced in its turn."""
+        try:
+            if self.welcome is not None:
+                self.welcome(self.actors[index])
+        except DEAD:
+            self.replace(index)
+
+    def _count_restart(self) -> None:
+        if self.ended:
+            raise RuntimeError(f"the {self.role} workers were ended")
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
             raise RuntimeError(
                 f"{self.role} workers died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
             )
-        ray.kill(self.actors[index])
-        self.actors[index] = self._spawn(index)
-        if self.welcome is not None:
-            self.welcome(self.actors[index])
 
     def kill(self) -> None:
-        """Ends all workers."""
+        """Ends all workers for good."""
+        self.ended = True
         for actor in self.actors:
             ray.kill(actor)
 
     def respawn(self) -> None:
         """Ends all workers and starts new ones, uncaught-up: the gang restart of the learner."""
-        self.num_restarts += 1
-        if self.num_restarts > self.max_restarts:
-            raise RuntimeError(
-                f"the {self.role} gang died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
-            )
-        self.kill()
+        self._count_restart()
+        for actor in self.actors:
+            ray.kill(actor)
         self.actors = [self._spawn(i) for i in range(len(self.actors))]
+
+
+def _host(worker: Any) -> str:
+    return str(ray.util.get_node_ip_address())
 
 
 def unwrap(error: RayTaskError) -> BaseException:

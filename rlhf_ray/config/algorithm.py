@@ -41,6 +41,8 @@ class KLConfig(Section):
             raise ValueError("k1 in the loss has zero expected gradient on-policy; use estimator k2 or k3")
         if self.where == "reward" and self.estimator != "k1":
             raise ValueError("the KL in the reward is k1; k2 and k3 belong to where: loss")
+        if isinstance(self.controller, AdaptiveKL) and self.coef == 0:
+            raise ValueError("an adaptive controller multiplies coef, and 0 stays 0; give the coef to start from")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .algorithm import PPO, AlgorithmConfig
+from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig, LearnerConfig
 from .model import ModelConfig
@@ -102,6 +102,11 @@ class RLJob(Common):
             raise ValueError(
                 f"algorithm.overlong.buffer = {overlong.buffer} is more than "
                 f"rollout.max_new_tokens = {self.rollout.max_new_tokens}"
+            )
+        controller = self.algorithm.kl.controller
+        if isinstance(controller, AdaptiveKL) and samples >= 5 * controller.horizon:
+            raise ValueError(
+                f"algorithm.kl.controller.horizon = {controller.horizon:g} must exceed a fifth of the step's {samples} samples"
             )
         if (self.algorithm.ptx_coef > 0) != (self.ptx_data is not None):
             raise ValueError("algorithm.ptx_coef above 0 and ptx_data go together")

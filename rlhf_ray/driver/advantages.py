@@ -16,7 +16,10 @@ from ..batch import Batch
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an estimator may use: (B,) scores, their form less the summed KL penalty, (T,) token rewards, the Batch."""
+    """What an estimator may use: (B,) scores, their form less the summed KL penalty, (T,) token rewards, the Batch.
+
+    ``greedy`` (B,) marks baseline rows, known before truncated samples lose their mask.
+    """
 
     batch: Batch
     algorithm: Any
@@ -26,6 +29,7 @@ class Inputs:
     group: Tensor
     mask: Tensor
     lengths: Tensor
+    greedy: Tensor
 
 
 def _ppo(i: Inputs) -> tuple[Tensor, Tensor | None]:
@@ -51,8 +55,7 @@ def _rloo(i: Inputs) -> tuple[Tensor, None]:
 
 
 def _remax(i: Inputs) -> tuple[Tensor, None]:
-    greedy = A.sequence_sum(i.mask, i.lengths) == 0
-    return A.to_tokens(A.remax(i.penalised, i.group, greedy), i.mask, i.lengths), None
+    return A.to_tokens(A.remax(i.penalised, i.group, i.greedy), i.mask, i.lengths), None
 
 
 def _reinforce_plus_plus(i: Inputs) -> tuple[Tensor, None]:
@@ -102,6 +105,7 @@ def estimate(batch: Batch, algorithm: Any, kl_coef: float, max_new_tokens: int) 
     The batch is in canonical order, so that whitening depends neither on ranks nor on arrival. Rows that only serve as a
     baseline (an empty response) are left out of the result.
     """
+    greedy = torch.tensor(batch.response_lengths == 0)
     if algorithm.truncated == "mask":
         keep = ~batch.truncated.astype(bool).repeat(batch.lengths)
         batch = batch.replace(response_mask=batch.response_mask * keep)
@@ -112,7 +116,7 @@ def estimate(batch: Batch, algorithm: Any, kl_coef: float, max_new_tokens: int) 
     steps = torch.tensor(batch.step_rewards) if batch.has("step_rewards") else None
     inputs = Inputs(
         batch, algorithm, scores, scores - A.sequence_sum(penalties, lengths),
-        A.token_rewards(scores, mask, lengths, penalties, steps), group, mask, lengths,
+        A.token_rewards(scores, mask, lengths, penalties, steps), group, mask, lengths, greedy,
     )  # fmt: skip
     advantages, returns = ESTIMATORS[algorithm.type](inputs)
     sampled = A.sequence_sum(mask, lengths) > 0

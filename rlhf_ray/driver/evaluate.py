@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from ..batch import Batch
+from ..config.jobs import EvaluateRL
 from ..rewards.reward import combine
 from .advantages import token_kl
 
@@ -61,12 +62,33 @@ def path(run_dir: Path, step: int) -> Path:
     return run_dir / "evaluations" / f"step-{step:06d}.parquet"
 
 
-def write(file: Path, rows: pa.Table) -> None:
-    """Replaces the file in one step."""
+def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
+    """Replaces the file in one step; what was asked goes into the schema's metadata."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".tmp")
-    pq.write_table(rows, part)
+    pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
     part.replace(file)
+
+
+def files(run_dir: Path) -> list[Path]:
+    """A run's evaluations, the earliest step first."""
+    return sorted((run_dir / "evaluations").glob("step-*.parquet"), key=_step)
+
+
+def prune(run_dir: Path, step: int, config: EvaluateRL) -> None:
+    """Removes evaluations that a run which goes on from ``step`` makes anew, and those of other prompts or terms."""
+    for file in files(run_dir):
+        same = (pq.read_schema(file).metadata or {}).get(b"asked") == _asked(config).encode()
+        if _step(file) > step or (config.data is not None and not same):
+            file.unlink()
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
+
+
+def _asked(config: EvaluateRL) -> str:
+    return config.model_dump_json(include={"data", "greedy", "terms"})
 
 
 def metrics(rows: pa.Table) -> dict[str, float]:
@@ -81,8 +103,8 @@ def numeric(rows: pa.Table) -> list[str]:
 
 def first_and_last(run_dir: Path) -> tuple[pa.Table, pa.Table] | None:
     """The earliest and the latest evaluation of a run, or None where there are not two."""
-    files = sorted((run_dir / "evaluations").glob("step-*.parquet"))
-    return (pq.read_table(files[0]), pq.read_table(files[-1])) if len(files) >= 2 else None
+    found = files(run_dir)
+    return (pq.read_table(found[0]), pq.read_table(found[-1])) if len(found) >= 2 else None
 
 
 def compare(before: pa.Table, after: pa.Table) -> dict[str, Difference]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 
 from ..batch import Batch, cat
 from ..rollout.chunk import Chunk
+from ..weights import StaleWeights
 from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
 
 
@@ -38,7 +39,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Order:
-    """What to generate: which prompts (indices into Prompts), how many samples of each, from which version."""
+    """What to generate: which prompts (indices into Prompts), how many samples of each, from which version.
+
+    ``visits`` counts how often this step has visited a prompt in orders before this one.
+    """
 
     step: int
     version: int
@@ -48,6 +52,7 @@ class Order:
     greedy_extra: bool = False
     greedy: bool = False
     terms: tuple[str, ...] | None = None
+    visits: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Scoring:
 
 def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chunk]:
     """The order cut into chunks of ``size`` prompts; a prompt visited twice in a step gets other sample numbers."""
-    visits: dict[int, int] = {}
+    visits = dict(order.visits)
     per = order.samples + order.greedy_extra
     found = []
     for start in range(0, len(order.chosen), size):
@@ -99,6 +104,11 @@ class Collector:
         found.generate()
         return found
 
+    def kill(self) -> None:
+        """Ends the workers, and with them an order in flight."""
+        self.rollout.kill()
+        self.reward.kill()
+
     def statistics(self) -> dict[str, float]:
         """Generated tokens per second of engine time, and the share of engine rows that were idle, since the last call."""
         found = []
@@ -124,6 +134,7 @@ class Collection:
         self.scoring: dict[Any, Scoring] = {}
         self.load: Counter[int] = Counter()  # pieces at each reward worker
         self.pieces: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}  # scored
+        self.num_stale = 0
 
     def generate(self) -> None:
         """Until every chunk is generated, and every piece of it is scored or on its way to be."""
@@ -165,17 +176,21 @@ class Collection:
             del self.generating[stream]
             self.idle.append(worker)
         except DEAD:
-            del self.generating[stream]
-            self._forget(chunk)
-            self.c.rollout.replace(worker)
-            self.idle.append(worker)
+            self._redo(stream, self.c.rollout.replace)
         except RayTaskError as error:
-            raise unwrap(error) from None
+            cause = unwrap(error)
+            self.num_stale += isinstance(cause, StaleWeights)
+            if not isinstance(cause, StaleWeights) or self.num_stale > self.c.rollout.max_restarts:
+                raise cause from None
+            self._redo(stream, self.c.rollout.catch_up)
         else:
             self._score(piece, chunk)
 
-    def _forget(self, chunk: int) -> None:
-        """The chunk is done again whole: what of it was finished is dropped."""
+    def _redo(self, stream: Any, mend: Callable[[int], None]) -> None:
+        """Mends the stream's worker. Its chunk is done again whole: what of it was finished is dropped."""
+        worker, chunk = self.generating.pop(stream)
+        mend(worker)
+        self.idle.append(worker)
         self.pieces[chunk] = []
         for reference in [ref for ref, what in self.scoring.items() if what.chunk == chunk]:
             self._done(reference)

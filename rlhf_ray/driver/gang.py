@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
 from .. import metrics
 from ..batch import COLUMNS, Batch
-from ..config import Common
+from ..config import Common, RLJob
 from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
 from ..placement import Placement
-from ..workers import WorkerGroup
+from ..workers import WorkerGroup, WorkerLost
+
+Result = TypeVar("Result")
 
 PROBE_LENGTH = 8  # short enough to cost one read of the weights
 SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
@@ -37,7 +39,7 @@ class Gang:
 
     def start(self) -> None:
         """Joins the ranks and builds their models."""
-        address, port = ray.get(self.group.actors[0].address.remote(), timeout=self.job.cluster.deadline_s)
+        address, port = self.group.host(0), self.group.broadcast("free_port")[0]
         world = len(self.group)
         self.info = self.group.each("start", [(rank, world, address, port) for rank in range(world)])[0]
 
@@ -45,6 +47,18 @@ class Gang:
         """New ranks in place of all of them, with the weights they started from."""
         self.group.respawn()
         self.start()
+
+    def recover(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``. A lost rank restarts the gang, and ``work`` begins again, from the last checkpoint."""
+        lost = False
+        while True:
+            try:
+                if lost:
+                    self.restart()
+                return work()
+            except WorkerLost as error:
+                lost = True
+                print(f"{error}; going back to the last checkpoint", flush=True)
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""
@@ -79,7 +93,7 @@ class Gang:
     def publish(self, version: int, temperature: float, vocab_size: int) -> list[Any]:
         """References to the ticket and to each bucket of weights, in the object store: the arguments of load_weights."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
-        tolerance = SYNC_TOLERANCE[self.job.model.dtype]
+        tolerance = sync_tolerance(self.job)
         *buckets, ticket = self.group.stream("publish", version, probe, temperature, tolerance)[0]
         return [ticket, *buckets]
 
@@ -105,6 +119,12 @@ class Gang:
     def kill(self) -> None:
         """Ends all ranks."""
         self.group.kill()
+
+
+def sync_tolerance(job: Common) -> float:
+    """What engine and learner may differ by on the probe, in nats: the looser of their two dtypes decides."""
+    engine = job.rollout.engine.dtype if isinstance(job, RLJob) else job.model.dtype
+    return max(SYNC_TOLERANCE[job.model.dtype], SYNC_TOLERANCE[engine])
 
 
 def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:

@@ -47,7 +47,6 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
             rl = RL(job, held, made, stop)
             with failing(lambda: rl.step > 0):
                 rl.train()
-            made.gang.export(held.path / "model", made.tokenizer.save_pretrained)
         found = report.before_and_after(held.path, job.evaluate.num_shown, console)
         results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
     else:

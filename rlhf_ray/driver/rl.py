@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..config import PPO, AdaptiveKL, RLJob
 from ..learner.objectives import LanguageModelObjective, Objective, PolicyObjective, ValueObjective
 from ..metrics import Sinks
 from ..weights import Received
-from ..workers import DEAD, WorkerGroup, WorkerLost
+from ..workers import DEAD, WorkerGroup
 from . import advantages, evaluate, report, trajectories
 from .checkpoint import Checkpoints
 from .experience import Collector, Order
@@ -28,8 +27,6 @@ from .rl_setup import Setup
 from .rollouts import Rollouts
 from .rundir import RunDir
 from .session import Stop, Stopped
-
-log = logging.getLogger(__name__)
 
 
 class RL:
@@ -54,37 +51,37 @@ class RL:
     # the loop -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Trains to num_steps from wherever the run stands. A lost learner rank takes the gang to the last checkpoint."""
-        while True:
-            try:
-                self.restore()
-                self.loop()
-                return
-            except WorkerLost as lost:
-                log.error("%s; the gang goes back to the last checkpoint", lost)
-                print(f"{lost}; going back to the last checkpoint", flush=True)
-                self.gang.restart()
+        """Trains to num_steps from wherever the run stands, and exports. A lost learner rank goes to the last checkpoint."""
+        try:
+            self.gang.recover(self._work)
+        finally:
+            self.rollouts.close()
+
+    def _work(self) -> None:
+        self.restore()
+        self.loop()
+        self.gang.export(self.run / "model", self.setup.tokenizer.save_pretrained)
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
-        if self.step == self.job.num_steps:
-            return
-        self.rollouts.fetch(
-            self.step
-        )  # the starting policy's samples freeze the reward's scale before anything is judged
-        self.evaluate()
+        if self.step < self.job.num_steps:
+            with self.phase("rollout", self.rollout):
+                self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
+        if not evaluate.files(self.run):
+            with self.phase("evaluate", self.rollout):
+                self.evaluate()
         while self.step < self.job.num_steps:
             began = time.monotonic()
             with self.phase("rollout", self.rollout):
                 self.rollouts.prefetch(self.step)
                 batch, metrics = self.rollouts.take(self.step)
-            with self.phase("annotate"):
-                batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
-            metrics |= report.rollout_metrics(batch, self.job, self.step, self.kl_coef)
-            batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
-            trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
-            with self.phase("learn"):
-                metrics |= found | self.learn(batch)
+            if len(batch):
+                metrics |= self.train_on(batch)
+            else:
+                print(
+                    f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples",
+                    flush=True,
+                )
             with self.phase("wait"):
                 self.rollouts.drain()
             with self.phase("sync", self.rollout):
@@ -92,6 +89,16 @@ class RL:
             self.step += 1
             metrics["time/step"] = time.monotonic() - began
             self.finish_step(metrics)
+
+    def train_on(self, batch: Batch) -> dict[str, float]:
+        """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
+        with self.phase("annotate"):
+            batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
+        metrics = report.rollout_metrics(batch, self.job, self.step, self.kl_coef)
+        batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
+        trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
+        with self.phase("learn"):
+            return metrics | found | (self.learn(batch) if len(batch) else {})
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
@@ -147,14 +154,11 @@ class RL:
 
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
-        """Times a stage, and wakes the groups that share its GPUs for as long as it lasts."""
+        """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
         began = time.monotonic()
-        shared = groups if self.setup.time_shared else ()
-        for group in shared:
-            group.broadcast("wake")
+        if self.setup.time_shared:
+            self.rollout.reach("wake" if self.rollout in groups else "sleep")
         yield
-        for group in shared:
-            group.broadcast("sleep")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
     # state ----------------------------------------------------------------------------------------------------------
@@ -170,6 +174,7 @@ class RL:
             self.gang.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
             print(f"going on from {found.name} in {self.run}", flush=True)
+        evaluate.prune(self.run, self.step, self.job.evaluate)
         if self.sinks is not None:
             self.sinks.close()
         log_, config = self.job.log, self.job.model_dump(mode="json")
@@ -184,13 +189,13 @@ class RL:
         if last or (job.evaluate.every and self.step % job.evaluate.every == 0):
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
-        if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
-            with self.phase("checkpoint"):
-                self.save()
         metrics |= report.step_metrics(metrics, self.seconds)
         self.seconds = {}
         assert self.sinks is not None
-        self.sinks.write(self.step - 1, metrics)
+        self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
+        if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
+            with self.phase("checkpoint"):
+                self.save()
         if job.log.progress:
             print(report.progress_line(self.step, job.num_steps, metrics), flush=True)
         if stopping:
@@ -211,9 +216,9 @@ class RL:
     # evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out prompts with the published weights; written once for each step, and not again when a run goes on."""
-        file, s, e = evaluate.path(self.run, self.step), self.setup, self.job.evaluate
-        if s.heldout is None or file.exists():
+        """Held-out prompts with the published weights, written to RUN/evaluations."""
+        s, e = self.setup, self.job.evaluate
+        if s.heldout is None:
             return {}
         order = Order(evaluate.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
         batch = self.collector.collect(order, s.heldout)
@@ -221,7 +226,7 @@ class RL:
         rows = evaluate.table(
             batch, s.terms, self.job.rewards.terms, self.rollouts.statistics, s.heldout.rows, s.decode
         )
-        evaluate.write(file, rows)
+        evaluate.write(evaluate.path(self.run, self.step), rows, e)
         found = evaluate.metrics(rows)
         if self.job.log.progress:
             print(report.evaluation_line(self.step, found), flush=True)

@@ -115,7 +115,8 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
                 notes(f"{role}: padded forward (packed and one-by-one log-probs differ for this architecture)")
         rollout.broadcast("ping")
         yield Setup(
-            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer), terms, len(job.rewards.terms), _columns(job), _importance(job),
+            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
+            _columns(job), _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         )  # fmt: skip
@@ -158,9 +159,9 @@ def _importance(job: RLJob) -> bool:
     return {"on": True, "off": False, "auto": not exact}[job.algorithm.importance]
 
 
-def _ptx(job: RLJob, tokenizer: Any) -> Ptx | None:
+def _ptx(job: RLJob, tokenizer: Any, context: int) -> Ptx | None:
     if job.ptx_data is None:
         return None
     rows = examples.load(job.ptx_data, "ptx_data")
-    made = batches.language_model(rows, tokenizer, job.learner.micro_batch_tokens)
+    made = batches.language_model(rows, tokenizer, min(context, job.learner.micro_batch_tokens))
     return Ptx(ray.put(made.batch), Sampler(len(made.batch), job.run.seed))

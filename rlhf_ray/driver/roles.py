@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ def prepare(config: ModelConfig, run_dir: Path, seed: int) -> tuple[ModelConfig,
         tokenizer = tokenizers.load(config, None)
         directory = run_dir / "init"
         if not (directory / "config.json").is_file():
-            models.create(config, str(directory), tokenizer, seed)
+            part = directory.with_suffix(".tmp")
+            for left in (part, directory):
+                shutil.rmtree(left, ignore_errors=True)
+            models.create(config, str(part), tokenizer, seed)
+            part.rename(directory)
         return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
     directory_name = models.resolve(str(config.path), config.revision)
     tokenizer = tokenizers.load(config, directory_name)

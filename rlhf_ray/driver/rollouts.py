@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import ModelReward, RLJob
 from ..data.sampler import Sampler
-from ..rewards.reward import combine
+from ..rewards.reward import RewardError, combine
 from . import trajectories
 from .experience import Collection, Collector, Order, Prompts
 
@@ -55,6 +56,12 @@ class Rollouts:
         self._launch(step)
         self._finish(step)
 
+    def close(self) -> None:
+        """Ends the thread. Workers with something in flight are ended first, so that nothing is waited for or replaced."""
+        if self.futures:
+            self.collector.kill()
+        self.thread.shutdown(cancel_futures=True)
+
     def take(self, step: int) -> tuple[Batch, dict[str, float]]:
         """The rollouts of ``step`` and their metrics, which are then gone from here."""
         self.fetch(step)
@@ -78,37 +85,37 @@ class Rollouts:
         a, wanted = self.job.algorithm, self.job.rollout.prompts_per_step
         rounds = a.dynamic_sampling.max_rounds if a.dynamic_sampling else 1
         metrics = {"rollout/refills": 0.0, "rollout/dropped": 0.0}
+        visits: Counter[int] = Counter()
         sound: list[Batch] = []
-        pending = [self._collect(step, wanted)]
+        pending = [self._collect(step, wanted, visits)]
         for _ in range(rounds - 1):  # the scores say whether more is generated, so they are waited for here
             sound.append(self._sound(pending.pop(), metrics))
             missing = wanted - sum(len(np.unique(part.group)) for part in sound)
             if not missing:
                 break
             metrics["rollout/refills"] += 1
-            pending = [self._collect(step, missing)]
+            pending = [self._collect(step, missing, visits)]
         return Generated(sound, pending, metrics | self.collector.statistics())
 
     def _finish(self, step: int) -> None:
-        """Waits for the scores of a step; its rollouts are ready then."""
+        """Waits for the scores of a step; its rollouts are ready then, and none where no group's rewards vary."""
         if step in self.ready:
             return
         sound, pending, metrics = self.futures.pop(step).result()
-        sound = sound + [self._sound(collection, metrics) for collection in pending]
-        if not any(len(part) for part in sound):
-            raise RuntimeError(
-                f"step {step}: no group of samples is left to train on; the rewards do not vary or all failed"
-            )
-        self.ready[step] = cat(sound).sorted(), metrics
+        whole = cat(sound + [self._sound(collection, metrics) for collection in pending]).sorted()
+        metrics["rollout/groups"] = float(len(np.unique(whole.group)))
+        self.ready[step] = whole, metrics
 
-    def _collect(self, step: int, count: int) -> Collection:
-        chosen = self.sampler.indices(self.cursor, count)
+    def _collect(self, step: int, count: int, visits: Counter[int]) -> Collection:
+        """``count`` prompts more, generated; ``visits`` to each in this step so far are counted up."""
+        chosen = self.sampler.indices(self.cursor, count).tolist()
         r, a = self.job.rollout, self.job.algorithm
         order = Order(
-            step, max(0, step - r.ahead), chosen.tolist(), self.cursor, a.group_size, greedy_extra=a.type == "remax",
-            terms=tuple(t.name for t in self.job.rewards.terms),
+            step, max(0, step - r.ahead), chosen, self.cursor, a.group_size, greedy_extra=a.type == "remax",
+            terms=tuple(t.name for t in self.job.rewards.terms), visits=dict(visits),
         )  # fmt: skip
         self.cursor += count
+        visits.update(chosen)
         return self.collector.generate(order, self.prompts)
 
     def _total(self, batch: Batch) -> Batch:
@@ -127,6 +134,10 @@ class Rollouts:
         """The scored rows without dropped samples, groups they leave alone, and (if asked) groups of equal rewards."""
         a, batch = self.job.algorithm, self._total(collection.scored())
         failed = np.isnan(batch.rewards)
+        if failed.all():
+            raise RewardError(
+                f"step {collection.order.step}: no sample got a reward; on_error: drop leaves out some, not all"
+            )
         metrics["rollout/dropped"] += float(failed.sum())
         batch = batch.take(~failed)
         _, inverse, size = np.unique(batch.group, return_inverse=True, return_counts=True)

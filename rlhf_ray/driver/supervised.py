@@ -19,7 +19,6 @@ from ..learner.objectives import LabelledObjective, LanguageModelObjective, Obje
 from ..metrics import Sinks
 from ..models import load as models
 from ..placement import Placement, plan
-from ..workers import WorkerLost
 from . import quality, report, roles
 from .checkpoint import Checkpoints
 from .gang import Gang
@@ -73,19 +72,16 @@ class SupervisedRun:
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind), placement)
         try:
             gang.start()
-            while True:
-                try:
-                    self._restore(gang)
-                    self._loop(gang)
-                    break
-                except WorkerLost as lost:
-                    print(f"{lost}; going back to the last checkpoint", flush=True)
-                    gang.restart()
-            gang.export(self.run / "model", self.tokenizer.save_pretrained)
-            return self.evaluate(gang) if self.heldout is not None else {}
+            return gang.recover(lambda: self._work(gang))
         finally:
             gang.kill()
             placement.remove()
+
+    def _work(self, gang: Gang) -> dict[str, float]:
+        self._restore(gang)
+        self._loop(gang)
+        gang.export(self.run / "model", self.tokenizer.save_pretrained)
+        return self.evaluate(gang) if self.heldout is not None else {}
 
     def _restore(self, gang: Gang) -> None:
         self.step = 0
@@ -111,9 +107,9 @@ class SupervisedRun:
             due = job.evaluate.every and self.step % job.evaluate.every == 0
             if self.heldout is not None and (last or due):
                 metrics |= self.evaluate(gang)
+            self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
             if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
                 self._save(gang)
-            self.sinks.write(self.step - 1, metrics)
             if job.log.progress and (last or self.step % job.log.every == 0):
                 print(report.supervised_line(self.step, job.num_steps, metrics), flush=True)
             if stopping:

@@ -22,7 +22,6 @@ from . import zero
 from .objectives import Columns, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 SHARED_LEAST = 0.1  # share of the tokens that shared prompts must save before groups are kept together for it
 
 
@@ -49,11 +48,11 @@ class LearnerWorker:
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.engines: dict[str, Any] = {}
 
-    def address(self) -> tuple[str, int]:
-        """This host and a free port on it, for the gang to meet at."""
+    def free_port(self) -> int:
+        """A free port on this host, for the gang to meet at."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
+            return int(probe.getsockname()[1])
 
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
         """Joins the gang and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
@@ -89,8 +88,8 @@ class LearnerWorker:
         engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
         wrapped.train(role.lr is not None)
         info = {"num_parameters": size, "width": width, "num_layers": layers}
-        if role.kind == "policy" and m.attention == "auto":
-            info["packed_difference"] = wrapped.check(vocab, TOLERANCE[m.dtype])
+        if m.attention == "auto":
+            info["packed_difference"] = wrapped.check(vocab)
         info["packed"] = wrapped.packed
         self.width = width
         return engine, info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -111,7 +112,7 @@ def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: floa
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr)
     else:
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(config, num_updates))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config, num_updates))
     made = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings(config, dtype, stage)
     )[0]
@@ -120,24 +121,22 @@ def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: floa
     return made
 
 
-class _Schedule:
-    """Factor of the learning rate at an update: linear warm-up, then constant, linear or cosine to zero."""
+def schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], float]:
+    """Factor of the learning rate at an update: linear warm-up, then constant, linear or cosine to zero.
 
-    def __init__(self, config: LearnerConfig, num_updates: int) -> None:
-        self.config, self.num_updates = config, max(num_updates, 1)
+    A function: LambdaLR would save a callable object's attributes and bring an old num_updates back.
+    """
+    warmup, kind = config.warmup_steps, config.schedule
 
-    def __call__(self, update: int) -> float:
-        warmup = self.config.warmup_steps
+    def factor(update: int) -> float:
         if update < warmup:
             return (update + 1) / (warmup + 1)
-        done = min(1.0, (update - warmup) / max(1, self.num_updates - warmup))
-        if self.config.schedule == "linear":
+        done = min(1.0, (update - warmup) / max(1, num_updates - warmup))
+        if kind == "linear":
             return 1.0 - done
-        if self.config.schedule == "cosine":
-            import math
+        return 0.5 * (1.0 + math.cos(math.pi * done)) if kind == "cosine" else 1.0
 
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        return 1.0
+    return factor
 
 
 def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
@@ -191,10 +190,16 @@ def save(engine: Any, directory: Path, name: str) -> None:
 
 
 def load(engine: Any, directory: Path, name: str) -> None:
-    """Every rank reads its shard back. Raises ValueError where DeepSpeed finds nothing to load."""
+    """Every rank reads its shard back; the learning rate is the present schedule's, which a longer job has changed.
+
+    Raises ValueError where DeepSpeed finds nothing to load.
+    """
     path, _ = engine.load_checkpoint(str(directory), tag=name)
     if path is None:
         raise ValueError(f"{directory}/{name}: DeepSpeed found no checkpoint to load there")
+    plan = engine.lr_scheduler
+    for group, base, factor in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
+        group["lr"] = base * factor(plan.last_epoch)
 
 
 def _shape(parameter: Any) -> int:

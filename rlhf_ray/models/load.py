@@ -106,7 +106,15 @@ def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: b
 
 
 def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The architecture of a local directory without its weights (built under ``zero.Init`` at ZeRO-3)."""
+    """The architecture of a local directory without its weights (built under ``zero.Init`` at ZeRO-3).
+
+    Raises BadInput for an adapter, whose merged weights are in no file that could be read tensor by tensor.
+    """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise BadInput(
+            f"{path} is an adapter, and learner.zero_stage: 3 reads whole models only; take stage 2 or less, or merge the "
+            "adapter into its base first"
+        )
     extra = {"num_labels": 1} if kind == "scalar" else {}
     settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
     return CLASSES[kind].from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -135,9 +143,13 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         from peft import LoraConfig as PeftLora
         from peft import get_peft_model
 
-        model = get_peft_model(
-            model, PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0)
+        head = ["score"] if kind == "scalar" else None
+        adapter = PeftLora(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, exclude_modules=head
         )
+        model = get_peft_model(model, adapter)
+        if kind == "scalar":  # a head drawn at random is trained itself
+            model.get_base_model().score.requires_grad_(True)
     return WRAPPERS[kind](model, attention)
 
 

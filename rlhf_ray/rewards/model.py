@@ -25,6 +25,7 @@ class ModelScorer:
         self.eos = int(self.tokenizer.eos_token_id)
         self.context = models.context_length(term.path)
         self.model = self._load().to(self.device).eval()
+        self.model.check(models.vocab_size(term.path))
 
     def _load(self) -> Any:
         """The model. Raises RewardError where transformers would make up a random head: no trained one, or of other size."""

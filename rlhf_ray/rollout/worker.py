@@ -26,7 +26,7 @@ class RolloutWorker:
         self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], device: str, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
-        self.version = -1
+        self.version, self.awake = -1, True
         where = torch.device(device)
         dtype = DTYPES[config.engine.dtype]
         causal = models.pretrained("policy", str(model.path), dtype=dtype, trust_remote_code=model.trust_remote_code)
@@ -55,6 +55,8 @@ class RolloutWorker:
 
         Raises StaleWeights where this worker does not hold ``version`` (an actor restarted after a crash holds none).
         """
+        if not self.awake:
+            raise RuntimeError("asked to generate while asleep: the stage that asks must wake the rollout workers")
         if version != self.version:
             raise StaleWeights(f"asked for policy version {version}, holding {self.version}")
         rows = _rows(chunk)
@@ -98,10 +100,12 @@ class RolloutWorker:
     def sleep(self) -> None:
         """Gives device memory to whoever shares it."""
         self.engine.sleep()
+        self.awake = False
 
     def wake(self) -> None:
         """Takes it back."""
         self.engine.wake()
+        self.awake = True
 
     def ping(self) -> str:
         """Answers while the worker lives."""

@@ -1,6 +1,7 @@
 """Workers killed with SIGKILL in the middle of a step: the run goes on, and ends where an undisturbed one ends."""
 
 import os
+import re
 import signal
 import time
 
@@ -34,9 +35,11 @@ def kill(process, name: str) -> int:
 
 def test_killed_workers_are_replaced_and_change_nothing(train, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
+    prompts = rl_job()["data"]
     job = rl_job(
         num_steps=6,
         checkpoint={"every": 2},
+        evaluate={"every": 1, "data": {**prompts, "split": "heldout", "size": 2}},
         rewards={
             "num_workers": 2,
             "terms": [SHARE, {"name": "slow", "type": "function", "path": f"{tmp_path}/slow.py:slow"}],
@@ -51,7 +54,9 @@ def test_killed_workers_are_replaced_and_change_nothing(train, tmp_path):
         kill(process, victim)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
-    assert "learner worker" in out
+    for role in ("rollout", "reward"):
+        assert re.search(rf"{role} worker \d died and is replaced", out), role
+    assert re.search(r"learner worker \d died", out)
     assert "going on from step-" in out
     assert metrics_of(tmp_path / "rough") == metrics_of(tmp_path / "calm")
     assert weights_of(tmp_path / "rough") == weights_of(tmp_path / "calm")

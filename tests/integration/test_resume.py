@@ -1,9 +1,12 @@
 """Six steps equal three, a stop, and three more in new processes, bit for bit."""
 
+import contextlib
+import os
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.helpers import metrics_of, rl_job, weights_of
@@ -12,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
+def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     job = rl_job(
         checkpoint={"every": 3},
         algorithm={
@@ -21,7 +24,9 @@ def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
         },
     )
     job["rollout"] = {**job["rollout"], "ahead": ahead}
+    monkeypatch.setenv("RLHF_RAY_TEST", mark := f"{tmp_path}-{ahead}")  # Ray's processes inherit it
     train(job, tmp_path / "whole", "num_steps=6")
+    assert left_over(mark) == []
     process = train(job, tmp_path / "parts", "num_steps=6", wait=False)
     wait_for(tmp_path / "parts" / "metrics.jsonl", lines=2, process=process)
     process.send_signal(signal.SIGTERM)
@@ -32,6 +37,20 @@ def test_three_and_three_steps_equal_six(train, tmp_path, ahead):
     train(job, tmp_path / "parts", "num_steps=6")
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+
+
+def left_over(mark: str) -> list[str]:
+    """Processes, but for this one, that inherited RLHF_RAY_TEST=``mark``; those on their way out get ten seconds."""
+    for _ in range(100):
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RLHF_RAY_TEST") == mark and process.pid != os.getpid():
+                    found.append(" ".join(process.cmdline()))
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
 
 
 def wait_for(path: Path, lines: int, process) -> None:

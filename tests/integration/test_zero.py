@@ -1,5 +1,7 @@
 """Real DeepSpeed on gloo: loss, gradient and result depend neither on the stage nor on ranks, micro-batches or row order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -8,8 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
-from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective
+from rlhf_ray.config.algorithm import GRPO, KLConfig
+from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective, PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
+from rlhf_ray.metrics import add, means
+from rlhf_ray.workers import WorkerGroup
 from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration
@@ -32,75 +37,130 @@ def session():
 
 
 def batch(order=None):
+    """Eight ragged rows with every column that an objective reads."""
     draw = np.random.default_rng(0)
     tokens = [draw.integers(0, 50, n).astype(np.int32) for n in (5, 9, 13, 7, 20, 3, 11, 6)]
+
+    def column(mean, spread):
+        return [mean + spread * draw.standard_normal(len(t)) for t in tokens]
+
     whole = from_sequences(
         tokens,
         response_mask=[np.r_[np.zeros(2), np.ones(len(t) - 2)] for t in tokens],
         group=np.repeat(np.arange(4), 2),
         example_id=np.arange(8),
         labels=np.tile([[1.0, 0.5], [0.0, 0.5]], (4, 1)),
+        old_log_probs=column(-3.9, 0.2),
+        ref_log_probs=column(-3.9, 0.2),
+        rollout_log_probs=column(-3.9, 0.2),
+        advantages=column(0, 1),
+        returns=column(0, 1),
+        values=column(0, 0.1),
     )
     return whole if order is None else whole.take(order)
 
 
-def learn(model, world, stage, budget, rows, lora=None, directory=None):
-    """Two SGD steps of an actor and a scalar model; returns the actor's weights, metrics and probe."""
+def gang(model, world, stage, budget, lora=None, num_updates=3):
+    """Actor, critic and reference on ``world`` ranks, joined; SGD on a learning rate that falls to zero."""
     config = LearnerConfig(
-        zero_stage=stage, optimizer="sgd", micro_batch_tokens=budget, num_workers=world, max_grad_norm=0.5
-    )
+        zero_stage=stage, optimizer="sgd", micro_batch_tokens=budget, num_workers=world, max_grad_norm=0.5,
+        schedule="linear",
+    )  # fmt: skip
     roles = [
-        Role("actor", "policy", ModelConfig(path=model, lora=lora), 0.1),
-        Role("critic", "scalar", ModelConfig(path=model), 0.1),
-        Role("reference", "policy", ModelConfig(path=model), None),
+        Role("actor", "policy", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
+        Role("critic", "scalar", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
     ]
-    actors = [
-        ray.remote(LearnerWorker).options(num_cpus=0.5).remote(config, roles, "cpu", 1, 60.0) for _ in range(world)
-    ]
-    address, port = ray.get(actors[0].address.remote())
-    ray.get([a.start.remote(r, world, address, port) for r, a in enumerate(actors)])
-    every = [[np.arange(len(rows))]]
-    annotated = ray.get([a.annotate.remote(rows, 1.0, ["old_log_probs", "ref_log_probs", "values"]) for a in actors])
-    found = [
-        ray.get([a.update.remote("actor", [(LanguageModelObjective(), 1.0)], [every[0]], rows) for a in actors])
-        for _ in range(2)
-    ]
-    pairs = ray.get([a.update.remote("critic", [(PairwiseObjective(), 1.0)], [every[0]], rows) for a in actors])
-    if directory is not None:
-        ray.get([a.save.remote(str(directory)) for a in actors])
-        ray.get([a.load.remote(str(directory)) for a in actors])
-    weights = ray.get([a.weights.remote() for a in actors])[0]
-    probe = ray.get([a.probe.remote(np.arange(10, dtype=np.int32), 1.0) for a in actors])[0]
-    for actor in actors:
-        ray.kill(actor)
-    norms = [part[0]["actor/grad_norm"][0] for part in found] + [pairs[0]["critic/grad_norm"][0]]
-    loss = sum(p["loss/cross_entropy"][0] for p in found[1]) / sum(p["loss/cross_entropy"][1] for p in found[1])
-    return weights, np.array([*norms, loss]), probe, annotated
+    if lora is None:  # else the actor without its adapter
+        roles.append(Role("reference", "policy", ModelConfig(path=model), None))
+    made = WorkerGroup(
+        "learner",
+        LearnerWorker,
+        world,
+        lambda i: (config, roles, "cpu", 1, 300.0),
+        lambda i: {"num_cpus": 0.5},
+        300.0,
+        0,
+    )
+    address, port = made.host(0), made.broadcast("free_port")[0]
+    made.each("start", [(rank, world, address, port) for rank in range(world)])
+    return made
+
+
+POLICY = PolicyObjective(
+    GRPO(entropy_coef=0.01, kl=KLConfig(coef=0.1, where="loss", estimator="k2")), 0.1, 0.7, 20, importance=True
+)
+TOKENS = replace(POLICY, algorithm=POLICY.algorithm.model_copy(update={"loss_over": "tokens"}))
+UPDATES = [
+    ("actor", LanguageModelObjective()), ("actor", POLICY), ("actor", TOKENS),
+    ("critic", PairwiseObjective()), ("critic", ValueObjective(0.2)),
+]  # fmt: skip
+
+
+def update(made, role, objective, rows):
+    """One optimizer step on all rows; its metrics but for speed."""
+    found = means(add(made.broadcast("update", role, [(objective, 1.0)], [[np.arange(len(rows))]], rows)))
+    return {name: value for name, value in found.items() if "mfu" not in name}
+
+
+def state(made):
+    """Weights of actor and critic, and the actor's probe."""
+    weights = {f"{role}.{n}": t for role in ("actor", "critic") for n, t in made.broadcast("weights", role)[0].items()}
+    return weights, made.broadcast("probe", np.arange(10, dtype=np.int32), 1.0)[0]
+
+
+def learn(made, rows):
+    """An SGD step of each objective; the metrics of each, and the state after them."""
+    return [update(made, role, objective, rows) for role, objective in UPDATES], state(made)
 
 
 @pytest.fixture(scope="module")
 def whole(model):
-    return learn(model, 1, 0, 1000, batch())
+    made = gang(model, 1, 0, 1000)
+    found = learn(made, batch())
+    made.kill()
+    return found
 
 
-@pytest.mark.parametrize(("world", "stage", "budget"), [(2, 0, 25), (2, 1, 25), (2, 2, 25), (2, 3, 25)])
-def test_same_as_one_rank_and_one_micro_batch(model, whole, tmp_path, world, stage, budget):
-    order = np.random.default_rng(1).permutation(8)
-    weights, numbers, probe, parts = learn(model, world, stage, budget, batch(order), directory=tmp_path)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whole, tmp_path, stage):
+    rows = batch(np.random.default_rng(1).permutation(8))
+    made = gang(model, 2, stage, 25)
+    parts = made.broadcast("annotate", rows, 1.0, ["old_log_probs", "ref_log_probs", "values"])
     assert sorted(np.concatenate([p["rows"] for p in parts])) == list(range(8))
     for part in parts:
         np.testing.assert_array_equal(part["old_log_probs"], part["ref_log_probs"])
-    np.testing.assert_allclose(numbers, whole[1], rtol=2e-5)
-    np.testing.assert_allclose(probe, whole[2], atol=2e-5)
-    assert weights.keys() == whole[0].keys()
+    metrics, (weights, probe) = learn(made, rows)
+    for found, wanted in zip(metrics, whole[0], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    np.testing.assert_allclose(probe, whole[1][1], atol=2e-5)
+    assert weights.keys() == whole[1][0].keys()
     for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, whole[0][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensor, whole[1][0][name], rtol=1e-4, atol=1e-5)
+    made.broadcast("save", str(tmp_path))
+    last = update(made, "actor", POLICY, rows)
+    made.kill()
+    fresh = gang(model, 2, stage, 25, num_updates=6)  # a job made longer: half of the learning rate is left, not none
+    fresh.broadcast("load", str(tmp_path))
+    for name, tensor in state(fresh)[0].items():
+        assert torch.equal(tensor, weights[name]), name
+    assert update(fresh, "actor", POLICY, rows) == pytest.approx({**last, "actor/lr": 0.05})
+    fresh.kill()
+    assert last["actor/lr"] == 0.0
 
 
-def test_adapter_learns_and_its_reference_does_not(model):
-    weights, numbers, _, _ = learn(model, 1, 1, 1000, batch(), lora=LoraConfig(rank=2, alpha=4.0))
-    plain = AutoModelForCausalLM.from_pretrained(model).state_dict()
-    changed = {n for n, t in weights.items() if not torch.equal(t, plain[n])}
-    assert changed
-    assert all("proj" in n for n in changed)
-    assert np.isfinite(numbers).all()
+def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
+    made, rows = gang(model, 1, 1, 1000, lora=LoraConfig(rank=2, alpha=4, targets=["q_proj", "down_proj"])), batch()
+    asked = ("annotate", rows, 1.0, ["old_log_probs", "ref_log_probs"])
+    before, shown = state(made)[0], made.broadcast(*asked)[0]
+    metrics, (weights, _) = learn(made, rows)
+    after = made.broadcast(*asked)[0]
+    made.kill()
+    np.testing.assert_array_equal(after["ref_log_probs"], shown["ref_log_probs"])
+    np.testing.assert_array_equal(shown["ref_log_probs"], shown["old_log_probs"])
+    assert np.abs(after["old_log_probs"] - shown["old_log_probs"]).max() > 1e-4
+    changed = {n for n, t in weights.items() if not torch.equal(t, before[n])}
+    layers = changed - {"critic.score.weight"}
+    assert {n.split(".")[0] for n in layers} == {"actor", "critic"}
+    assert all("q_proj" in n or "down_proj" in n for n in layers)
+    assert changed - layers
+    assert all(np.isfinite(value) for found in metrics for value in found.values())

@@ -58,6 +58,12 @@ def test_plan_prints_the_arithmetic(file, capsys):
         ),
         ("evaluate.data", {"path": "rows.jsonl", "seed": 1}, "evaluate.data: split and seed belong to 'toy:' data"),
         ("rewards.terms.0.retries", 1, "unknown key 'retries'"),
+        (
+            "algorithm.kl",
+            {"coef": 0.1, "controller": {"type": "adaptive", "horizon": 1.6}},
+            "horizon = 1.6 must exceed",
+        ),
+        ("algorithm.kl", {"controller": {"type": "adaptive"}}, "0 stays 0"),
         ("rewards.terms", [], "rewards.terms"),
         ("rewards.terms.0.type", "oracle", "rewards.terms.0"),
         ("evaluate.terms", rl_job()["rewards"]["terms"], "share a name"),

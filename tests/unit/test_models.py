@@ -159,9 +159,32 @@ def test_entropy_has_a_gradient_only_when_asked():
 
 
 def test_the_check_keeps_packed_where_it_is_right():
-    model = PolicyModel(made("llama"), "auto")
-    assert model.check(50, 1e-4) < 1e-5
-    assert model.packed
+    for model in (PolicyModel(made("llama"), "auto"), scalar("llama")):
+        assert model.check(50) < 1e-5
+        assert model.packed
+
+
+def scalar(kind, **more):
+    """A scalar model whose head is zero, as a critic's at the start."""
+    torch.manual_seed(0)
+    values = {**KINDS.get(kind, WIDE), **more, "num_labels": 1}
+    plain = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **values)).eval()
+    torch.nn.init.zeros_(plain.score.weight)
+    return ScalarModel(plain, "auto")
+
+
+JAMBA = {
+    "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 4,
+    "initializer_range": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "more"), [("gemma2", {"head_dim": 16}), ("jamba", JAMBA)])
+def test_the_check_of_a_scalar_model_sees_what_its_zero_head_hides(kind, more):
+    model = scalar(kind, **more)
+    assert model.check(50) > 1e-3
+    assert not model.packed
+    model(*ragged()[:2], torch.tensor([4]))  # the padded path runs
 
 
 def test_the_check_takes_the_padded_path_where_packed_is_wrong():
@@ -171,7 +194,7 @@ def test_the_check_takes_the_padded_path_where_packed_is_wrong():
     with torch.no_grad():
         wanted, _ = naive(plain)
         model = PolicyModel(plain, "auto")
-        model.check(50, 1e-4)
+        model.check(50)
         found, _ = model(*ragged())
     assert not model.packed
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
@@ -244,6 +267,30 @@ def test_dropout_is_off_even_in_training():
     models.without_dropout(model)
     with torch.no_grad():
         assert torch.equal(model(*ragged())[0], model(*ragged())[0])
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_the_head_of_a_scalar_model_trains_beside_its_adapters(targets):
+    plain = made("llama", AutoModelForSequenceClassification, num_labels=1)
+    model = models.finish("scalar", plain, attention="packed", lora=LoraConfig(rank=2, targets=targets))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n in trained if "lora_" not in n] == ["model.base_model.model.score.weight"]
+    assert any("q_proj.lora_A" in n for n in trained)
+
+
+def test_an_adapter_is_merged_or_refused_where_it_cannot_be(tmp_path):
+    made("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    wrapped = models.finish("policy", base, attention="packed", lora=LoraConfig(rank=2))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    wrapped.model.save_pretrained(tmp_path / "adapter")
+    found = models.load("policy", str(tmp_path / "adapter"))(*ragged())[0]
+    torch.testing.assert_close(found, wrapped(*ragged())[0], atol=1e-4, rtol=1e-4)
+    for refused in (lambda p: models.skeleton("policy", p, dtype=torch.float32), lambda p: models.load("scalar", p)):
+        with pytest.raises(BadInput, match="adapter"):
+            refused(str(tmp_path / "adapter"))
 
 
 def test_only_adapters_train_and_without_them_it_is_the_base():

@@ -16,7 +16,8 @@ def main():
     spec, gate = json.loads(sys.argv[1]), Gate()
     config = trl.SFTConfig(
         **arguments(spec["precision"]), max_steps=FOREVER, per_device_train_batch_size=spec["micro"],
-        gradient_accumulation_steps=spec["samples"] // spec["micro"], max_length=None if spec["packed"] else spec["longest"], padding_free=spec["packed"],
+        gradient_accumulation_steps=spec["samples"] // spec["micro"], padding_free=spec["packed"],
+        max_length=None if spec["packed"] else spec["longest"],
     )  # fmt: skip
     trainer = trl.SFTTrainer(
         AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32), config,

@@ -1,0 +1,146 @@
+"""The loop in this process, its actors real: GPUs shared in turns, bfloat16, evaluations, what is written when, workers that fail."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from rlhf_ray.config import apply_overrides, parse
+from rlhf_ray.driver import evaluate
+from rlhf_ray.driver.checkpoint import Checkpoints
+from rlhf_ray.driver.experience import Order
+from rlhf_ray.driver.rl import RL
+from rlhf_ray.driver.rl_setup import setup
+from rlhf_ray.driver.rundir import RunDir
+from rlhf_ray.driver.session import Stop
+from tests.helpers import metrics_of, rl_job
+
+pytestmark = pytest.mark.integration
+
+HELDOUT = {"path": "toy:reviews/prompts", "split": "heldout", "size": 4, "max_prompt_tokens": 32}
+CHANGES = ["model.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "evaluate.every=1", "checkpoint.every=1"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A job of two steps, learner and engine in bfloat16, evaluated after each, as where workers share a GPU in turns.
+
+    ``written`` holds what was on disk when a checkpoint was: step, lines of metrics.jsonl, number of evaluations.
+    """
+    path, written = tmp_path_factory.mktemp("run"), []
+
+    class Watched(Checkpoints):
+        def write(self, step, fill, state):
+            written.append((step, len(metrics_of(path)), len(evaluate.files(path))))
+            return super().write(step, fill, state)
+
+    job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
+    job = parse(apply_overrides(job, [f"run.dir={path}", "cluster.deadline_s=300", *CHANGES]), "job")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    held = RunDir(job)
+    try:
+        with setup(job, path, print) as made:
+            loop = RL(job, held, dataclasses.replace(made, time_shared=True), Stop())
+            loop.checkpoints = Watched(path / "checkpoints", 2)
+            loop.train()
+            yield SimpleNamespace(path=path, job=job, loop=loop, made=made, written=written)
+    finally:
+        held.close()
+        ray.shutdown()
+
+
+def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works(done):
+    steps = metrics_of(done.path)
+    assert [line["step"] for line in steps] == [0, 1]
+    assert 0 < steps[0]["sync/probe_difference"] < 0.3
+    with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
+        done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
+
+
+def test_every_step_is_evaluated_and_says_how_far_it_is_from_the_reference(done):
+    steps = metrics_of(done.path)
+    assert [f.stem for f in evaluate.files(done.path)] == ["step-000000", "step-000001", "step-000002"]
+    for line in steps:  # kl.coef is 0: the reference is there for the evaluations, and for this
+        assert {"evaluate/reward", "evaluate/kl", "kl/reference"} <= set(line)
+    assert abs(steps[1]["kl/reference"]) > 0
+
+
+def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(done):
+    assert done.written == [(1, 1, 2), (2, 2, 3)]
+
+
+def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
+    before = {f.name: f.read_bytes() for f in evaluate.files(done.path)}
+    lines = metrics_of(done.path)
+    done.loop.restore()
+    done.loop.loop()
+    assert metrics_of(done.path) == lines
+    assert {f.name: f.read_bytes() for f in evaluate.files(done.path)} == before
+
+
+def collect(done):
+    """Rollouts of the published version, as identities and tokens."""
+    with done.loop.phase("rollout", done.loop.rollout):
+        batch = done.loop.collector.collect(Order(9, 2, [0, 1, 2, 3, 4], 0, 2), done.loop.setup.prompts)
+    return [batch.example_id.tolist(), batch.sample.tolist(), batch.tokens.tolist()]
+
+
+def test_a_worker_that_holds_no_weights_is_given_them_and_its_chunk_is_done_again(done):
+    group, wanted = done.loop.rollout, collect(done)
+    ray.kill(group.actors[0])
+    group.actors[0] = group._spawn(0)  # as one that Ray itself restarted would come back
+    assert collect(done) == wanted
+    assert group.num_restarts == 0
+
+
+def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
+    group, welcome, deaths = done.loop.rollout, done.loop.rollout.welcome, []
+
+    def fatal(actor):
+        if not deaths:
+            deaths.append(actor)
+            ray.kill(actor)
+        welcome(actor)
+
+    group.welcome = fatal
+    ray.kill(group.actors[0])
+    with done.loop.phase("rollout", group):
+        pass
+    assert (len(deaths), group.num_restarts) == (1, 2)
+    group.welcome = welcome
+
+
+def test_a_rank_that_dies_while_the_gang_restarts_is_one_more_death(done):
+    gang, calls = done.made.gang, []
+
+    def work():
+        calls.append(gang.group.num_restarts)
+        if len(calls) == 1:
+            ray.kill(gang.group.actors[0])
+        return gang.group.broadcast("ping")
+
+    start = gang.start
+
+    def fatal():
+        if gang.group.num_restarts == 1:
+            ray.kill(gang.group.actors[0])
+        start()
+
+    gang.start = fatal
+    assert gang.recover(work) == ["ok"]
+    assert calls == [0, 2]
+    gang.start = start
+
+
+def test_closing_rollouts_ends_what_is_in_flight(done):
+    rollouts = done.loop.rollouts
+    rollouts.thread = ThreadPoolExecutor(1)
+    with done.loop.phase("rollout", done.loop.rollout):
+        rollouts._launch(2)
+        rollouts.close()
+    assert done.loop.rollout.ended
+    assert rollouts.futures[2].done()
+    with pytest.raises(RuntimeError, match="were ended"):
+        done.loop.rollout.replace(0)

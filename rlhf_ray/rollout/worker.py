@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from ..models import load as models
 from ..weights import Packed, StaleWeights, Ticket, unpack, verify_probe, verify_received
 from .engine import Completion, Engine, Request, Sampling
 from .transformers_engine import TransformersEngine
+from .vllm_engine import VLLMEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,20 +47,31 @@ def sample_seed(run_seed: int, step: int, example_id: int, sample: int) -> int:
     return int(np.random.SeedSequence([run_seed, step, example_id, sample]).generate_state(1, np.uint64)[0])
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker's engine runs: on ``device``, with ``num_threads``, for sequences of up to ``max_length`` tokens."""
+
+    device: str
+    num_threads: int
+    max_length: int
+
+
 class RolloutWorker:
     """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
 
-    def __init__(
-        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], device: str, num_threads: int
-    ) -> None:
-        torch.set_num_threads(num_threads)
-        self.version = -1
-        where = torch.device(device)
-        dtype = DTYPES[config.engine.dtype]
-        causal = models.pretrained("policy", str(model.path), dtype=dtype, trust_remote_code=model.trust_remote_code)
-        models.without_dropout(causal)
-        sampling = Sampling(config.max_new_tokens, config.temperature, eos)
-        self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where)
+    def __init__(self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], place: Place) -> None:
+        torch.set_num_threads(place.num_threads)
+        self.config, self.model, self.place, self.version = config, model, place, -1
+        self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Built when first used, so that its BadInput is a call's and not the death of an actor."""
+        return ENGINES[self.config.engine.type](self.config.engine, self.model, self.sampling, self.place)
+
+    def check(self) -> None:
+        """Builds the engine. Raises BadInput where it cannot run here."""
+        _ = self.engine
 
     def load_weights(self, packed: Packed, ticket: Ticket) -> float:
         """Takes the weights of ``ticket.version`` once they are verified; returns the probe's difference in nats.
@@ -124,9 +138,24 @@ class RolloutWorker:
         """Takes it back."""
         self.engine.wake()
 
-    def ping(self) -> str:
-        """Answers while the worker lives."""
-        return "ok"
+
+def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
+    causal = models.pretrained(
+        "policy", str(model.path), dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
+    )
+    models.without_dropout(causal)
+    device = torch.device(place.device)
+    return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device)
+
+
+def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
+    return VLLMEngine(config, model, sampling, place.device, place.max_length)
+
+
+ENGINES: dict[str, Callable[[Any, ModelConfig, Sampling, Place], Engine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
 
 
 def _rows(chunk: Chunk) -> list[tuple[Request, int]]:

@@ -27,7 +27,10 @@ class VLLMEngine(Section):
         1, ge=1, description="GPUs of one rollout worker; above 1 it needs cluster.colocate=false."
     )
     memory_fraction: float = Field(
-        0.5, gt=0, le=1, description="Share of a GPU for weights and KV cache, free once the learner's models are loaded."
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a GPU for weights and KV cache, free once the learner's models are loaded.",
     )
     kv_cache_gib: float | None = Field(
         None, gt=0, description="Size of the KV cache in GiB; none: what memory_fraction leaves, on a CPU 1."

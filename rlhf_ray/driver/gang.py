@@ -11,7 +11,7 @@ import ray
 
 from .. import metrics
 from ..batch import COLUMNS, Batch
-from ..config import Common
+from ..config import Common, RolloutConfig
 from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
 from ..placement import Placement
@@ -74,11 +74,11 @@ class Gang:
             found[part["rows"]] = part["scores"]
         return found
 
-    def publish(self, version: int, temperature: float, vocab_size: int) -> tuple[Any, Any]:
+    def publish(self, version: int, rollout: RolloutConfig, vocab_size: int) -> tuple[Any, Any]:
         """References to packed weights and their ticket, in rank 0's part of the object store."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
-        tolerance = SYNC_TOLERANCE[self.job.model.dtype]
-        return self.group.broadcast_pairs("publish", version, probe, temperature, tolerance)[0]
+        tolerance = max(SYNC_TOLERANCE[self.job.model.dtype], SYNC_TOLERANCE[rollout.engine.dtype])
+        return self.group.broadcast_pairs("publish", version, probe, rollout.temperature, tolerance)[0]
 
     def save(self, directory: Path) -> None:
         """Every rank's shards, into ``directory``."""

@@ -129,7 +129,7 @@ class RL:
 
     def publish(self, version: int) -> float:
         """Sends the actor's weights to every rollout worker, verified. Returns the probe's largest difference in nats."""
-        self.published = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size)
+        self.published = self.gang.publish(version, self.job.rollout, self.setup.vocab_size)
         sent = [(i, a.load_weights.remote(*self.published)) for i, a in enumerate(self.rollout.actors)]
         differences = [0.0]
         for index, reference in sent:

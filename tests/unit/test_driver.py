@@ -22,7 +22,7 @@ from rlhf_ray.models import load as models
 from rlhf_ray.rewards.reward import RewardError
 from tests.helpers import TINY, rl_job
 
-PROMPTS = Prompts([np.array([5, 6]), np.array([7])], pa.table({"example_id": [0, 1], "prompt": ["a", "b"]}), [0, 1])
+PROMPTS = Prompts([np.array([5, 6]), np.array([7])], pa.table({"example_id": [0, 1], "prompt": ["a", "b"]}), np.array([0, 1]))
 HELDOUT = {"path": "toy:reviews/prompts", "split": "heldout", "size": 4, "max_prompt_tokens": 32}
 
 
@@ -32,8 +32,11 @@ class Scored:
     def __init__(self, value, varied):
         self.value, self.varied, self.orders = value, varied, []
 
-    def collect(self, order, prompts):
+    def generate(self, order, prompts):
         self.orders.append(order)
+        return SimpleNamespace(order=order, scored=lambda: self.collect(order, prompts))
+
+    def collect(self, order, prompts):
         rows = []
         for chunk in chunks(order, prompts, 2, 0):
             for group, example, first in zip(chunk.group, chunk.example_id, chunk.first_sample, strict=True):
@@ -142,10 +145,17 @@ def test_the_looser_dtype_decides_what_a_sync_may_differ_by(learner, engine):
     assert sync_tolerance(parse(rl_job(), "job")) == 1e-3
 
 
-def test_the_reference_is_read_wherever_it_is_there():
-    job = rl_job(algorithm={"type": "grpo"})
-    assert "ref_log_probs" not in _columns(parse(job, "job"))
-    assert "ref_log_probs" in _columns(parse({**job, "evaluate": {"data": HELDOUT}}, "job"))
+@pytest.mark.parametrize(
+    ("changes", "columns"),
+    [
+        ({}, []),  # one update a step, without KL: its own log-probs are the old ones
+        ({"epochs": 2}, ["old_log_probs"]),
+        ({"num_mini_batches": 2}, ["old_log_probs"]),
+        ({"kl": {"coef": 0.1}}, ["old_log_probs", "ref_log_probs"]),
+    ],
+)
+def test_nothing_is_annotated_that_an_update_computes_itself(changes, columns):
+    assert _columns(parse(rl_job(algorithm={"type": "grpo", **changes}), "job")) == columns
 
 
 @pytest.mark.parametrize("context", [16, 128])

@@ -241,7 +241,7 @@ def value_loss(
     clipped = torch.zeros_like(loss, dtype=torch.bool)
     if clip is not None:
         other = (before + (now - before).clamp(-clip, clip) - target).square()
-        clipped = other > loss
+        clipped = (other > loss) & ((now - before).abs() > clip)  # inside the clip the two differ by rounding alone
         loss = torch.maximum(loss, other)
     loss = 0.5 * loss
     return loss.sum(), {"value/loss": _pair(loss, response_mask), "value/clip": _pair(clipped, response_mask)}

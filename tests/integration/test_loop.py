@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file
 
 from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.driver import evaluate
@@ -54,7 +56,9 @@ def done(tmp_path_factory):
 def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works(done):
     steps = metrics_of(done.path)
     assert [line["step"] for line in steps] == [0, 1]
-    assert 0 < steps[0]["sync/probe_difference"] < 0.3
+    assert steps[0]["sync/probe_difference"] < 0.3
+    saved = load_file(done.path / "model" / "model.safetensors")
+    assert {t.dtype for t in saved.values()} == {torch.bfloat16}
     with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
         done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
 

@@ -55,7 +55,7 @@ def left_over(mark: str) -> list[str]:
 
 def wait_for(path: Path, lines: int, process) -> None:
     """Until a file has so many lines."""
-    for _ in range(3000):
+    for _ in range(4000):
         if path.is_file() and len(path.read_text().splitlines()) >= lines:
             return
         assert process.poll() is None, process.communicate()

@@ -22,7 +22,9 @@ from rlhf_ray.models import load as models
 from rlhf_ray.rewards.reward import RewardError
 from tests.helpers import TINY, rl_job
 
-PROMPTS = Prompts([np.array([5, 6]), np.array([7])], pa.table({"example_id": [0, 1], "prompt": ["a", "b"]}), np.array([0, 1]))
+PROMPTS = Prompts(
+    [np.array([5, 6]), np.array([7])], pa.table({"example_id": [0, 1], "prompt": ["a", "b"]}), np.array([0, 1])
+)
 HELDOUT = {"path": "toy:reviews/prompts", "split": "heldout", "size": 4, "max_prompt_tokens": 32}
 
 

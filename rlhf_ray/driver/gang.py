@@ -43,6 +43,17 @@ class Gang:
         world = len(self.group)
         self.info = self.group.each("start", [(rank, world, address, port) for rank in range(world)])[0]
 
+    def remarks(self) -> list[str]:
+        """Sentences on what the ranks found out about their models and their machine."""
+        padded = "padded forward (packed and one-by-one log-probs differ for this architecture)"
+        found = [f"{role}: {padded}" for role, info in self.info["roles"].items() if not info["packed"]]
+        share = self.info["peak_flops"] / self.info["float32_flops"]
+        if share < 1.0:
+            found.append(
+                f"{self.job.model.dtype} products run at {share:.2f} of float32's speed here; take model.dtype=float32"
+            )
+        return found
+
     def restart(self) -> None:
         """New ranks in place of all of them, with the weights they started from."""
         self.group.respawn()

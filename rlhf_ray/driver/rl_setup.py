@@ -111,9 +111,8 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     try:
         reward.broadcast("check", _longest(job))
         gang.start()
-        for role, info in gang.info.items():
-            if isinstance(info, dict) and not info.get("packed", True):
-                notes(f"{role}: padded forward (packed and one-by-one log-probs differ for this architecture)")
+        for line in gang.remarks():
+            notes(line)
         rollout.broadcast("check")
         yield Setup(
             gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),

@@ -72,6 +72,8 @@ class SupervisedRun:
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind), placement)
         try:
             gang.start()
+            for line in gang.remarks():
+                print(line, flush=True)
             return gang.recover(lambda: self._work(gang))
         finally:
             gang.kill()

@@ -58,11 +58,13 @@ class LearnerWorker:
         """Joins the gang and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
         self.rank, self.world_size = rank, world_size
         zero.start(rank, world_size, address, port, self.device, self.deadline_s)
-        info: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for role in self.roles.values():
-            self.engines[role.name], info[role.name] = self._build(role)
-        info["peak_flops"] = self.peak = peak_flops(self.device, DTYPES[next(iter(self.roles.values())).model.dtype])
-        return info
+            self.engines[role.name], found[role.name] = self._build(role)
+        dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
+        plain = peak_flops(self.device, torch.float32)
+        self.peak = plain if dtype == torch.float32 else peak_flops(self.device, dtype)
+        return {"roles": found, "peak_flops": self.peak, "float32_flops": plain}
 
     def _build(self, role: Role) -> tuple[Any, dict[str, Any]]:
         m, path = role.model, str(role.model.path)

@@ -59,6 +59,9 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
     assert steps[0]["sync/probe_difference"] < 0.3
     saved = load_file(done.path / "model" / "model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.bfloat16}
+    info = done.loop.gang.info
+    slow = any("bfloat16 products" in line for line in done.loop.gang.remarks())
+    assert slow == (info["peak_flops"] < info["float32_flops"])
     with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
         done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
 

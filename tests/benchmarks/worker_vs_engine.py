@@ -51,7 +51,7 @@ def measure(size, vocab, kind, precision, rounds):
     """The row of one case, in a Ray session."""
     from rlhf_ray.workers import WorkerGroup
 
-    draw, count = np.random.default_rng(1), size.samples
+    draw, count = np.random.default_rng(1), size.samples // 4
     prompts = [draw.integers(3, vocab, workload.PROMPT).astype(np.int32) for _ in range(count)]
     chunk = Chunk(0, 0, prompts, list(range(count)), list(range(count)), [0] * count, SAMPLES)
     engine = {"dtype": precision, "max_rows": size.samples}
@@ -78,7 +78,7 @@ def main():
     torch.set_num_threads(os.cpu_count() or 1)
     with session(ClusterConfig()):
         cases = itertools.product(args.vocab, args.kind, args.precision)
-        report("worker against engine: seconds of 512 sequences", [measure(size, *case, args.rounds) for case in cases])
+        report("worker against engine: seconds of 128 sequences", [measure(size, *case, args.rounds) for case in cases])
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ def check(trainer, fixed):
     mask = padded([[1] * len(r) for r in fixed["response"]], 0)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
-    loss = trainer._compute_loss(
-        trainer.model,
-        {
-            "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": response, "completion_mask": mask,
-            "advantages": torch.tensor(fixed["advantages"]), "old_per_token_logps": padded(fixed["old_log_probs"], 0.0),
-            "num_items_in_batch": mask.sum(),
-        },
-    )  # fmt: skip
+    inputs = {
+        "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": response, "completion_mask": mask,
+        "advantages": torch.tensor(fixed["advantages"]), "old_per_token_logps": padded(fixed["old_log_probs"], 0.0),
+        "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    with trainer.accelerator.autocast():
+        loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
     trainer.model.zero_grad()

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import cached_property
 
 from rlhf_ray import metrics
 from rlhf_ray.config import parse
@@ -21,15 +22,20 @@ class EqualLengths(RolloutWorker):
 
     kind = "equal"
 
-    def __init__(self, config, model, eos, device, num_threads):
-        super().__init__(config, model, NEVER, device, num_threads)
-        add, longest = self.engine.add, config.max_new_tokens
+    def __init__(self, config, model, eos, place):
+        super().__init__(config, model, NEVER, place)
+
+    @cached_property
+    def engine(self):
+        engine, longest = super().engine, self.config.max_new_tokens
+        add = engine.add
 
         def add_with_limits(requests):
             sizes = workload.lengths(self.kind, len(requests), longest)
             add([replace(r, max_new_tokens=int(sizes[r.id])) for r in requests])
 
-        self.engine.add = add_with_limits
+        engine.add = add_with_limits
+        return engine
 
 
 class SkewedLengths(EqualLengths):

@@ -22,7 +22,7 @@ from rlhf_ray.driver.gang import Gang
 from rlhf_ray.driver.session import session
 from rlhf_ray.learner.worker import Role
 from rlhf_ray.placement import Placement, plan
-from rlhf_ray.rollout.worker import RolloutWorker
+from rlhf_ray.rollout.worker import Place, RolloutWorker
 from rlhf_ray.weights import unpack
 from rlhf_ray.workers import WorkerGroup
 from tests.benchmarks.paired import report, seconds
@@ -57,7 +57,7 @@ def syncs(job, model, rounds):
     placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, ray.cluster_resources()), 120.0)
     threads = placement.plan.num_threads
     worker = WorkerGroup(
-        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), "cpu", threads),
+        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place("cpu", threads, 64)),
         lambda i: placement.options("rollout", i), 600.0, 0,
     )  # fmt: skip
     gang = Gang(job, [Role("actor", "policy", model, 0.0)], placement)

@@ -13,8 +13,9 @@ import torch
 from rlhf_ray.batch import cat
 from rlhf_ray.config import ClusterConfig, ModelConfig, RolloutConfig
 from rlhf_ray.driver import environment
+from rlhf_ray.rollout.chunk import Chunk, sample_seed
 from rlhf_ray.rollout.engine import Request
-from rlhf_ray.rollout.worker import Chunk, sample_seed
+from rlhf_ray.rollout.worker import Place
 from tests.benchmarks import workload
 from tests.benchmarks.duel import arguments
 from tests.benchmarks.ours import NEVER, WORKERS
@@ -56,7 +57,8 @@ def measure(size, vocab, kind, precision, rounds):
     chunk = Chunk(0, 0, prompts, list(range(count)), list(range(count)), [0] * count, SAMPLES)
     engine = {"dtype": precision, "max_rows": size.samples}
     config = RolloutConfig(prompts_per_step=count, max_new_tokens=size.longest, engine=engine)
-    given = (config, ModelConfig(path=workload.model(size.shape, vocab)), NEVER, "cpu", os.cpu_count())
+    place = Place("cpu", os.cpu_count() or 1, workload.PROMPT + size.longest)
+    given = (config, ModelConfig(path=workload.model(size.shape, vocab)), NEVER, place)
     options = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count())}}}
     group = WorkerGroup("rollout", WORKERS[kind], 1, lambda _: given, lambda _: options, 600.0, 0)
     try:

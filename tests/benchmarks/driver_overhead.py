@@ -51,7 +51,7 @@ def job(samples):
     return RLJob.model_validate(
         {
             "job": "ppo", "cluster": {"device": "cpu", "deadline_s": 600}, "model": {"path": "none"},
-            "data": {"path": "none"}, "num_steps": STEPS, "learner": {"lr": 0.0}, "log": {"progress": False},
+            "data": {"path": "none"}, "num_steps": STEPS, "log": {"progress": False},
             "algorithm": {"type": "grpo", "group_size": GROUP, "kl": {"coef": 0.0}},
             "rollout": {"prompts_per_step": samples // GROUP, "chunk_prompts": 64, "max_new_tokens": RESPONSE},
             "rewards": {"terms": [{"name": "r", "type": "rule", "rule": "word_share", "options": {"words": ["a"]}}]},

@@ -2,6 +2,7 @@
 
 `ours` is RL's publish: learner rank -> object store -> rollout worker, fingerprints and probe included; `theirs` is one
 single-threaded copy of as many bytes in this process, so that the ratio is the share of the copy bandwidth. The goal is 0.5.
+`cpu_s` are CPU seconds of all processes for one sync: other load on the machine hardly touches them.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,6 +42,12 @@ class Probed(RolloutWorker):
         return [n for b in buckets for n, t in unpack(b) if not torch.equal(held[n], t.to(held[n].dtype))]
 
 
+def cpu_seconds():
+    """CPU seconds so far of this process and of all below it: Ray and the actors."""
+    below = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(p.cpu_times()[:2]) for p in below)
+
+
 def job(directory, threads):
     """A job of the model in ``directory``, one learner rank and one rollout worker."""
     return RLJob.model_validate(
@@ -47,7 +55,7 @@ def job(directory, threads):
             "job": "ppo", "cluster": {"num_threads": threads, "device": "cpu", "deadline_s": 600},
             "model": {"path": directory}, "data": {"path": "toy:reviews/prompts"}, "algorithm": {"type": "grpo"},
             "rewards": {"terms": [{"name": "length", "type": "rule", "rule": "word_share", "options": {"words": ["the"]}}]},
-            "learner": {"lr": 0.0, "optimizer": "sgd"}, "num_steps": 1,
+            "learner": {"optimizer": "sgd"}, "num_steps": 1,
         }
     )  # fmt: skip
 
@@ -60,30 +68,32 @@ def syncs(job, model, rounds):
         "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place("cpu", threads, 64)),
         lambda i: placement.options("rollout", i), 600.0, 0,
     )  # fmt: skip
-    gang = Gang(job, [Role("actor", "policy", model, 0.0)], placement)
+    gang = Gang(job, [Role("actor", "policy", model, 1e-5)], placement)
     gang.start()
     source = target = None
-    ours, theirs, found = [], [], []
+    ours, theirs, found, cpu = [], [], [], []
     published = None
     for version in range(1, rounds + 4):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), cpu_seconds()
         published = gang.publish(version, 1.0, VOCABULARY)
         received = worker.broadcast("load_weights", *published)
-        took = time.perf_counter() - began
+        took, spent = time.perf_counter() - began, cpu_seconds() - before
         ticket = ray.get(published[0])
         if source is None:
             source, target = np.ones(ticket.num_bytes, np.uint8), np.zeros(ticket.num_bytes, np.uint8)
+        before = time.process_time()
         copied, _ = seconds(partial(np.copyto, target, source))
         if version > 3:  # the store's pages are touched for the first time in the first two
             ours.append(took)
             theirs.append(copied)
+            cpu.append((spent, time.process_time() - before))
             found.append(reports.sync_metrics(ticket, received, took))
     wrong = worker.broadcast("differs", *published[1:])[0]
     assert not wrong, f"the worker holds other weights: {wrong[:3]}"
     gang.kill()
     worker.kill()
     placement.remove()
-    return ours, theirs, found
+    return ours, theirs, found, np.median(cpu, axis=0).tolist()
 
 
 def main():
@@ -101,7 +111,7 @@ def main():
         model, rows = ModelConfig(path=directory), []
         made = job(directory, args.threads)
         with session(made.cluster):
-            ours, theirs, found = syncs(made, model, args.rounds)
+            ours, theirs, found, (spent, copied) = syncs(made, model, args.rounds)
         mine, other = statistics.median(ours), statistics.median(theirs)
         share = statistics.median(m["sync/verify_share"] for m in found)
         size = found[0]["sync/bytes"]
@@ -111,6 +121,7 @@ def main():
                 "ours_range_s": [min(ours), max(ours)], "theirs_range_s": [min(theirs), max(theirs)],
                 "ratio": other / mine, "bytes": size, "verify_share": share, "copy_bytes_per_second": size / other,
                 "probe_difference": max(m["sync/probe_difference"] for m in found), "threads": args.threads,
+                "cpu_s": spent, "copy_cpu_s": copied,
             }
         )  # fmt: skip
     report(

@@ -40,6 +40,8 @@ def batch(order=None):
     """Eight ragged rows with every column that an objective reads."""
     draw = np.random.default_rng(0)
     tokens = [draw.integers(0, 50, n).astype(np.int32) for n in (5, 9, 13, 7, 20, 3, 11, 6)]
+    for first, second in zip(tokens[::2], tokens[1::2], strict=True):  # two samples of one prompt
+        second[:2] = first[:2]
 
     def column(mean, spread):
         return [mean + spread * draw.standard_normal(len(t)) for t in tokens]
@@ -47,6 +49,7 @@ def batch(order=None):
     whole = from_sequences(
         tokens,
         response_mask=[np.r_[np.zeros(2), np.ones(len(t) - 2)] for t in tokens],
+        prompt_length=[2] * 8,
         group=np.repeat(np.arange(4), 2),
         example_id=np.arange(8),
         labels=np.tile([[1.0, 0.5], [0.0, 0.5]], (4, 1)),

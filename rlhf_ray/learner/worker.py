@@ -159,7 +159,8 @@ class LearnerWorker:
                     if len(micro_rows):
                         sums.append(found)
                         flops += self._flops(role, micro)
-            sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (engine.get_lr()[0], 1.0)})
+            lr = engine.get_lr()[0]  # of this update: the step moves on to the next one's
+            sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
         seconds = time.monotonic() - began
         sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
         return metrics.add(sums)

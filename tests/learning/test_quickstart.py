@@ -33,7 +33,7 @@ def quickstart(tmp_path_factory):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_truth_rises(quickstart, seed):
     found = results(quickstart(seed))
-    assert found["reward"]["evaluate/reward/accuracy"] >= 0.82  # one pair in twenty is flipped: 0.95 is the most
+    assert found["reward"]["evaluate/reward/accuracy"] >= 0.85  # one pair in twenty is flipped: 0.95 is the most
     for name in ("truth", "sentiment"):
         assert found["ppo"][f"part/{name}"]["low"] > 0.4
     assert found["ppo"]["part/validity"]["after"] > 0.9

@@ -41,6 +41,32 @@ class Completion:
     truncated: bool
 
 
+class Counters:
+    """What an engine counts while it steps ``max_rows`` rows: tokens of finished responses, seconds, rows at work."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self._clear()
+
+    def _clear(self) -> None:
+        self.tokens = self.rows = self.steps = 0
+        self.seconds = 0.0
+
+    def step(self, rows: int, seconds: float, finished: Sequence[Completion]) -> None:
+        """Counts one decode step of ``rows`` sequences, and what finished in it."""
+        self.rows += rows
+        self.steps += 1
+        self.seconds += seconds
+        self.tokens += sum(len(c.tokens) for c in finished)
+
+    def take(self) -> dict[str, float]:
+        """tokens, seconds and idle share since the last call."""
+        idle = 1.0 - self.rows / max(1, self.steps * self.max_rows)
+        found = {"tokens": float(self.tokens), "seconds": self.seconds, "idle_share": idle}
+        self._clear()
+        return found
+
+
 class Engine(Protocol):
     """Generation is a loop over :meth:`add` and :meth:`step`, so that nothing else is starved while it goes on."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import Completion, Request, Sampling
+from .engine import Completion, Counters, Request, Sampling
 from .kv_cache import CachedDecoder, RecomputingDecoder
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class TransformersEngine:
         self.count = torch.zeros(max_rows, dtype=torch.long, device=device)
         self.limit = torch.zeros(max_rows, dtype=torch.long, device=device)
         self.eos = torch.tensor(sampling.eos_token_ids, device=device)
-        self._clear_statistics()
+        self.counters = Counters(max_rows)
 
     def _decoder(self) -> Any:
         """The cached decoder where it gives the model's own log-probs on two ragged sequences, else the recomputing one."""
@@ -106,9 +106,7 @@ class TransformersEngine:
             self._sample(self.decoder.step(last), 0)
         self._admit()
         finished = self._finish()
-        self.seconds += time.monotonic() - began
-        self.row_steps += len(self.rows) + len(finished)
-        self.steps += 1
+        self.counters.step(len(self.rows) + len(finished), time.monotonic() - began, finished)
         return finished
 
     def _admit(self) -> None:
@@ -169,7 +167,6 @@ class TransformersEngine:
             finished.append(
                 Completion(self.rows[row].id, tokens.astype(np.int32), log_probs.copy(), not bool(ended[row]))
             )
-            self.generated += n
         self._remove(over)
         return finished
 
@@ -221,17 +218,7 @@ class TransformersEngine:
         return np.concatenate([np.zeros(1, np.float32), found.cpu().numpy()])
 
     def statistics(self) -> dict[str, float]:
-        found = {
-            "tokens": float(self.generated),
-            "seconds": self.seconds,
-            "idle_share": 1.0 - self.row_steps / max(1, self.steps * self.max_rows),
-        }
-        self._clear_statistics()
-        return found
-
-    def _clear_statistics(self) -> None:
-        self.generated = self.row_steps = self.steps = 0
-        self.seconds = 0.0
+        return self.counters.take()
 
     def sleep(self) -> None:
         self.decoder.drop()

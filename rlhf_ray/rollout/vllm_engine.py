@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import BadInput, ModelConfig
 from ..config import VLLMEngine as VLLMConfig
 from ..models import load as models
-from .engine import Completion, Request, Sampling
+from .engine import Completion, Counters, Request, Sampling
 
 TESTED = "0.32."
 CPU_KV_CACHE_GIB = 1.0
@@ -55,7 +55,7 @@ class VLLMEngine:
             self.log_probs(np.zeros(2, np.int32))  # CPU attention refuses head sizes such as 16 only when it runs
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise BadInput(f"vLLM does not run {model.path}: {_sentence(error)}; {ELSE}") from error
-        self._clear_statistics()
+        self.counters = Counters(config.max_rows)
 
     @property
     def busy(self) -> bool:
@@ -84,11 +84,9 @@ class VLLMEngine:
 
     def step(self) -> list[Completion]:
         began = time.monotonic()
-        self.row_steps += min(self.max_rows, self.core.get_num_unfinished_requests())
-        self.steps += 1
+        rows = min(self.max_rows, self.core.get_num_unfinished_requests())
         finished = [_completion(output) for output in self.core.step() if output.finished]
-        self.generated += sum(len(c.tokens) for c in finished)
-        self.seconds += time.monotonic() - began
+        self.counters.step(rows, time.monotonic() - began, finished)
         return finished
 
     def abort(self, ids: Iterable[int]) -> None:
@@ -124,17 +122,7 @@ class VLLMEngine:
         return found
 
     def statistics(self) -> dict[str, float]:
-        found = {
-            "tokens": float(self.generated),
-            "seconds": self.seconds,
-            "idle_share": 1.0 - self.row_steps / max(1, self.steps * self.max_rows),
-        }
-        self._clear_statistics()
-        return found
-
-    def _clear_statistics(self) -> None:
-        self.generated = self.row_steps = self.steps = 0
-        self.seconds = 0.0
+        return self.counters.take()
 
     def sleep(self) -> None:
         """Level 1: weights to the host, the KV cache forgotten. vLLM has no sleep on CPUs: nothing happens there."""

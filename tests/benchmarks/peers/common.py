@@ -43,6 +43,17 @@ def serve(trainer, gate, describe, **first):
         trainer.train()
 
 
+def supervised(trainer, gate, **first):
+    """Serves a trainer whose logs count tokens from its start."""
+    seen = [0.0]
+
+    def describe(logs):
+        tokens, seen[0] = logs["num_tokens"] - seen[0], logs["num_tokens"]
+        return {"tokens": tokens, "check": {"loss": logs["loss"], "grad_norm": logs["grad_norm"]}}
+
+    serve(trainer, gate, describe, **first)
+
+
 class ForcedLengths(LogitsProcessor):
     """Ends row i with its i-th length: no end token before, nothing else then. Two small writes a decode step."""
 
@@ -62,4 +73,4 @@ def force_lengths(model, sizes):
     model.generate = functools.partial(model.generate, logits_processor=LogitsProcessorList([ForcedLengths(sizes)]))
 
 
-__all__ = ["FOREVER", "Gate", "arguments", "force_lengths", "serve"]
+__all__ = ["FOREVER", "Gate", "arguments", "force_lengths", "serve", "supervised"]

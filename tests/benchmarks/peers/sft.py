@@ -8,7 +8,7 @@ import trl
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.benchmarks.peers.common import FOREVER, Gate, arguments, serve
+from tests.benchmarks.peers.common import FOREVER, Gate, arguments, supervised
 
 
 def main():
@@ -24,13 +24,7 @@ def main():
         train_dataset=load_dataset("json", data_files=spec["rows"], split="train"),
         processing_class=AutoTokenizer.from_pretrained(spec["model"]),
     )  # fmt: skip
-    seen = [0.0]
-
-    def describe(logs):
-        tokens, seen[0] = logs["num_tokens"] - seen[0], logs["num_tokens"]
-        return {"tokens": tokens, "check": {"loss": logs["loss"], "grad_norm": logs["grad_norm"]}}
-
-    serve(trainer, gate, describe, trl=trl.__version__)
+    supervised(trainer, gate, trl=trl.__version__)
 
 
 if __name__ == "__main__":

@@ -13,4 +13,5 @@ if "RAY_AUTH_TOKEN" not in os.environ:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

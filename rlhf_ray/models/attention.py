@@ -6,6 +6,8 @@ implementation. The sequence lengths travel as a keyword argument of the forward
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ def packed_attention(
 
     query (1, heads, T, d), key and value (1, kv_heads, T, d); returns (1, T, heads, d). A sequence may go on from another,
     which ``sequence_prefixes`` names by its index (-1: from none): a prompt that stands there once for all its samples.
-    Sequences of the same shape are computed together. Raises ValueError where the model does not pass
+    Half-precision sequences on a GPU go through one flash-attention kernel; elsewhere those of the same shape are computed
+    together. Raises ValueError where the model does not pass
     ``sequence_lengths`` on, or uses an option of attention that is not here (soft-capping, position bias); the check at
     load then takes the padded path.
     """
@@ -41,6 +44,8 @@ def packed_attention(
     if unknown:
         raise ValueError(f"{type(module).__name__} uses {', '.join(unknown)}, which packed attention does not have")
     prefixes = sequence_prefixes or (-1,) * len(sequence_lengths)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return flash(query, key, value, sequence_lengths, prefixes, scaling, sliding_window), None
     queries, keys, values = (x.split(sequence_lengths, 2) for x in (query, key, value))  # its backward is one cat
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (length, prefix) in enumerate(zip(sequence_lengths, prefixes, strict=True)):
@@ -54,6 +59,37 @@ def packed_attention(
         )  # fmt: skip
         pieces |= zip(same, out.transpose(1, 2).unbind(0), strict=True)
     return torch.cat([pieces[i] for i in range(len(sequence_lengths))]).unsqueeze(0), None
+
+
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], prefixes: tuple[int, ...],
+    scaling: float | None, window: int | None,
+) -> Tensor:  # fmt: skip
+    """One kernel for all sequences: queries are aligned with the end of their keys, which begin with a shared prompt's."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    at, sizes = key_spans(lengths, prefixes)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if at is not None:
+        at = at.to(query.device, non_blocking=True)
+        k, v = k[at], v[at]
+    ends = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=query.device) for n in (lengths, sizes)]
+    out = varlen_attn(
+        q.contiguous(), k.contiguous(), v.contiguous(), ends[0], ends[1], max(lengths), max(sizes), scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out.unsqueeze(0)
+
+
+@lru_cache(maxsize=4)
+def key_spans(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
+    """Flat positions of each sequence's keys, its prefix's before its own, and how many they are; None: they lie as they are."""
+    if all(p < 0 for p in prefixes):
+        return None, lengths
+    spans = torch.arange(sum(lengths)).split(lengths)
+    whole = [spans[i] if p < 0 else torch.cat([spans[p], spans[i]]) for i, p in enumerate(prefixes)]
+    return torch.cat(whole), tuple(len(w) for w in whole)
 
 
 def _whole(parts: tuple[Tensor, ...], index: int, prefix: int) -> Tensor:

@@ -85,10 +85,17 @@ class _Layer(CacheLayerMixin):
         self.keys = key_states.new_zeros(*shape, key_states.shape[3], dtype=dtype)
         self.values = value_states.new_zeros(*shape, value_states.shape[3], dtype=dtype)
         self.is_initialized = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Says that the memory stays where it is: CUDA graphs may write to it."""
+        if self.keys.is_cuda:
+            for whole in (self.keys, self.values):
+                torch._dynamo.mark_static_address(whole)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows, heads = key_states.shape[:2]
-        at = self.cache.places(heads)
+        at = self.cache.places[heads]
         for whole, new in ((self.keys, key_states), (self.values, value_states)):
             whole.view(-1, whole.shape[-1]).index_copy_(0, at, new.reshape(-1, new.shape[-1]).to(whole.dtype))
         return self.keys[:rows, :, : self.cache.width], self.values[:rows, :, : self.cache.width]
@@ -100,6 +107,7 @@ class _Layer(CacheLayerMixin):
         if self.keys.shape[2] < self.cache.capacity:
             more = self.cache.capacity - self.keys.shape[2]
             self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+            self._settle()
         self.keys[first : first + len(source), :, : keys.shape[2]] = keys[source]
         self.values[first : first + len(source), :, : values.shape[2]] = values[source]
 
@@ -120,26 +128,32 @@ class RaggedCache(Cache):
         self.max_rows, self.capacity, self.width = max_rows, GROW, 0
         super().__init__(layers=[_Layer(self) for _ in range(num_layers)])
         self.layers: Any
-        self.aim(torch.zeros(0, dtype=torch.long))
 
     def aim(self, at: Tensor) -> None:
-        """Sets the positions (rows,) that the next token's keys and values are written to."""
-        self.at, self._places = at, dict[int, Tensor]()
-
-    def places(self, heads: int) -> Tensor:
-        """Flat indices (rows * heads,) of these positions in a layer with so many heads; made once a step."""
-        if heads not in self._places:
-            row = torch.arange(len(self.at), device=self.at.device)[:, None] * heads
-            head = torch.arange(heads, device=self.at.device)[None]
-            self._places[heads] = ((row + head) * self.capacity + self.at[:, None]).flatten()
-        return self._places[heads]
+        """Sets the positions (rows,) that the next token's keys and values are written to: as flat indices (rows * heads,)
+        of a layer, for each number of heads that there is."""
+        row = torch.arange(len(at), device=at.device)[:, None]
+        self.places: dict[int, Tensor] = {}
+        for heads in {layer.keys.shape[1] for layer in self.layers if layer.is_initialized}:
+            head = torch.arange(heads, device=at.device)[None]
+            self.places[heads] = ((row * heads + head) * self.capacity + at[:, None]).flatten()
 
 
 class CachedDecoder:
-    """The model's own forward with a RaggedCache."""
+    """The model's own forward with a RaggedCache; its one-token form compiled, where that is asked for.
 
-    def __init__(self, model: Any, max_rows: int, device: torch.device) -> None:
+    On a CPU one compiled step serves all shapes but those with a side of 1, so a row is added to a single one. On a GPU a step
+    is a CUDA graph: always ``max_rows`` rows and the cache's whole capacity, so that there are few of them.
+    """
+
+    def __init__(self, model: Any, max_rows: int, device: torch.device, compiled: bool = False) -> None:
         self.model, self.max_rows, self.device = model, max_rows, device
+        self.graphs = compiled and device.type == "cuda"
+        self.least_rows = max_rows if self.graphs else min(2, max_rows) if compiled else 1
+        self.forward: Any = model
+        if compiled:
+            mode = "reduce-overhead" if self.graphs else "default"
+            self.forward = torch.compile(model.forward, dynamic=not self.graphs, mode=mode)
         model.set_attn_implementation(NAME)
         config = model.config.get_text_config()
         self.kinds = set(getattr(config, "layer_types", None) or ())
@@ -180,12 +194,15 @@ class CachedDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         n, cache = len(tokens), self.cache
-        at = self.lengths[:n]
-        cache.width = int(at.max()) + 1
-        if cache.width > cache.capacity:
+        widest = int(self.lengths[:n].max()) + 1
+        if widest > cache.capacity:
             cache.capacity *= 2
             for layer in cache.layers:
-                layer.place(layer.keys[:0], layer.values[:0], at[:0], 0)
+                layer.place(layer.keys[:0], layer.values[:0], tokens[:0], 0)
+        cache.width = cache.capacity if self.graphs else widest
+        idle = max(0, self.least_rows - n)
+        self.lengths[n : n + idle] = 0
+        at = self.lengths[: n + idle].clone()
         cache.aim(at)
         column = torch.arange(cache.width, device=self.device)
         full = column[None, :] <= at[:, None]
@@ -194,15 +211,15 @@ class CachedDecoder:
             mask: Any = {"full_attention": self._bias(full), "sliding_attention": self._bias(near)}
         else:
             mask = self._bias(full if self.kinds == {"full_attention"} else near)
-        out = self.model(
-            input_ids=tokens[:, None],
+        out = self.forward(
+            input_ids=nn.functional.pad(tokens, (0, idle))[:, None],
             position_ids=at[:, None],
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         )
         self.lengths[:n] += 1
-        return out.logits[:, -1]
+        return out.logits[:n, -1]
 
     def _bias(self, seen: Tensor) -> Tensor:
         """Additive mask (rows, 1, 1, width) of a boolean one (rows, width)."""

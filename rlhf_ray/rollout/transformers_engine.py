@@ -26,11 +26,16 @@ ADMIT_SHARE = 8  # rows are refilled when one in so many is free: a prefill cost
 
 
 class TransformersEngine:
-    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time."""
+    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time.
 
-    def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
+    ``compiled`` compiles the decode step.
+    """
+
+    def __init__(
+        self, model: Any, sampling: Sampling, max_rows: int, device: torch.device, compiled: bool = False
+    ) -> None:
         self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
-        self.decoder: Any = self._decoder()
+        self.decoder: Any = self._decoder(compiled)
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []
         shape = (max_rows, sampling.max_new_tokens)
@@ -43,12 +48,12 @@ class TransformersEngine:
         self.eos = torch.tensor(sampling.eos_token_ids, device=device)
         self.counters = Counters(max_rows)
 
-    def _decoder(self) -> Any:
+    def _decoder(self, compiled: bool) -> Any:
         """The cached decoder where it gives the model's own log-probs on two ragged sequences, else the recomputing one."""
         plain = getattr(self.model.config, "_attn_implementation", "sdpa")
         reason = ""
         try:
-            cached = CachedDecoder(self.model, self.max_rows, self.device)
+            cached = CachedDecoder(self.model, self.max_rows, self.device, compiled)
             difference = self._disagreement(cached)
             if difference <= TOLERANCE[self.model.dtype]:
                 cached.drop()

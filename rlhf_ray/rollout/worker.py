@@ -130,7 +130,7 @@ def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Pl
     )
     models.without_dropout(causal)
     device = torch.device(place.device)
-    return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device)
+    return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device, config.compile)
 
 
 def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:

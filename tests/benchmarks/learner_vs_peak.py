@@ -1,6 +1,7 @@
 """The learner alone, one rank: FLOP/s of real tokens against the machine's measured matrix-product peak in the same precision."""
 
 import argparse
+import itertools
 import os
 import socket
 import tempfile
@@ -16,7 +17,7 @@ from rlhf_ray.learner.objectives import PolicyObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role, peak_flops
 from rlhf_ray.metrics import means
 from tests.benchmarks.paired import report, seconds
-from tests.benchmarks.rollout_vs_generate import SHAPES, lengths
+from tests.benchmarks.rollout_vs_generate import DTYPES, SHAPES, lengths, machine
 
 
 def batch(count, longest, kind, vocab):
@@ -31,12 +32,12 @@ def batch(count, longest, kind, vocab):
     )  # fmt: skip
 
 
-def measure(worker, rollouts, longest, rounds):
+def measure(worker, rollouts, longest, rounds, dtype):
     """Medians of seconds and MFU of a GRPO step; the peak is measured anew before each."""
     objective = PolicyObjective(GRPO(), 0.0, 1.0, longest, False)
     steps = []
     for _ in range(rounds + 1):
-        worker.peak = peak_flops(torch.device("cpu"), torch.float32)
+        worker.peak = peak_flops(worker.device, dtype)
         every = [[np.arange(len(rollouts))]]
         spent, sums = seconds(lambda every=every: worker.update("actor", [(objective, 1.0)], every, rollouts))
         steps.append((spent, means(sums)["actor/mfu"]))
@@ -49,29 +50,41 @@ def main():
     parser.add_argument("--count", type=int, default=64, help="sequences of a step")
     parser.add_argument("--longest", type=int, default=240, help="response tokens")
     parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 32000])
+    parser.add_argument("--budget", type=int, default=4096, help="tokens of a micro-batch")
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing; MFU does not count its work")
+    machine(parser, ["1M", "6.6M"])
     args = parser.parse_args()
     threads, rows = os.cpu_count() or 1, []
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    for name, shape in SHAPES.items():
-        for vocab in args.vocab:
-            torch.manual_seed(0)
-            heads = shape["num_attention_heads"]
-            config = AutoConfig.for_model(
-                "llama", vocab_size=vocab, num_key_value_heads=heads, tie_word_embeddings=True, **shape
-            )
-            directory = tempfile.mkdtemp()
+    for name, vocab in itertools.product(args.shape, args.vocab):
+        torch.manual_seed(0)
+        shape = SHAPES[name]
+        config = AutoConfig.for_model(
+            "llama",
+            vocab_size=vocab,
+            num_key_value_heads=shape["num_attention_heads"],
+            tie_word_embeddings=True,
+            **shape,
+        )
+        with tempfile.TemporaryDirectory() as directory:
             AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-            role = Role("actor", "policy", ModelConfig(path=directory), 1e-5)
-            worker = LearnerWorker(LearnerConfig(micro_batch_tokens=4096), [role], "cpu", threads, 600.0)
+            model = ModelConfig(path=directory, dtype=args.dtype, gradient_checkpointing=args.recompute)
+            worker = LearnerWorker(
+                LearnerConfig(micro_batch_tokens=args.budget),
+                [Role("actor", "policy", model, 1e-5)],
+                args.device,
+                threads,
+                600.0,
+            )
             worker.start(0, 1, "127.0.0.1", port)
-            for kind in ("equal", "skewed"):
-                rollouts = batch(args.count, args.longest, kind, vocab)
-                took, mfu = measure(worker, rollouts, args.longest, args.rounds)
-                case = f"{name}, vocabulary {vocab}, {kind} lengths, float32"
-                tokens = int(rollouts.lengths.sum())
-                rows.append({"case": case, "ours_s": took, "theirs_s": took * mfu, "ratio": mfu, "tokens": tokens})
+        for kind in ("equal", "skewed"):
+            rollouts = batch(args.count, args.longest, kind, vocab)
+            took, mfu = measure(worker, rollouts, args.longest, args.rounds, DTYPES[args.dtype])
+            case = f"{name}, vocabulary {vocab}, {kind} lengths, {args.dtype}"
+            tokens = int(rollouts.lengths.sum())
+            rows.append({"case": case, "ours_s": took, "theirs_s": took * mfu, "ratio": mfu, "tokens": tokens})
     report("learner: step against the matrix-product peak (ratio is MFU)", rows)
 
 

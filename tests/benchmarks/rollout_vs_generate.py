@@ -5,6 +5,7 @@ longest of its batch; continuous batching refills the rows. Both sides must prod
 """
 
 import argparse
+import itertools
 
 import numpy as np
 import torch
@@ -17,7 +18,14 @@ from tests.benchmarks.paired import compare, report
 SHAPES = {
     "1M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4},
     "6.6M": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "0.5B": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8192, "num_hidden_layers": 30, "num_attention_heads": 12},
 }
+SAME = {
+    "float32": 0.95,
+    "bfloat16": 0.2,
+}  # share of greedy responses that must be equal: one rounding changes all that follows
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def lengths(kind, count, longest):
@@ -30,12 +38,20 @@ def lengths(kind, count, longest):
     return found
 
 
-def sides(model, prompts, sizes, batch):
+def machine(parser, shapes):
+    """Adds the options that say where a benchmark of one process runs, and with what."""
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=shapes)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+
+
+def sides(model, prompts, sizes, batch, compiled):
     """Two functions that generate ``sizes`` tokens for ``prompts``, at most ``batch`` rows at a time."""
     longest = int(sizes.max())
 
     def ours():
-        engine.add([Request(i, p, i, i, True, int(n)) for i, (p, n) in enumerate(zip(prompts, sizes, strict=True))])
+        whole = enumerate(zip(prompts, sizes, strict=True))
+        engine.add([Request(i, p, i, i, True, int(n)) for i, (p, n) in whole])
         found = {}
         while engine.busy:
             found |= {c.id: c.tokens for c in engine.step()}
@@ -45,17 +61,21 @@ def sides(model, prompts, sizes, batch):
     def theirs():
         found = []
         for start in range(0, len(prompts), batch):
-            ids, need = torch.tensor(np.stack(prompts[start : start + batch])), sizes[start : start + batch]
+            ids, need = (
+                torch.tensor(np.stack(prompts[start : start + batch]), device=device),
+                sizes[start : start + batch],
+            )
             out = plain.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=int(need.max()),
                 eos_token_id=-1, pad_token_id=0,
             )  # fmt: skip
-            found += [row[ids.shape[1] :][:n].numpy() for row, n in zip(out, need, strict=True)]
+            found += [row[ids.shape[1] :][:n].cpu().numpy() for row, n in zip(out, need, strict=True)]
         return found
 
-    plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+    device = model.device
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(device).eval()
     plain.load_state_dict(model.state_dict())
-    engine = TransformersEngine(model, Sampling(longest, 1.0, (-1,)), batch, torch.device("cpu"))
+    engine = TransformersEngine(model, Sampling(longest, 1.0, (-1,)), batch, device, compiled)
     return ours, theirs
 
 
@@ -63,29 +83,31 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=128, help="prompts")
-    parser.add_argument("--batch", type=int, default=32, help="rows decoded together, on both sides")
+    parser.add_argument("--batch", type=int, default=64, help="rows decoded together, on both sides")
     parser.add_argument("--longest", type=int, default=128, help="tokens")
+    parser.add_argument(
+        "--compile", type=int, nargs="+", choices=[0, 1], default=[0, 1], help="our decode step, compiled"
+    )
+    machine(parser, ["1M", "6.6M"])
     args = parser.parse_args()
     rows = []
-    for name, shape in SHAPES.items():
-        for kind in ("equal", "skewed"):
-            torch.manual_seed(0)
-            config = AutoConfig.for_model(
-                "llama",
-                vocab_size=2048,
-                num_key_value_heads=shape["num_attention_heads"],
-                max_position_embeddings=1024,
-                **shape,
-            )
-            model = AutoModelForCausalLM.from_config(config).eval()
-            draw = np.random.default_rng(1)
-            prompts = [draw.integers(3, 2048, 16) for _ in range(args.count)]
-            sizes = lengths(kind, args.count, args.longest)
-            ours, theirs = sides(model, prompts, sizes, args.batch)
-            same = np.mean([np.array_equal(a, b) for a, b in zip(ours(), theirs(), strict=True)])
-            assert same > 0.95, f"only {same:.0%} of the responses are the same"
-            found = compare(ours, theirs, args.rounds)
-            rows.append({"case": f"{name}, {kind} lengths, float32", "same": same, "tokens": int(sizes.sum()), **found})
+    for name, kind, compiled in itertools.product(args.shape, ("equal", "skewed"), args.compile):
+        torch.manual_seed(0)
+        shape = SHAPES[name]
+        config = AutoConfig.for_model(
+            "llama", vocab_size=2048, num_key_value_heads=shape["num_attention_heads"],
+            max_position_embeddings=1024, **shape,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).to(args.device).eval()
+        draw = np.random.default_rng(1)
+        prompts = [draw.integers(3, 2048, 16) for _ in range(args.count)]
+        sizes = lengths(kind, args.count, args.longest)
+        ours, theirs = sides(model, prompts, sizes, args.batch, bool(compiled))
+        same = np.mean([np.array_equal(a, b) for a, b in zip(ours(), theirs(), strict=True)])
+        assert same > SAME[args.dtype], f"only {same:.0%} of the responses are the same"
+        case = f"{name}, {kind} lengths, {args.dtype}" + (", compiled" if compiled else "")
+        found = compare(ours, theirs, args.rounds)
+        rows.append({"case": case, "same": same, "tokens": int(sizes.sum()), **found})
     report("rollout: embedded engine against transformers generate", rows)
 
 

@@ -48,11 +48,11 @@ def cpu_seconds():
     return sum(sum(p.cpu_times()[:2]) for p in below)
 
 
-def job(directory, threads):
+def job(directory, threads, device):
     """A job of the model in ``directory``, one learner rank and one rollout worker."""
     return RLJob.model_validate(
         {
-            "job": "ppo", "cluster": {"num_threads": threads, "device": "cpu", "deadline_s": 600},
+            "job": "ppo", "cluster": {"num_threads": threads, "device": device, "deadline_s": 600},
             "model": {"path": directory}, "data": {"path": "toy:reviews/prompts"}, "algorithm": {"type": "grpo"},
             "rewards": {"terms": [{"name": "length", "type": "rule", "rule": "word_share", "options": {"words": ["the"]}}]},
             "learner": {"optimizer": "sgd"}, "num_steps": 1,
@@ -65,7 +65,7 @@ def syncs(job, model, rounds):
     placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, ray.cluster_resources()), 120.0)
     threads = placement.plan.num_threads
     worker = WorkerGroup(
-        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place("cpu", threads, 64)),
+        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place(placement.plan.device, threads, 64)),
         lambda i: placement.options("rollout", i), 600.0, 0,
     )  # fmt: skip
     gang = Gang(job, [Role("actor", "policy", model, 1e-5)], placement)
@@ -101,6 +101,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=13, help="one sync in sixteen hashes every byte")
     parser.add_argument("--layers", type=int, default=8, help="8: 0.48 GB in float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of learner and engine")
     args = parser.parse_args()
     torch.manual_seed(0)
     settings = AutoConfig.for_model(
@@ -109,7 +110,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         AutoModelForCausalLM.from_config(settings).save_pretrained(directory)
         model, rows = ModelConfig(path=directory), []
-        made = job(directory, args.threads)
+        made = job(directory, args.threads, args.device)
         with session(made.cluster):
             ours, theirs, found, (spent, copied) = syncs(made, model, args.rounds)
         mine, other = statistics.median(ours), statistics.median(theirs)

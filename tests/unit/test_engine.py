@@ -27,9 +27,9 @@ def made(kind="llama", seed=0, **more):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**WIDE, **more})).eval()
 
 
-def engine(model=None, max_rows=4, max_new_tokens=12, temperature=0.8):
+def engine(model=None, max_rows=4, max_new_tokens=12, temperature=0.8, compiled=False):
     sampling = Sampling(max_new_tokens, temperature, EOS)
-    return TransformersEngine(model or made(), sampling, max_rows, torch.device("cpu"))
+    return TransformersEngine(model or made(), sampling, max_rows, torch.device("cpu"), compiled)
 
 
 def requests(count=9, **more):

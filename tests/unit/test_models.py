@@ -8,6 +8,7 @@ from rlhf_ray.config import BadInput, LoraConfig, ModelConfig
 from rlhf_ray.data import toy
 from rlhf_ray.models import head
 from rlhf_ray.models import load as models
+from rlhf_ray.models.attention import flash, packed_attention
 from rlhf_ray.models.head import token_log_probs
 from rlhf_ray.models.log_probs import PolicyModel, ScalarModel
 from rlhf_ray.models.packing import pack
@@ -100,6 +101,33 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
     assert sum(packing.lengths) == len(packing.kept) == len(tokens) - int(shared.sum())
     assert packing.lengths == (6, 4, 1, 4, 3, 7, 5, 5)
     assert packing.prefixes == (-1, 0, 0, 0, -1, 4, 4, -1)
+
+
+def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """torch's CUDA kernel as its documentation reads: each sequence alone, queries aligned with the end of the keys."""
+    out = []
+    for i in range(len(cu_q) - 1):
+        a, b = ((x[cu[i] : cu[i + 1]]).transpose(0, 1) for x, cu in ((q, cu_q), (k, cu_k)))
+        assert a.shape[1] <= max_q
+        assert b.shape[1] <= max_k
+        back = torch.arange(b.shape[1] - a.shape[1], b.shape[1])[:, None] - torch.arange(b.shape[1])
+        seen = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
+        values = v[cu_k[i] : cu_k[i + 1]].transpose(0, 1)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            a, b, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
+        out.append(found.transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("prefixes", [(-1, -1, -1, -1), (-1, 0, 0, -1)])
+def test_one_flash_kernel_gets_what_the_sequences_apart_get(monkeypatch, window, prefixes):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
+    draw, lengths = torch.Generator().manual_seed(3), (6, 3, 9, 5)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 8, generator=draw) for heads in (4, 2, 2))
+    apart, _ = packed_attention(torch.nn.Module(), q, k, v, None, 0.3, lengths, prefixes, sliding_window=window)
+    torch.testing.assert_close(flash(q, k, v, lengths, prefixes, 0.3, window), apart)
 
 
 def test_gradients_of_packed_and_padded_are_the_same():

@@ -28,7 +28,7 @@ def _inside(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask.bool(), 0.0)
 
 
-def _pair(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def metric(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The metric (sum over the mask, size of the mask)."""
     keep = mask.bool()
     return values.detach()[keep].sum(dtype=torch.float64), keep.sum(dtype=torch.float64)
@@ -167,11 +167,11 @@ def policy_metrics(
         high, low = high & (advantages > 0), (ratio < 1.0 - clip_low) & (advantages < 0)
     inside = ratio[mask]
     return {
-        "policy/clip_low": _pair(low, mask),
-        "policy/clip_high": _pair(high, mask),
+        "policy/clip_low": metric(low, mask),
+        "policy/clip_high": metric(high, mask),
         "policy/ratio_max": (inside.max() if inside.numel() else inside.new_zeros(())).double(),
-        "kl/update": _pair(estimate("k3", old_log_probs, log_probs, mask), mask),
-        "kl/update_k1": _pair(estimate("k1", old_log_probs, log_probs, mask), mask),
+        "kl/update": metric(estimate("k3", old_log_probs, log_probs, mask), mask),
+        "kl/update_k1": metric(estimate("k1", old_log_probs, log_probs, mask), mask),
     }
 
 
@@ -211,11 +211,11 @@ def importance_metrics(
     weights = importance_weights(old_log_probs, rollout_log_probs, mask, cap)
     inside = ratio[mask]
     return {
-        "importance/weight": _pair(weights, mask),
-        "importance/weight_square": _pair(weights.square(), mask),
-        "importance/capped": _pair(ratio > cap, mask),
+        "importance/weight": metric(weights, mask),
+        "importance/weight_square": metric(weights.square(), mask),
+        "importance/capped": metric(ratio > cap, mask),
         "importance/ratio_max": (inside.max() if inside.numel() else inside.new_zeros(())).double(),
-        "kl/mismatch": _pair(estimate("k3", rollout_log_probs, old_log_probs, mask), mask),
+        "kl/mismatch": metric(estimate("k3", rollout_log_probs, old_log_probs, mask), mask),
     }
 
 
@@ -244,7 +244,7 @@ def value_loss(
         clipped = (other > loss) & ((now - before).abs() > clip)  # inside the clip the two differ by rounding alone
         loss = torch.maximum(loss, other)
     loss = 0.5 * loss
-    return loss.sum(), {"value/loss": _pair(loss, response_mask), "value/clip": _pair(clipped, response_mask)}
+    return loss.sum(), {"value/loss": metric(loss, response_mask), "value/clip": metric(clipped, response_mask)}
 
 
 def entropy_sum(entropy: Tensor, response_mask: Tensor) -> tuple[Tensor, Metrics]:
@@ -252,7 +252,7 @@ def entropy_sum(entropy: Tensor, response_mask: Tensor) -> tuple[Tensor, Metrics
 
     A bonus: the objective subtracts entropy_coef times it. Mnih et al. 2016, arXiv 1602.01783.
     """
-    return _inside(entropy, response_mask).sum(), {"policy/entropy": _pair(entropy, response_mask)}
+    return _inside(entropy, response_mask).sum(), {"policy/entropy": metric(entropy, response_mask)}
 
 
 def cross_entropy(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
@@ -260,7 +260,29 @@ def cross_entropy(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
 
     For supervised training and for PPO-ptx (Ouyang et al. 2022, arXiv 2203.02155).
     """
-    return -_inside(log_probs, mask).sum(), {"loss/cross_entropy": _pair(-log_probs, mask)}
+    return -_inside(log_probs, mask).sum(), {"loss/cross_entropy": metric(-log_probs, mask)}
+
+
+def sides(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (P,) of the chosen and of the rejected side of each pair, in the order of ``group`` (B,); ``labels`` (B,) 1 and 0.
+
+    Raises ValueError unless each group is one chosen and one rejected row.
+    """
+    if labels.shape != group.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} and group {tuple(group.shape)} must share one shape (B,)")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels of a preference pair must be 1 (chosen) or 0 (rejected)")
+    unique, pair_of = torch.unique(group, return_inverse=True)
+    # sorted by pair, then by label, sound pairs lie side by side: rejected, chosen
+    place = 2 * pair_of + labels.long()
+    order = torch.argsort(place)
+    expected = torch.arange(2 * unique.numel(), device=group.device)
+    found = place[order]
+    if not torch.equal(found, expected):
+        broken = unique[torch.bincount(found, minlength=expected.numel()).view(-1, 2).ne(1).any(1)]
+        raise ValueError(f"group {int(broken[0])} is not one chosen and one rejected row")
+    rejected_at, chosen_at = order.view(-1, 2).unbind(1)
+    return chosen_at, rejected_at
 
 
 def bradley_terry(scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor) -> tuple[Tensor, Metrics]:
@@ -270,29 +292,18 @@ def bradley_terry(scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor)
     `margin` (B,), in nats, is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155; margin:
     Touvron et al. 2023, arXiv 2307.09288. Metrics per pair: `reward/accuracy` (ties are wrong, no margin),
     `reward/margin` (chosen - rejected), `loss/bradley_terry`. Raises ValueError unless each group is one chosen and
-    one rejected row.
+    one rejected row (:func:`sides`).
     """
-    if not scores.shape == labels.shape == group.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (scores, labels, group))
-        raise ValueError(f"scores, labels and group must share one shape (B,), got {shapes}")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels of a preference pair must be 1 (chosen) or 0 (rejected)")
-    unique, pair = torch.unique(group, return_inverse=True)
-    # sorted by pair, then by label, sound pairs lie side by side: rejected, chosen
-    order = torch.argsort(2 * pair + labels.long())
-    expected = torch.arange(2 * unique.numel(), device=group.device)
-    found = (2 * pair + labels.long())[order]
-    if not torch.equal(found, expected):
-        broken = unique[torch.bincount(found, minlength=expected.numel()).view(-1, 2).ne(1).any(1)]
-        raise ValueError(f"group {int(broken[0])} is not one chosen and one rejected row")
-    rejected_at, chosen_at = order.view(-1, 2).unbind(1)
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must share one shape (B,)")
+    chosen_at, rejected_at = sides(labels, group)
     difference = scores[chosen_at] - scores[rejected_at]
     loss = -F.logsigmoid(difference - margin[chosen_at])
     every = torch.ones_like(difference, dtype=torch.bool)
     return loss.sum(), {
-        "reward/accuracy": _pair(difference > 0, every),
-        "reward/margin": _pair(difference, every),
-        "loss/bradley_terry": _pair(loss, every),
+        "reward/accuracy": metric(difference > 0, every),
+        "reward/margin": metric(difference, every),
+        "loss/bradley_terry": metric(loss, every),
     }
 
 
@@ -309,4 +320,4 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Metric
     loss = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     every = torch.ones_like(scores, dtype=torch.bool)
     right = (scores > 0) == (labels > 0.5)
-    return loss.sum(), {"reward/accuracy": _pair(right, every), "loss/binary_cross_entropy": _pair(loss, every)}
+    return loss.sum(), {"reward/accuracy": metric(right, every), "loss/binary_cross_entropy": metric(loss, every)}

@@ -2,19 +2,20 @@
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
-from .jobs import Common, Job, PipelineJob, PretrainJob, RewardJob, RLJob, SFTJob, Supervised
+from .jobs import Common, Job, PipelineJob, PreferenceJob, PretrainJob, RewardJob, RLJob, SFTJob, Supervised
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
+from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
 from .rewards import FunctionReward, ModelReward, Reward, RewardsConfig, RuleReward
 from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
 
 __all__ = [
-    "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClusterConfig", "Common", "ConfigError",
-    "CriticConfig", "DataConfig", "FunctionReward", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig",
-    "ModelReward", "PipelineJob", "PretrainJob", "PromptConfig", "RLJob", "Reward", "RewardJob", "RewardsConfig",
-    "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "Section", "Supervised", "TransformersEngine",
-    "VLLMEngine", "apply_overrides", "load", "parse",
+    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClusterConfig",
+    "Common", "ConfigError", "CriticConfig", "DataConfig", "FunctionReward", "Job", "LearnerConfig", "LogConfig",
+    "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob", "PreferenceConfig", "PreferenceJob", "PretrainJob",
+    "PromptConfig", "RLJob", "Reward", "RewardJob", "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig",
+    "SFTJob", "Section", "SimPO", "Supervised", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

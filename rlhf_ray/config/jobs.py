@@ -10,6 +10,7 @@ from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig, LearnerConfig
 from .model import ModelConfig
+from .preferences import DPO, PreferenceConfig
 from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
@@ -160,7 +161,21 @@ class RewardJob(Supervised):
     )
 
 
-SingleJob = Annotated[RLJob | PretrainJob | SFTJob | RewardJob, Field(discriminator="job")]
+class PreferenceJob(Supervised):
+    """Preference optimisation without sampling: `prompt`, `chosen`, `rejected`; for kto `prompt`, `completion`, `label`."""
+
+    job: Literal["dpo"] = "dpo"
+    objective: PreferenceConfig = Field(default_factory=DPO, description="The loss.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dpo_unless_said(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("objective"), dict):
+            data = {**data, "objective": {"type": "dpo", **data["objective"]}}
+        return data
+
+
+SingleJob = Annotated[RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob, Field(discriminator="job")]
 
 
 STAGE = "stage:"
@@ -202,4 +217,4 @@ def _references(node: Any) -> list[str]:
     return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []
 
 
-Job = Annotated[RLJob | PretrainJob | SFTJob | RewardJob | PipelineJob, Field(discriminator="job")]
+Job = Annotated[RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | PipelineJob, Field(discriminator="job")]

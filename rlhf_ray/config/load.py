@@ -110,7 +110,7 @@ def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
     found: list[str] = []
     node, tagged = tree, False
     for position, part in enumerate(loc):
-        default = {"algorithm": "ppo", "engine": "transformers"}.get(found[-1]) if found else None
+        default = {"algorithm": "ppo", "engine": "transformers", "objective": "dpo"}.get(found[-1]) if found else None
         if not tagged and isinstance(node, dict) and part in (node.get("type", default), node.get("job")):
             tagged = True  # the variant's name, which stands before its keys
             continue

@@ -16,7 +16,7 @@ class TransformersEngine(Section):
     max_rows: int = Field(64, ge=1, description="Sequences decoded together.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers the engine computes with.")
     compile: bool = Field(
-        False, description="Compile the decode step (on GPUs into CUDA graphs): starts later, decodes faster."
+        False, description="Compile the decode step, on GPUs into CUDA graphs: starts later, and pays for long runs."
     )
 
 

@@ -82,6 +82,38 @@ def pairs(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     return Prepared(made, len(rows) - len(ids) // 2)
 
 
+def desirable(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Prompt, completion and end token with label 1 (desirable) or 0, and behind each row a mismatched one of its group.
+
+    That is its prompt with the next example's completion, cut at max_length, and label -1: KTO's reference point comes from it.
+    """
+    sides, labels, ids = [], [], []
+    for i, row in enumerate(rows):
+        rows.require(i, "prompt", "completion", "label")
+        label = row["label"]
+        if str(label).lower() not in ("0", "1", "true", "false"):
+            raise DataError(f"{rows.place(i)}: label is {label!r}, expected true or false")
+        prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
+        if len(prompt) + len(completion) <= max_length:
+            sides.append((prompt, completion))
+            labels.append(float(str(label).lower() in ("1", "true")))
+            ids.append(i)
+    if len(sides) < 2:
+        raise DataError(
+            f"{rows.source}: fewer than two examples within max_length {max_length}; a mismatched pair needs two"
+        )
+    sequences, masks = [], []
+    for (prompt, completion), (_, other) in zip(sides, [*sides[1:], sides[0]], strict=True):
+        for answer in (completion, other[: max_length - len(prompt)]):
+            sequences.append(prompt + answer)
+            masks.append([0] * len(prompt) + [1] * len(answer))
+    made = _batch(
+        rows, sequences, masks, np.repeat(ids, 2).tolist(), np.repeat(np.arange(len(ids)), 2),
+        np.array([[x] for label in labels for x in (label, -1.0)], np.float32),
+    )  # fmt: skip
+    return Prepared(made, len(rows) - len(ids))
+
+
 def labelled(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     """Column text (or sentence), end token, and label 0 or 1."""
     sequences, labels, ids = [], [], []
@@ -178,6 +210,8 @@ def _batch(
         raise DataError(f"{rows.source}: every example is longer than max_length; raise it")
     extra = {} if labels is None else {"labels": labels}
     arrays = [np.array(s, dtype=np.int32) for s in sequences]
+    leading = np.array([m.index(1) if 1 in m else len(m) for m in masks])
     return from_sequences(
-        arrays, response_mask=[np.array(m) for m in masks], group=group, example_id=np.array(ids), **extra
-    )
+        arrays, response_mask=[np.array(m) for m in masks], group=group, example_id=np.array(ids),
+        prompt_length=leading, **extra,
+    )  # fmt: skip

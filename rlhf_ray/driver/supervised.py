@@ -1,21 +1,24 @@
-"""Supervised jobs: pre-training, fine-tuning and reward models, on the same learner gang as RL."""
+"""Supervised jobs: pre-training, fine-tuning, reward models and preferences, on the same learner gang as RL."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from ..algorithms.preferences import reference_point
 from ..batch import Batch
-from ..config import BadInput, DataConfig, RewardJob, Supervised
+from ..config import DPO, IPO, KTO, BadInput, DataConfig, PreferenceJob, RewardJob, Supervised
 from ..data import batches, examples
 from ..data.sampler import Sampler
 from ..learner.objectives import LabelledObjective, LanguageModelObjective, Objective, PairwiseObjective
+from ..learner.preferences import DesirableObjective, PairObjective, log_ratios
 from ..metrics import Sinks
 from ..models import load as models
 from ..placement import Placement, plan
@@ -25,17 +28,32 @@ from .gang import Gang
 from .rundir import RunDir
 from .session import Stop, Stopped
 
-Prepare = Callable[[examples.Rows, Any, int], batches.Prepared]
-TASKS: dict[str, tuple[str, Prepare, Objective]] = {
-    "pretrain": ("policy", batches.language_model, LanguageModelObjective()),
-    "sft": ("policy", batches.supervised, LanguageModelObjective()),
-    "pairwise": ("scalar", batches.pairs, PairwiseObjective()),
-    "labelled": ("scalar", batches.labelled, LabelledObjective()),
+
+@dataclass(frozen=True)
+class Task:
+    """Kind of model, how rows become a Batch, the objective, and whether it wants the starting model's log-probs."""
+
+    kind: str
+    prepare: Callable[[examples.Rows, Any, int], batches.Prepared]
+    objective: Objective
+    reference: bool = False
+
+
+TASKS: dict[str, Task] = {
+    "pretrain": Task("policy", batches.language_model, LanguageModelObjective()),
+    "sft": Task("policy", batches.supervised, LanguageModelObjective()),
+    "pairwise": Task("scalar", batches.pairs, PairwiseObjective()),
+    "labelled": Task("scalar", batches.labelled, LabelledObjective()),
 }
 
 
-def task(job: Supervised) -> tuple[str, Prepare, Objective]:
-    """Kind of model, how rows become a Batch, and the objective."""
+def task(job: Supervised) -> Task:
+    """What a supervised job does."""
+    if isinstance(job, PreferenceJob):
+        if isinstance(job.objective, KTO):
+            return Task("policy", batches.desirable, DesirableObjective(job.objective), reference=True)
+        uses = isinstance(job.objective, DPO | IPO)
+        return Task("policy", batches.pairs, PairObjective(job.objective), reference=uses)
     return TASKS[job.objective if isinstance(job, RewardJob) else job.job]  # type: ignore[attr-defined]
 
 
@@ -44,20 +62,19 @@ class SupervisedRun:
 
     def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
         self.job, self.run, self.stop = job, run.path, stop
-        self.kind, self.prepare, self.objective = task(job)
+        self.task = task(job)
         self.model, self.tokenizer = roles.prepare(job.model, self.run, job.run.seed)
         context = models.context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
         self.rows = self._load(job.data, "data")
         self.heldout = self._load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
-        units = np.unique(self.rows.group) if self.objective.unit else np.arange(len(self.rows))
-        self.sampler = Sampler(len(units), job.run.seed)
+        self.sampler = Sampler(len(np.unique(self.rows.group)), job.run.seed)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
 
     def _load(self, config: DataConfig, where: str) -> Batch:
         rows = examples.load(config, where)
-        made = self.prepare(rows, self.tokenizer, self.job.max_length)
+        made = self.task.prepare(rows, self.tokenizer, self.job.max_length)
         if made.dropped:
             print(
                 f"{where}: {made.dropped} of {len(rows)} examples are longer than max_length {self.job.max_length}, left out"
@@ -69,7 +86,7 @@ class SupervisedRun:
         job = self.job
         chosen = plan(job.cluster, {"learner": job.learner.num_workers}, ray.cluster_resources())
         placement = Placement(chosen, 120.0)
-        gang = Gang(job, roles.supervised_roles(job, self.model, self.kind), placement)
+        gang = Gang(job, roles.supervised_roles(job, self.model, self.task.kind), placement)
         try:
             gang.start()
             for line in gang.remarks():
@@ -80,10 +97,24 @@ class SupervisedRun:
             placement.remove()
 
     def _work(self, gang: Gang) -> dict[str, float]:
+        if self.task.reference and not self.rows.has("ref_log_probs"):  # while the gang holds the starting model
+            self.rows = self._with_reference(gang, self.rows)
+            self.heldout = None if self.heldout is None else self._with_reference(gang, self.heldout)
         self._restore(gang)
         self._loop(gang)
         gang.export(self.run / "model", self.tokenizer.save_pretrained)
         return self.evaluate(gang) if self.heldout is not None else {}
+
+    def _with_reference(self, gang: Gang, batch: Batch) -> Batch:
+        return batch.replace(ref_log_probs=gang.annotate(batch, 1.0, ["old_log_probs"]).old_log_probs)
+
+    def _settled(self, gang: Gang, batch: Batch, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
+        """The objective of a step and the rows it reads. KTO's gets its reference point from the mismatched row of each group."""
+        if not isinstance(self.task.objective, DesirableObjective):
+            return self.task.objective, rows
+        matched, mismatched = rows[0::2], rows[1::2]
+        now = gang.annotate(batch.take(mismatched), 1.0, ["old_log_probs"])
+        return replace(self.task.objective, reference_point=reference_point(log_ratios(now))), matched
 
     def _restore(self, gang: Gang) -> None:
         self.step = 0
@@ -100,7 +131,8 @@ class SupervisedRun:
         while self.step < job.num_steps:
             began = time.monotonic()
             rows = self._expand(self.sampler.indices(self.step * job.batch_size, job.batch_size))
-            metrics = gang.update("actor", [(self.objective, 1.0)], [[rows]], data)
+            objective, rows = self._settled(gang, self.rows, rows)
+            metrics = gang.update("actor", [(objective, 1.0)], [[rows]], data)
             metrics["time/step"] = time.monotonic() - began
             metrics["step/tokens_per_second"] = float(self.rows.lengths[rows].sum()) / metrics["time/step"]
             self.step += 1
@@ -118,8 +150,8 @@ class SupervisedRun:
                 raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 
     def _expand(self, units: np.ndarray) -> np.ndarray:
-        """Rows of these units: a pair is two rows side by side, and counts once in a batch that spans two epochs."""
-        if self.objective.unit is None:
+        """Rows of these groups: a pair is two rows side by side, and counts once in a batch that spans two epochs."""
+        if self.sampler.num_examples == len(self.rows):
             return units
         pairs = np.unique(units)
         return np.stack([2 * pairs, 2 * pairs + 1], 1).reshape(-1)
@@ -134,9 +166,10 @@ class SupervisedRun:
     def evaluate(self, gang: Gang) -> dict[str, float]:
         """The objective's metrics on held-out examples; for reward models calibration and length bias too."""
         assert self.heldout is not None
-        found = gang.evaluate(self.objective, ray.put(self.heldout))
-        if self.kind == "scalar":
+        objective, rows = self._settled(gang, self.heldout, np.arange(len(self.heldout)))
+        found = gang.evaluate(objective, ray.put(self.heldout.take(rows)))
+        if self.task.kind == "scalar":
             found |= quality.reward_model(
-                self.heldout, gang.scores(self.heldout), paired=self.objective.unit is not None
+                self.heldout, gang.scores(self.heldout), paired=self.task.objective.unit is not None
             )
         return {f"evaluate/{name}": value for name, value in found.items()}

@@ -188,7 +188,7 @@ class PairwiseObjective:
     def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
         """Summed over pairs."""
         c = Columns(batch, device)
-        scores = model(c.tokens, c.lengths, final_positions(c.lengths))
+        scores = model(c.tokens, c.lengths, final_positions(c.lengths), c.shared_prompts)
         return losses.bradley_terry(scores, c.labels[:, 0], c.group, c.labels[:, 1])
 
 

@@ -140,20 +140,18 @@ class RaggedCache(Cache):
 
 
 class CachedDecoder:
-    """The model's own forward with a RaggedCache; its one-token form compiled, where that is asked for.
+    """The model's own forward with a RaggedCache.
 
-    On a CPU one compiled step serves all shapes but those with a side of 1, so a row is added to a single one. On a GPU a step
-    is a CUDA graph: always ``max_rows`` rows and the cache's whole capacity, so that there are few of them.
+    ``compiled``: its one-token form is compiled, on a GPU into a CUDA graph. It then always has ``max_rows`` rows and the
+    cache's whole capacity, so that there are few shapes.
     """
 
     def __init__(self, model: Any, max_rows: int, device: torch.device, compiled: bool = False) -> None:
-        self.model, self.max_rows, self.device = model, max_rows, device
-        self.graphs = compiled and device.type == "cuda"
-        self.least_rows = max_rows if self.graphs else min(2, max_rows) if compiled else 1
+        self.model, self.max_rows, self.device, self.compiled = model, max_rows, device, compiled
         self.forward: Any = model
         if compiled:
-            mode = "reduce-overhead" if self.graphs else "default"
-            self.forward = torch.compile(model.forward, dynamic=not self.graphs, mode=mode)
+            mode = "reduce-overhead" if device.type == "cuda" else "default"
+            self.forward = torch.compile(model.forward, dynamic=False, mode=mode)
         model.set_attn_implementation(NAME)
         config = model.config.get_text_config()
         self.kinds = set(getattr(config, "layer_types", None) or ())
@@ -199,8 +197,8 @@ class CachedDecoder:
             cache.capacity *= 2
             for layer in cache.layers:
                 layer.place(layer.keys[:0], layer.values[:0], tokens[:0], 0)
-        cache.width = cache.capacity if self.graphs else widest
-        idle = max(0, self.least_rows - n)
+        cache.width = cache.capacity if self.compiled else widest
+        idle = self.max_rows - n if self.compiled else 0
         self.lengths[n : n + idle] = 0
         at = self.lengths[: n + idle].clone()
         cache.aim(at)

@@ -57,10 +57,15 @@ def stages(folder):
 
 def test_every_job_file_runs_two_steps(train, tmp_path):
     (tmp_path / "reward.py").write_text(REWARD)
-    rows = [{"text": f"the staff was {w}", "label": label} for w, label in (("great", 1), ("awful", 0))] * 16
+    rows = [
+        {"text": f"the staff was {w}", "prompt": "the staff", "completion": f" was {w}", "label": label}
+        for w, label in (("great", 1), ("awful", 0))
+    ] * 16
     (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
     every = stages(tmp_path)
     every["grpo"]["model"]["lora"] = {"rank": 2}
+    answers = {"path": str(tmp_path / "labelled.jsonl")}
+    every["kto"] = {**every["dpo"], "objective": {"type": "kto"}, "data": answers, "evaluate": {"data": answers}}
     every["ppo"] |= {"ptx_data": {"path": "toy:reviews/text", "size": 16}}
     every["ppo"]["algorithm"] = {**every["ppo"]["algorithm"], "ptx_coef": 0.1, "entropy_coef": 0.01}
     every["ppo"]["algorithm"] |= {"epochs": 1, "num_mini_batches": 1}

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers import metrics_of, rl_job, weights_of
+from tests.helpers import TINY, metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration
 
@@ -37,6 +37,22 @@ def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     train(job, tmp_path / "parts", "num_steps=6")
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+
+
+def test_preferences_go_on_with_the_starting_models_log_probs(train, tmp_path):
+    """The reference is the model before the first step, also for a run that was made longer: four steps equal two and two."""
+    job = {
+        "job": "dpo", "cluster": {"num_threads": 1}, "model": {"init": TINY, "tokenizer": "toy"}, "batch_size": 8,
+        "data": {"path": "toy:reviews/pairs", "size": 64}, "max_length": 64, "num_steps": 4, "learner": {"lr": 1e-2},
+    }  # fmt: skip
+    train(job, tmp_path / "whole")
+    train(job, tmp_path / "parts", "num_steps=2")
+    train(job, tmp_path / "parts")
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    steps = metrics_of(tmp_path / "whole")
+    assert abs(steps[0]["preference/margin"]) < 1e-6  # the policy is still its reference
+    assert abs(steps[3]["preference/margin"]) > 1e-3
 
 
 def left_over(mark: str) -> list[str]:

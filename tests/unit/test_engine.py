@@ -111,6 +111,18 @@ def test_greedy_is_what_transformers_generates():
     assert found.tolist() == whole[0, 3:].tolist()
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_step_of_fixed_shape_samples_the_same(kind):
+    """What is compiled (here run as it is): all rows and the whole cache, also where few rows are alive and the cache grows."""
+    more = {"sliding_window": 4} if kind == "mistral" else {}
+    plain = run(engine(made(kind, **more), max_new_tokens=80), requests())
+    with torch.compiler.set_stance("force_eager"):
+        fixed = run(engine(made(kind, **more), max_new_tokens=80, compiled=True), requests())
+    for i, wanted in plain.items():
+        np.testing.assert_array_equal(fixed[i].tokens, wanted.tokens)
+        np.testing.assert_allclose(fixed[i].log_probs, wanted.log_probs, atol=1e-4)
+
+
 def test_aborted_requests_are_forgotten_and_the_others_go_on():
     wanted, used = run(engine(), requests()), engine()
     used.add(requests())

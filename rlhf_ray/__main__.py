@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"rlhf-ray {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, call, text in (
-        ("train", _train, "run a job (pretrain, sft, reward, ppo, pipeline), or go on with one"),
+        ("train", _train, "run a job (pretrain, sft, reward, dpo, ppo, pipeline), or go on with one"),
         ("plan", _plan, "check a job and print its batch arithmetic, without starting anything"),
     ):
         sub = _command(commands, name, call, text)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import BadInput, load
+from .config import BadInput, apply_overrides, load, parse
 from .config.options import listing
 
 EPILOG = """\
@@ -19,6 +22,7 @@ examples:
   rlhf-ray train jobs/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
   rlhf-ray plan jobs/ppo.yaml model.path=/models/qwen
   rlhf-ray report runs/quickstart/ppo
+  rlhf-ray evaluate runs/quickstart/ppo jobs/evaluate.yaml data.path=toy:reviews/prompts
   rlhf-ray options learner
   ray job submit --working-dir . -- rlhf-ray train jobs/ppo.yaml run.dir=/shared/runs/ppo
 
@@ -61,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
         sub = _command(commands, name, call, text)
         sub.add_argument("job", metavar="JOB.yaml", help="job file; jobs/ has one for each stage and algorithm")
         sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    evaluate = _command(
+        commands, "evaluate", _evaluate, "judge a model's answers: a run directory or any Hugging Face model"
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="run directory, model directory or Hugging Face id")
+    evaluate.add_argument(
+        "rest", nargs="*", metavar="[JOB.yaml] key=value", help="a job file (jobs/evaluate.yaml), options"
+    )
     report = _command(commands, "report", _report, "before and after of a ppo run: means, 95 %% intervals, samples")
     report.add_argument("directory", metavar="RUN", help="run directory")
     report.add_argument("--samples", type=int, default=3, help="completions shown side by side (default 3)")
@@ -76,7 +87,28 @@ def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int]
 
 
 def _train(args: argparse.Namespace) -> int:
-    job = load(args.job, args.overrides)
+    return _run(load(args.job, args.overrides))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    files = [a for a in args.rest if "=" not in a]
+    if len(files) > 1:
+        raise BadInput(f"evaluate takes one job file, got {' and '.join(files)}")
+    model = Path(args.model)
+    if (model / "manifest.json").is_file():
+        if not (model / "model").is_dir():
+            raise BadInput(f"{model}: the run has written no model/ yet; let it finish first")
+        model = model / "model"
+    given = [f"model.path={model}", *(a for a in args.rest if "=" in a)]
+    if not any(a.startswith("run.dir=") for a in given):  # the same question again goes to the same place
+        asked = json.dumps([files, sorted(given)])
+        given.append(f"run.dir=runs/evaluate/{hashlib.sha256(asked.encode()).hexdigest()[:10]}")
+    if files:
+        return _run(load(files[0], given))
+    return _run(parse(apply_overrides({"job": "evaluate"}, given), "command line"))
+
+
+def _run(job: Any) -> int:
     from .driver.environment import authenticate
 
     authenticate(job.cluster)  # before Ray is imported
@@ -107,8 +139,6 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from .driver.report import before_and_after
 
     if not before_and_after(Path(args.directory), args.samples, _console()):

@@ -2,7 +2,18 @@
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
-from .jobs import Common, Job, PipelineJob, PreferenceJob, PretrainJob, RewardJob, RLJob, SFTJob, Supervised
+from .jobs import (
+    Common,
+    EvaluateJob,
+    Job,
+    PipelineJob,
+    PreferenceJob,
+    PretrainJob,
+    RewardJob,
+    RLJob,
+    SFTJob,
+    Supervised,
+)
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
@@ -14,7 +25,7 @@ from .section import BadInput, Section
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClusterConfig",
-    "Common", "ConfigError", "CriticConfig", "DataConfig", "FunctionReward", "Job", "LearnerConfig", "LogConfig",
+    "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob", "FunctionReward", "Job", "LearnerConfig", "LogConfig",
     "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob", "PreferenceConfig", "PreferenceJob", "PretrainJob",
     "PromptConfig", "RLJob", "Reward", "RewardJob", "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig",
     "SFTJob", "Section", "SimPO", "Supervised", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",

@@ -1,128 +1,168 @@
-"""Evaluation of a policy on held-out prompts: the same prompts and seeds every time, so that before and after are paired."""
+"""A model's answers to held-out prompts, judged term by term, all together, by groups, and against another model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
+import ray
+from rich.console import Console
+from rich.table import Table
 
-from ..batch import Batch
-from ..config.jobs import EvaluateRL
-from ..rewards.reward import combine
-from .advantages import token_kl
+from ..config import BadInput, EvaluateJob, ModelConfig
+from ..models import load as models
+from ..placement import Placement, plan
+from ..quality import classes, intervals, text
+from . import heldout, roles
+from .experience import Collector, Order, Prompts
+from .rl_setup import load_prompts, reward_group, rollout_group
+from .rundir import RunDir
 
-SEED_STEP = (1 << 32) - 1  # no training step has this number
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean of paired differences after - before with its bootstrap 95 % interval."""
-
-    before: float
-    after: float
-    low: float
-    high: float
+INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 
 
-def table(
-    batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, decode: Any
-) -> pa.Table:
-    """One row a completion: example_id, sample, prompt, completion, reward, each part, KL to the reference in nats, length."""
-    names = [t.name for t in terms]
-    own = [names.index(t.name) for t in weighted]
-    rows = {int(i): n for n, i in enumerate(prompts["example_id"].to_pylist())}
-    columns: dict[str, Any] = {
-        "example_id": batch.example_id,
-        "sample": batch.sample,
-        "prompt": [_text(prompts["prompt"][rows[int(i)]].as_py()) for i in batch.example_id],
-        "completion": [decode(t[n:]) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)],
-        "reward": combine(batch.reward_parts[:, own], weighted, statistics or {}),
+def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
+    """Judges the model; writes RUN/evaluation.json and RUN/evaluations/step-000000.parquet. Returns each term's mean."""
+    rows, prompts = answers(job, job.model, held.path)
+    found = judged(job, rows, prompts)
+    if job.against is not None:
+        other, _ = answers(job, job.model.model_copy(update={"path": job.against, "init": None}), held.path)
+        names = [t.name for t in job.rewards.terms]
+        found["wins"] = {n: vars(intervals.win_rate(_term(rows, n), _term(other, n))) for n in names}
+    file = heldout.path(held.path, 0)
+    file.parent.mkdir(exist_ok=True)
+    for target, write in ((file, lambda p: pq.write_table(rows, p)), (held.path / "evaluation.json", _writer(found))):
+        part = target.with_suffix(".tmp")
+        write(part)
+        part.replace(target)
+    show(job, found, rows, console)
+    return {f"evaluate/{name}": term["mean"] for name, term in found["terms"].items()} | {
+        f"evaluate/{name}": value for name, value in found["measures"].items() if isinstance(value, float)
     }
-    columns |= {f"part/{name}": batch.reward_parts[:, i] for i, name in enumerate(names)}
-    if batch.has("ref_log_probs"):
-        kl = token_kl(batch).numpy()
-        columns["kl"] = np.add.reduceat(kl, batch.offsets[:-1])
-    columns["length"] = batch.lengths - batch.prompt_length
-    columns["truncated"] = batch.truncated
-    return pa.table(columns)
 
 
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt)
+def answers(job: EvaluateJob, which: ModelConfig, run_dir: Path) -> tuple[pa.Table, Prompts]:
+    """One row an answer (heldout.table), and the prompts that were asked."""
+    model, tokenizer = roles.prepare(which, run_dir, job.run.seed)
+    directory = str(model.path)
+    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+    most = job.rollout.max_new_tokens
+    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data")
+    require(job, prompts)
+    counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
+    placement = Placement(plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus}), 120.0)
+    longest = job.data.max_prompt_tokens + most
+    reward = reward_group(job.rewards, run_dir, job.cluster, placement)
+    rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)
+    try:
+        reward.broadcast("check", longest)
+        rollout.broadcast("check")
+        collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
+        order = Order(heldout.SEED_STEP, INITIAL, range(len(prompts)), 0, job.samples, greedy=job.greedy)
+        batch = collector.collect(order, prompts)
+    finally:
+        for group in (rollout, reward):
+            group.kill()
+        placement.remove()
+    terms = job.rewards.terms
+    decode: Callable[[Any], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
+    return heldout.table(batch, terms, terms, {}, prompts.rows, decode), prompts
 
 
-def path(run_dir: Path, step: int) -> Path:
-    """RUN/evaluations/step-000012.parquet"""
-    return run_dir / "evaluations" / f"step-{step:06d}.parquet"
+def require(job: EvaluateJob, prompts: Prompts) -> None:
+    """Raises BadInput where the dataset lacks a column that was asked for."""
+    needs = dict.fromkeys(job.groups, "groups")
+    if {"bleu", "chrf", "classes"} & set(job.measures):
+        needs[job.reference] = "reference"
+    for column, option in needs.items():
+        if column not in prompts.rows.column_names:
+            there = ", ".join(c for c in prompts.rows.column_names if c != "example_id")
+            raise BadInput(
+                f"{option}: data has no column '{column}' (it has {there}); name another, or rename with data.columns"
+            )
 
 
-def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
-    """Replaces the file in one step; what was asked goes into the schema's metadata."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
-    part.replace(file)
+def judged(job: EvaluateJob, rows: pa.Table, prompts: Prompts) -> dict[str, Any]:
+    """Each term's mean with its interval, the measures of all answers, pass@k, and the groups."""
+    names = [t.name for t in job.rewards.terms]
+    at = np.searchsorted(prompts.example_id, rows["example_id"].to_numpy())
+    texts = rows["completion"].to_pylist()
+    found: dict[str, Any] = {
+        "model": job.model.path, "prompts": len(prompts), "answers": len(texts),
+        "terms": {n: vars(intervals.mean(_term(rows, n))) for n in names},
+        "length": vars(intervals.mean(rows["length"].to_numpy())),
+        "truncated": float(np.mean(rows["truncated"].to_numpy())),
+        "repetition": float(np.mean([text.repetition(t) for t in texts])),
+        "measures": {},
+    }  # fmt: skip
+    known = prompts.rows.take(at)
+    references = (
+        [text.references(r) for r in known[job.reference].to_pylist()] if job.reference in known.column_names else []
+    )
+    for measure in job.measures:
+        found["measures"][measure] = MEASURES[measure](texts, references, job.language)
+    for k in job.pass_at:
+        right = {n: (_term(rows, n) > 0.5).reshape(-1, job.samples).sum(1) for n in names}
+        found[f"pass@{k}"] = {
+            n: vars(intervals.mean(np.array([text.pass_at_k(job.samples, int(c), k) for c in r])))
+            for n, r in right.items()
+        }
+    found["groups"] = {
+        column: {n: classes.by_group(known[column].to_pylist(), _term(rows, n)) for n in names} for column in job.groups
+    }
+    return found
 
 
-def files(run_dir: Path) -> list[Path]:
-    """A run's evaluations, the earliest step first."""
-    return sorted((run_dir / "evaluations").glob("step-*.parquet"), key=_step)
+def _classes(texts: Sequence[str], references: text.References, language: str | None) -> dict[str, Any]:
+    right = [r[0].strip() for r in references]
+    return classes.classification(right, [t.strip() for t in texts], sorted(set(right)))
 
 
-def prune(run_dir: Path, step: int, config: EvaluateRL) -> None:
-    """Removes evaluations that a run which goes on from ``step`` makes anew, and those of other prompts or terms."""
-    for file in files(run_dir):
-        same = (pq.read_schema(file).metadata or {}).get(b"asked") == _asked(config).encode()
-        if _step(file) > step or (config.data is not None and not same):
-            file.unlink()
+MEASURES: dict[str, Callable[[Sequence[str], text.References, str | None], Any]] = {
+    "bleu": lambda texts, references, language: text.bleu(texts, references, language),
+    "chrf": lambda texts, references, language: text.chrf(texts, references),
+    "distinct_1": lambda texts, references, language: text.distinct(texts, 1),
+    "distinct_2": lambda texts, references, language: text.distinct(texts, 2),
+    "classes": _classes,
+}
 
 
-def _step(file: Path) -> int:
-    return int(file.stem.removeprefix("step-"))
-
-
-def _asked(config: EvaluateRL) -> str:
-    return config.model_dump_json(include={"data", "greedy", "terms"})
-
-
-def metrics(rows: pa.Table) -> dict[str, float]:
-    """Means of the numeric columns, as evaluate/..."""
-    return {f"evaluate/{name}": float(np.nanmean(rows[name].to_numpy())) for name in numeric(rows)}
-
-
-def numeric(rows: pa.Table) -> list[str]:
-    """Columns that are measured: reward, parts, kl, length, truncated."""
-    return [n for n in rows.column_names if n not in ("example_id", "sample", "prompt", "completion")]
-
-
-def first_and_last(run_dir: Path) -> tuple[pa.Table, pa.Table] | None:
-    """The earliest and the latest evaluation of a run, or None where there are not two."""
-    found = files(run_dir)
-    return (pq.read_table(found[0]), pq.read_table(found[-1])) if len(found) >= 2 else None
-
-
-def compare(before: pa.Table, after: pa.Table) -> dict[str, Difference]:
-    """Each measured column before and after, paired by (example_id, sample). Raises ValueError for other prompts."""
-    for key in ("example_id", "sample"):
-        if before[key].to_pylist() != after[key].to_pylist():
-            raise ValueError("the two evaluations are not of the same prompts")
-    return {name: difference(before[name].to_numpy(), after[name].to_numpy()) for name in numeric(after)}
-
-
-def difference(before: np.ndarray, after: np.ndarray) -> Difference:
-    """Bootstrap 95 % interval (percentile, 10,000 resamples, seed 0) of the mean paired difference."""
-    delta = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    delta = delta[~np.isnan(delta)]
-    low = high = float(delta.mean())
-    if delta.std() > 0:
-        found = stats.bootstrap(
-            (delta,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+def show(job: EvaluateJob, found: dict[str, Any], rows: pa.Table, console: Console) -> None:
+    """The table of what was found, and the first answers."""
+    table = Table(title=f"{found['model']}: {found['answers']} answers to {found['prompts']} prompts")
+    for heading in ("", "mean", "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    estimates = {**found["terms"], "length": found["length"]}
+    estimates |= {f"pass@{k} {n}": e for k in job.pass_at for n, e in found[f"pass@{k}"].items()}
+    estimates |= {f"wins by {n}": e for n, e in found.get("wins", {}).items()}
+    for name, e in estimates.items():
+        table.add_row(name, f"{e['mean']:.3f}", f"[{e['low']:.3f}, {e['high']:.3f}]")
+    for name, value in found["measures"].items():
+        parts = (
+            {f"{name} {k}": v for k, v in value.items() if isinstance(v, float)}
+            if isinstance(value, dict)
+            else {name: value}
         )
-        low, high = found.confidence_interval
-    return Difference(float(np.nanmean(before)), float(np.nanmean(after)), float(low), float(high))
+        for part, number in parts.items():
+            table.add_row(part, f"{number:.3f}", "")
+    for column, terms in found["groups"].items():
+        for term, groups in terms.items():
+            for name, value in groups["groups"].items():
+                table.add_row(f"{term}, {column} {name}", f"{value:.3f}", f"{groups['counts'][name]} answers")
+            table.add_row(f"{term}, gap over {column}", f"{groups['gap']:.3f}", "")
+    console.print(table)
+    for i in range(min(job.num_shown, len(rows))):
+        console.print(f"> {rows['prompt'][i].as_py()}\n{rows['completion'][i].as_py()}\n")
+
+
+def _term(rows: pa.Table, name: str) -> np.ndarray:
+    return rows[f"part/{name}"].to_numpy()
+
+
+def _writer(found: dict[str, Any]) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(json.dumps(found, indent=1))

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from ..config import PipelineJob, RLJob, parse
+from ..config import EvaluateJob, PipelineJob, RLJob, parse
 from ..config.jobs import STAGE
-from . import preflight, report
+from . import evaluate, preflight, report
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -49,6 +49,8 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
                 rl.train()
         found = report.before_and_after(held.path, job.evaluate.num_shown, console)
         results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
+    elif isinstance(job, EvaluateJob):
+        results = evaluate.run(job, held, console)
     else:
         results = SupervisedRun(job, held, stop).train()
     held.record("finished", results=results)

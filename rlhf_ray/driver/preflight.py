@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, FunctionReward, ModelReward, PipelineJob, RLJob
+from ..config import BadInput, EvaluateJob, FunctionReward, ModelReward, PipelineJob, RLJob
 from ..config.jobs import STAGE
 from ..data import examples
 from ..models import load as models
@@ -27,7 +27,12 @@ def check(job: Any) -> None:
 
 
 def _check(job: Any) -> None:
-    sections, paths, terms = {"data": job.data, "evaluate.data": job.evaluate.data}, [job.model.path], []
+    sections, paths, terms = {"data": job.data}, [job.model.path], []
+    if isinstance(job, EvaluateJob):
+        terms = [*job.rewards.terms]
+        paths += [job.against, *(t.path for t in terms if isinstance(t, ModelReward))]
+    else:
+        sections["evaluate.data"] = job.evaluate.data
     if isinstance(job, RLJob):
         sections["ptx_data"] = job.ptx_data
         terms = [*job.rewards.terms, *job.evaluate.terms]

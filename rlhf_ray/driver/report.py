@@ -14,7 +14,7 @@ from rich.table import Table
 from ..algorithms.losses import effective_sample_share
 from ..batch import Batch
 from ..weights import Received, Ticket
-from . import evaluate
+from . import heldout
 
 
 def rollout_metrics(batch: Batch, job: Any, step: int, kl_coef: float) -> dict[str, float]:
@@ -91,12 +91,12 @@ def supervised_line(step: int, num_steps: int, metrics: dict[str, float]) -> str
     return f"step {step}/{num_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items())
 
 
-def before_and_after(run_dir: Path, num_shown: int, console: Console) -> dict[str, evaluate.Difference]:
+def before_and_after(run_dir: Path, num_shown: int, console: Console) -> dict[str, heldout.Difference]:
     """Prints the paired comparison of a run's first and last evaluation, and samples side by side."""
-    pair = evaluate.first_and_last(run_dir)
+    pair = heldout.first_and_last(run_dir)
     if pair is None:
         return {}
-    found = evaluate.compare(*pair)
+    found = heldout.compare(*pair)
     table = Table(title=f"{run_dir.name}: {len(pair[0])} held-out prompts before and after")
     for column in ("", "before", "after", "difference", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")

@@ -19,7 +19,7 @@ from ..learner.objectives import LanguageModelObjective, Objective, PolicyObject
 from ..metrics import Sinks
 from ..weights import Received
 from ..workers import DEAD, WorkerGroup
-from . import advantages, evaluate, report, trajectories
+from . import advantages, heldout, report, trajectories
 from .checkpoint import Checkpoints
 from .experience import Collector, Order
 from .gang import Gang
@@ -67,7 +67,7 @@ class RL:
         if self.step < self.job.num_steps:
             with self.phase("rollout", self.rollout):
                 self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
-        if not evaluate.files(self.run):
+        if not heldout.files(self.run):
             with self.phase("evaluate", self.rollout):
                 self.evaluate()
         while self.step < self.job.num_steps:
@@ -174,7 +174,7 @@ class RL:
             self.gang.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
             print(f"going on from {found.name} in {self.run}", flush=True)
-        evaluate.prune(self.run, self.step, self.job.evaluate)
+        heldout.prune(self.run, self.step, self.job.evaluate)
         if self.sinks is not None:
             self.sinks.close()
         log_, config = self.job.log, self.job.model_dump(mode="json")
@@ -220,14 +220,12 @@ class RL:
         s, e = self.setup, self.job.evaluate
         if s.heldout is None:
             return {}
-        order = Order(evaluate.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
+        order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
         batch = self.collector.collect(order, s.heldout)
         batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
-        rows = evaluate.table(
-            batch, s.terms, self.job.rewards.terms, self.rollouts.statistics, s.heldout.rows, s.decode
-        )
-        evaluate.write(evaluate.path(self.run, self.step), rows, e)
-        found = evaluate.metrics(rows)
+        rows = heldout.table(batch, s.terms, self.job.rewards.terms, self.rollouts.statistics, s.heldout.rows, s.decode)
+        heldout.write(heldout.path(self.run, self.step), rows, e)
+        found = heldout.metrics(rows)
         if self.job.log.progress:
             print(report.evaluation_line(self.step, found), flush=True)
         return found

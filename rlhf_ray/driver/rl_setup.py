@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import ray
 
-from ..config import PPO, BadInput, FunctionReward, ModelReward, PromptConfig, Reward, RLJob, TransformersEngine
+from ..config import (
+    PPO,
+    BadInput,
+    ClusterConfig,
+    FunctionReward,
+    ModelConfig,
+    ModelReward,
+    PromptConfig,
+    Reward,
+    RewardsConfig,
+    RLJob,
+    RolloutConfig,
+    TransformersEngine,
+)  # fmt: skip
 from ..data import batches, examples
 from ..data.sampler import Sampler
 from ..models import load as models
@@ -88,25 +101,16 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     if job.evaluate.data is not None:
         heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
     terms = [*job.rewards.terms, *job.evaluate.terms]
-    rewards = job.rewards.model_copy(update={"terms": [local(t) for t in terms]})
+    rewards = job.rewards.model_copy(update={"terms": terms})
     counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
     chosen = plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus})
     for line in chosen.lines():
         notes(line)
     placement = Placement(chosen, 120.0)
-    limits = (job.cluster.deadline_s, job.cluster.max_restarts)
-    eos = roles.eos_ids(tokenizer, directory)
-    place = Place(chosen.device, chosen.num_threads, _max_length(job))
-    reward = WorkerGroup(
-        "reward", RewardWorker, job.rewards.num_workers,
-        lambda i: (rewards, str(run_dir / "tokenizer"), chosen.device, chosen.num_threads),
-        lambda i: placement.options("reward", i), *limits,
-    )  # fmt: skip
-    rollout = WorkerGroup(
-        "rollout", RolloutWorker, job.rollout.num_workers,
-        lambda i: (job.rollout, model, eos, place),
-        lambda i: placement.options("rollout", i), *limits,
-    )  # fmt: skip
+    reward = reward_group(rewards, run_dir, job.cluster, placement)
+    rollout = rollout_group(
+        job.rollout, model, roles.eos_ids(tokenizer, directory), _max_length(job), job.cluster, placement
+    )
     gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
     try:
         reward.broadcast("check", _longest(job))
@@ -124,6 +128,33 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         for group in (reward, rollout, gang):
             group.kill()
         placement.remove()
+
+
+def reward_group(config: RewardsConfig, run_dir: Path, cluster: ClusterConfig, placement: Placement) -> WorkerGroup:
+    """The reward workers, with the tokenizer that stands in ``run_dir``."""
+    config = config.model_copy(update={"terms": [local(t) for t in config.terms]})
+    place = placement.plan
+    return WorkerGroup(
+        "reward", RewardWorker, config.num_workers,
+        lambda i: (config, str(run_dir / "tokenizer"), place.device, place.num_threads),
+        lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
+    )  # fmt: skip
+
+
+def rollout_group(
+    config: RolloutConfig,
+    model: ModelConfig,
+    eos: tuple[int, ...],
+    longest: int,
+    cluster: ClusterConfig,
+    placement: Placement,
+) -> WorkerGroup:
+    """The rollout workers, for sequences of up to ``longest`` tokens; until the first sync they hold the model's own weights."""
+    place = Place(placement.plan.device, placement.plan.num_threads, longest)
+    return WorkerGroup(
+        "rollout", RolloutWorker, config.num_workers, lambda i: (config, model, eos, place),
+        lambda i: placement.options("rollout", i), cluster.deadline_s, cluster.max_restarts,
+    )  # fmt: skip
 
 
 def local(term: Reward) -> Reward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from ..learner.preferences import DesirableObjective, PairObjective, log_ratios
 from ..metrics import Sinks
 from ..models import load as models
 from ..placement import Placement, plan
-from . import quality, report, roles
+from ..quality import reward_model
+from . import report, roles
 from .checkpoint import Checkpoints
 from .gang import Gang
 from .rundir import RunDir
@@ -168,8 +170,10 @@ class SupervisedRun:
         assert self.heldout is not None
         objective, rows = self._settled(gang, self.heldout, np.arange(len(self.heldout)))
         found = gang.evaluate(objective, ray.put(self.heldout.take(rows)))
+        if "loss/cross_entropy" in found:
+            found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
         if self.task.kind == "scalar":
-            found |= quality.reward_model(
+            found |= reward_model.bias_and_calibration(
                 self.heldout, gang.scores(self.heldout), paired=self.task.objective.unit is not None
             )
         return {f"evaluate/{name}": value for name, value in found.items()}

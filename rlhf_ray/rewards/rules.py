@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data import toy
+from ..quality import text as texts
 from .reward import RewardError
 
 Rule = Callable[..., list[float]]
@@ -65,6 +66,31 @@ def exact_answer(prompts: list[str], completions: list[str], *, answer: Sequence
     return [float(found is not None and found == wanted) for found, wanted in pairs]
 
 
+def exact_match(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
+    """1 where the completion is one of the answers, after SQuAD's normalisation."""
+    return [texts.exact_match(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def token_f1(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
+    """Overlap of the completion's words with the best of the answers: SQuAD's F1."""
+    return [texts.token_f1(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def chrf(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
+    """chrF2 of the completion against the answers, 0 to 1."""
+    return [texts.sentence_chrf(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def rouge_l(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
+    """F measure of the longest common subsequence with the best of the answers."""
+    return [texts.rouge_l(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def no_repetition(prompts: list[str], completions: list[str], *, n: int = 3, **columns: Any) -> list[float]:
+    """Share of a completion's n-grams that are new in it; 1 for one without any."""
+    return [1.0 - texts.repetition(c, n) for c in completions]
+
+
 def toy_truth(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """The offline world's truth about a review."""
     return [toy.judge(p, c).truth for p, c in zip(prompts, completions, strict=True)]
@@ -93,6 +119,11 @@ RULES: dict[str, Rule] = {
     "regex_match": regex_match,
     "format": layout,
     "exact_answer": exact_answer,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+    "no_repetition": no_repetition,
     "toy_truth": toy_truth,
     "toy_sentiment": toy_sentiment,
     "toy_validity": toy_validity,

@@ -21,6 +21,8 @@ DATA = {"pretrain": "toy:reviews/text", "sft": "toy:reviews/sft", "ppo": "toy:re
 def tiny(job, folder):
     """The job with two steps of small batches on the offline world."""
     kind = job["job"]
+    if kind == "evaluate":
+        return asked(job)
     model = {"init": TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
     labelled = job.get("objective") == "labelled"
@@ -39,6 +41,24 @@ def tiny(job, folder):
     return job
 
 
+def asked(job):
+    """The evaluation of a model of its own against another, on sums of the offline world."""
+    data = {"path": "toy:arithmetic/prompts", "size": 12, "max_prompt_tokens": 32}
+    more = {"against": "stage:sft", "groups": ["answer"], "measures": [*job["measures"], "bleu", "chrf", "classes"]}
+    rollout = {"max_new_tokens": 4, "chunk_prompts": 4, "engine": {"dtype": "float32"}}
+    model = {"init": TINY, "tokenizer": "toy", "path": None}
+    return {
+        **job,
+        **more,
+        "model": model,
+        "data": data,
+        "rollout": rollout,
+        "greedy": False,
+        "samples": 3,
+        "pass_at": [1, 2],
+    }
+
+
 def term(value, folder):
     """The reward term, at a place that exists here."""
     places = {"model": "stage:reward", "function": f"{folder}/reward.py:reward"}
@@ -52,7 +72,7 @@ def stages(folder):
         job = yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
         inner = {f"{name}_{n}": s for n, s in job["stages"].items()} if job["job"] == "pipeline" else {name: job}
         found |= {n: tiny(s, folder) for n, s in inner.items()}
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "reward", item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft"), item[0])))
 
 
 def test_every_job_file_runs_two_steps(train, tmp_path):
@@ -76,7 +96,14 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     train(job, tmp_path / "all", timeout=560)
     exported = [set(load_file(tmp_path / "all" / name / "model" / "model.safetensors")) for name in ("grpo", "rloo")]
     assert exported[0] == exported[1]  # an adapter is merged: a plain model by its plain names
-    for name, stage in every.items():
+    found = json.loads((tmp_path / "all" / "evaluate" / "evaluation.json").read_text())
+    assert (found["prompts"], found["answers"]) == (12, 36)
+    assert found["terms"]["f1"]["low"] <= found["terms"]["f1"]["mean"] <= found["terms"]["f1"]["high"]
+    assert 0.0 < found["wins"]["f1"]["mean"] < 1.0
+    assert sum(found["groups"]["answer"]["f1"]["counts"].values()) == 36
+    assert found["pass@2"]["exact_match"]["mean"] >= found["pass@1"]["exact_match"]["mean"]
+    assert set(found["measures"]) == {"distinct_1", "distinct_2", "bleu", "chrf", "classes"}
+    for name, stage in ((n, s) for n, s in every.items() if s["job"] != "evaluate"):
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name

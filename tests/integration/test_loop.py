@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_ray.config import apply_overrides, parse
-from rlhf_ray.driver import evaluate
+from rlhf_ray.driver import heldout
 from rlhf_ray.driver.checkpoint import Checkpoints
 from rlhf_ray.driver.experience import Order
 from rlhf_ray.driver.rl import RL
@@ -37,7 +37,7 @@ def done(tmp_path_factory):
 
     class Watched(Checkpoints):
         def write(self, step, fill, state):
-            written.append((step, len(metrics_of(path)), len(evaluate.files(path))))
+            written.append((step, len(metrics_of(path)), len(heldout.files(path))))
             return super().write(step, fill, state)
 
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
@@ -70,7 +70,7 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
 
 def test_every_step_is_evaluated(done):
     steps = metrics_of(done.path)
-    assert [f.stem for f in evaluate.files(done.path)] == ["step-000000", "step-000001", "step-000002"]
+    assert [f.stem for f in heldout.files(done.path)] == ["step-000000", "step-000001", "step-000002"]
     for line in steps:
         assert {"evaluate/reward", "evaluate/kl"} <= set(line)
     assert abs(steps[1]["evaluate/kl"]) > 0
@@ -81,12 +81,12 @@ def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(done):
 
 
 def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
-    before = {f.name: f.read_bytes() for f in evaluate.files(done.path)}
+    before = {f.name: f.read_bytes() for f in heldout.files(done.path)}
     lines = metrics_of(done.path)
     done.loop.restore()
     done.loop.loop()
     assert metrics_of(done.path) == lines
-    assert {f.name: f.read_bytes() for f in evaluate.files(done.path)} == before
+    assert {f.name: f.read_bytes() for f in heldout.files(done.path)} == before
 
 
 def collect(done):

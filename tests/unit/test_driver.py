@@ -12,7 +12,7 @@ from rlhf_ray.batch import cat, from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, parse
 from rlhf_ray.config.jobs import EvaluateRL
 from rlhf_ray.data import toy
-from rlhf_ray.driver import advantages, evaluate, roles
+from rlhf_ray.driver import advantages, heldout, roles
 from rlhf_ray.driver.experience import Prompts, chunks
 from rlhf_ray.driver.gang import sync_tolerance
 from rlhf_ray.driver.rl_setup import _columns, _ptx
@@ -192,14 +192,14 @@ def table(step):
 def test_a_run_that_goes_on_keeps_the_evaluations_it_will_not_make_again(tmp_path):
     asked = EvaluateRL(data=HELDOUT, every=2)
     for step in (0, 2, 4, 1_000_000):
-        evaluate.write(evaluate.path(tmp_path, step), table(step), asked)
-    assert [f["reward"][0].as_py() for f in evaluate.first_and_last(tmp_path)] == [0, 1_000_000]
-    evaluate.prune(tmp_path, 2, asked.model_copy(update={"every": 3, "num_shown": 9}))
-    assert [f.stem for f in evaluate.files(tmp_path)] == ["step-000000", "step-000002"]
-    evaluate.prune(tmp_path, 2, EvaluateRL())
-    assert len(evaluate.files(tmp_path)) == 2
-    evaluate.prune(tmp_path, 2, EvaluateRL(data={**HELDOUT, "size": 3}))
-    assert evaluate.files(tmp_path) == []
+        heldout.write(heldout.path(tmp_path, step), table(step), asked)
+    assert [f["reward"][0].as_py() for f in heldout.first_and_last(tmp_path)] == [0, 1_000_000]
+    heldout.prune(tmp_path, 2, asked.model_copy(update={"every": 3, "num_shown": 9}))
+    assert [f.stem for f in heldout.files(tmp_path)] == ["step-000000", "step-000002"]
+    heldout.prune(tmp_path, 2, EvaluateRL())
+    assert len(heldout.files(tmp_path)) == 2
+    heldout.prune(tmp_path, 2, EvaluateRL(data={**HELDOUT, "size": 3}))
+    assert heldout.files(tmp_path) == []
 
 
 def rates(num_updates, steps, state=None):

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
     {"batch", "metrics"},
-    {"algorithms", "models", "data", "weights"},
+    {"algorithms", "models", "data", "quality", "weights"},
     {"rollout", "rewards", "learner", "placement", "workers"},
     {"driver"},
     {"__main__"},

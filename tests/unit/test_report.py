@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from rlhf_ray.__main__ import main
 from rlhf_ray.config.jobs import EvaluateRL
-from rlhf_ray.driver import evaluate
+from rlhf_ray.driver import heldout
 
 
 def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):
@@ -12,7 +12,7 @@ def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):
     texts = {"prompt": ["[INST] a :smile: [/INST]"], "completion": ["[red]b"]}
     for step in (0, 2):
         rows = pa.table({"example_id": [0], "sample": [0], **texts, "reward": [1.0], "part/a": [2.0]})
-        evaluate.write(evaluate.path(run_dir, step), rows, EvaluateRL())
+        heldout.write(heldout.path(run_dir, step), rows, EvaluateRL())
     assert main(["report", str(run_dir)]) == 0
     shown = capsys.readouterr().out
     for text in ("[INST] a :smile: [/INST]", "[red]b", "run[bold]", "[+0.000, +0.000]"):

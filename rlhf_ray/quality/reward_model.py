@@ -8,7 +8,7 @@ from scipy import special, stats
 from ..batch import Batch
 
 
-def reward_model(batch: Batch, scores: np.ndarray, paired: bool) -> dict[str, float]:
+def bias_and_calibration(batch: Batch, scores: np.ndarray, paired: bool) -> dict[str, float]:
     """Expected calibration error of P(chosen) or P(label 1), and Spearman's correlation of score and length.
 
     ``scores`` (B,) in nats of log-odds. Pairs are rows 2i and 2i + 1.

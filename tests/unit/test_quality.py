@@ -1,0 +1,99 @@
+"""Measures against known values, naive counts and the libraries they come from."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_ray.config import BadInput
+from rlhf_ray.quality import classes, intervals, text
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "match", "f1"),
+    [
+        ("The  Norman conquest!", ["norman conquest"], 1, 1.0),
+        ("in the 10th century", ["10th century", "tenth"], 0, 0.8),
+        ("a", ["the"], 1, 1.0),  # nothing but articles: both are empty
+        ("a", ["cat"], 0, 0.0),
+        ("cat cat dog", ["cat dog dog"], 0, 2 / 3),
+    ],
+)
+def test_squads_measures(found, wanted, match, f1):
+    assert text.exact_match(found, wanted) == match
+    assert text.token_f1(found, wanted) == pytest.approx(f1)
+
+
+def test_references_are_read_as_datasets_have_them():
+    assert text.references("x") == ["x"]
+    assert text.references({"text": ["x", "y"], "answer_start": [1, 2]}) == ["x", "y"]
+    assert text.references([1, 2]) == ["1", "2"]
+    with pytest.raises(BadInput, match="a reference is None"):
+        text.references(None)
+
+
+def test_bleu_and_chrf_are_sacrebleus():
+    metrics = pytest.importorskip("sacrebleu.metrics")
+    found, wanted = ["the cat sat on the mat", "hello there"], [["the cat sat on a mat"], ["hello there", "hi there"]]
+    columns = [["the cat sat on a mat", "hello there"], ["the cat sat on a mat", "hi there"]]
+    assert text.bleu(found, wanted) == pytest.approx(metrics.BLEU().corpus_score(found, columns).score)
+    assert text.chrf(found, wanted) == pytest.approx(metrics.CHRF().corpus_score(found, columns).score)
+    assert text.bleu(["我在这里生活"], [["我在这里生活"]], "zh") == pytest.approx(100)
+    assert text.sentence_chrf("abc", ["abc"]) == pytest.approx(1)
+
+
+def test_rouge_l_is_the_longest_common_subsequence():
+    pytest.importorskip("rouge_score")
+    found, wanted = "police killed the gunman", "police kill the gunman today"
+    precision, recall = 3 / 4, 3 / 5
+    assert text.rouge_l(found, [wanted, "x"]) == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_diversity_counts_n_grams():
+    assert text.distinct(["a b a b", "a b"], 2) == 2 / 4
+    assert text.repetition("a b c a b c d", 3) == pytest.approx(1 / 5)
+    assert text.distinct(["a"], 2) == text.repetition("a b") == 0
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(6, 2, 1), (6, 2, 3), (6, 5, 2), (6, 0, 4), (5, 5, 5)])
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, right, k):
+    draws = list(itertools.combinations(range(n), k))
+    naive = sum(any(i < right for i in draw) for draw in draws) / len(draws)
+    assert text.pass_at_k(n, right, k) == pytest.approx(naive)
+    with pytest.raises(ValueError, match="needs at least 7"):
+        text.pass_at_k(n, right, 7)
+
+
+def test_classes_against_counts_by_hand():
+    truth = ["a", "a", "b", "b", "b", "c"]
+    found = ["a", "b", "b", "b", "?", "a"]
+    measured = classes.classification(truth, found, ["a", "b", "c"])
+    assert measured["accuracy"] == pytest.approx(3 / 6)
+    assert measured["classes"]["b"]["precision"] == pytest.approx(2 / 3)
+    assert measured["classes"]["b"]["recall"] == pytest.approx(2 / 3)
+    assert measured["classes"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "count": 1}
+    f1 = {"a": 0.5, "b": 2 / 3, "c": 0.0}
+    assert measured["f1_macro"] == pytest.approx(sum(f1.values()) / 3)
+    assert measured["recall_micro"] == pytest.approx(3 / 6)
+    assert measured["precision_micro"] == pytest.approx(3 / 5)  # '?' is no class
+    assert measured["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_groups_and_their_gap():
+    found = classes.by_group(["x", 1, "x", 1, "y"], np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
+    assert found == {"groups": {"1": 0.5, "x": 0.5, "y": 1.0}, "counts": {"1": 2, "x": 2, "y": 1}, "gap": 0.5}
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+    draw, hits = np.random.default_rng(1), 0
+    for _ in range(60):
+        found = intervals.mean(draw.normal(2.0, 1.0, 80))
+        hits += found.low <= 2.0 <= found.high
+    assert 51 <= hits <= 60
+    assert intervals.mean(np.array([3.0, np.nan, 3.0])) == intervals.Estimate(3.0, 3.0, 3.0)
+    assert math.isnan(intervals.mean(np.array([np.nan])).mean)
+
+
+def test_a_tie_is_half_a_win():
+    assert intervals.win_rate(np.array([1.0, 2, 3, 0]), np.array([0.0, 2, 4, -1])).mean == pytest.approx(2.5 / 4)

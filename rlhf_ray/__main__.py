@@ -22,7 +22,7 @@ examples:
   rlhf-ray train jobs/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
   rlhf-ray plan jobs/ppo.yaml model.path=/models/qwen
   rlhf-ray report runs/quickstart/ppo
-  rlhf-ray evaluate runs/quickstart/ppo jobs/evaluate.yaml data.path=toy:reviews/prompts
+  rlhf-ray evaluate runs/quickstart/ppo jobs/reviews.yaml against=runs/quickstart/sft/model
   rlhf-ray options learner
   ray job submit --working-dir . -- rlhf-ray train jobs/ppo.yaml run.dir=/shared/runs/ppo
 

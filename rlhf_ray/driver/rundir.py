@@ -52,7 +52,7 @@ class RunDir:
 
     def _accept(self, job: Any) -> None:
         config, mine = self.path / "config.json", job.model_dump(mode="json")
-        if config.is_file():
+        if config.is_file() and self._begun():
             old = json.loads(config.read_text())
             with contextlib.suppress(BadInput):  # options younger than the run get their defaults
                 old = parse(old, str(config)).model_dump(mode="json")
@@ -66,6 +66,11 @@ class RunDir:
         part = config.with_suffix(".tmp")
         part.write_text(json.dumps(mine, indent=1))
         part.replace(config)
+
+    def _begun(self) -> bool:
+        """Whether a run here got as far as writing something that another config must not go on with."""
+        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json")
+        return any(next(self.path.glob(name), None) is not None for name in made)
 
     def record(self, state: str, **more: Any) -> None:
         """Writes RUN/manifest.json: versions, revision, hardware, exit state."""

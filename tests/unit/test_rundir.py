@@ -29,6 +29,12 @@ def job(directory, *overrides):
     return parse(apply_overrides(rl_job(), [f"run.dir={directory}", *overrides]), "job")
 
 
+def begun(directory, *overrides):
+    """A run that stopped after it had written something."""
+    RunDir(job(directory, *overrides)).close()
+    (directory / "metrics.jsonl").touch()
+
+
 def names(directory):
     """Everything below a directory, as relative paths of files."""
     return sorted(str(f.relative_to(directory)) for f in directory.rglob("*") if f.is_file())
@@ -88,7 +94,7 @@ def test_the_config_in_a_run_directory_makes_the_same_job(tmp_path):
     ],
 )
 def test_another_config_is_refused_by_key_with_old_and_new(tmp_path, override, says):
-    RunDir(job(tmp_path, "learner.lr=0.25")).close()
+    begun(tmp_path, "learner.lr=0.25")
     before = {f.name: f.read_text() for f in tmp_path.glob("*.json")}
     with pytest.raises(BadInput) as refused:
         RunDir(job(tmp_path, "learner.lr=0.25", override))
@@ -98,7 +104,7 @@ def test_another_config_is_refused_by_key_with_old_and_new(tmp_path, override, s
 
 
 def test_a_run_that_was_refused_does_not_hold_the_directory(tmp_path):
-    RunDir(job(tmp_path)).close()
+    begun(tmp_path)
     with pytest.raises(BadInput, match="another config"):
         RunDir(job(tmp_path, "run.seed=2"))
     RunDir(job(tmp_path)).close()
@@ -117,7 +123,7 @@ def test_a_run_that_was_refused_does_not_hold_the_directory(tmp_path):
     ],
 )
 def test_what_does_not_change_the_training_may_change(tmp_path, overrides):
-    RunDir(job(tmp_path)).close()
+    begun(tmp_path)
     RunDir(job(tmp_path, *overrides)).close()
     assert load(tmp_path / "config.json") == job(tmp_path, *overrides)
 
@@ -129,8 +135,14 @@ def test_a_run_directory_may_be_moved(tmp_path):
     assert held.path == tmp_path / "there"
 
 
+def test_where_nothing_was_written_yet_another_config_may_try(tmp_path):
+    RunDir(job(tmp_path, "data.path=no-such-file.jsonl")).close()
+    RunDir(job(tmp_path, "learner.lr=0.5")).close()
+    assert load(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.5")
+
+
 def test_the_first_three_differences_are_enough(tmp_path):
-    RunDir(job(tmp_path)).close()
+    begun(tmp_path)
     with pytest.raises(BadInput) as refused:
         RunDir(job(tmp_path, "critic.lr=9", "data.size=9", "data.seed=9", "run.seed=9", "learner.lr=9"))
     assert str(refused.value).count(" -> ") == 3

@@ -2,18 +2,7 @@
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
-from .jobs import (
-    Common,
-    EvaluateJob,
-    Job,
-    PipelineJob,
-    PreferenceJob,
-    PretrainJob,
-    RewardJob,
-    RLJob,
-    SFTJob,
-    Supervised,
-)
+from .jobs import EvaluateJob, Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
@@ -22,6 +11,7 @@ from .rewards import FunctionReward, ModelReward, Reward, RewardsConfig, RuleRew
 from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
+from .supervised import Common, PreferenceJob, PretrainJob, RewardJob, SFTJob, Supervised
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClusterConfig",

@@ -56,7 +56,7 @@ def task(job: Supervised) -> Task:
             return Task("policy", batches.desirable, DesirableObjective(job.objective), reference=True)
         uses = isinstance(job.objective, DPO | IPO)
         return Task("policy", batches.pairs, PairObjective(job.objective), reference=uses)
-    return TASKS[job.objective if isinstance(job, RewardJob) else job.job]
+    return TASKS[job.objective if isinstance(job, RewardJob) else job.job]  # type: ignore[attr-defined]
 
 
 class SupervisedRun:

@@ -49,6 +49,7 @@ class Batch:
     reward_parts: Array = _column("float32", "sequence", "rewards")
     step_rewards: Array = _column("float32", "token", "rewards")
     targets: Array = _column("int32", "token", "data")
+    words: Array = _column("int32", "token", "data")
     labels: Array = _column("float32", "sequence", "data")
     old_log_probs: Array = _column("float32", "token", "learner.annotate")
     ref_log_probs: Array = _column("float32", "token", "learner.annotate")

@@ -30,21 +30,22 @@ class StaleWeights(RuntimeError):
 class Ticket:
     """What a receiver checks a sync against: a fingerprint for each bucket, and the learner's ``log_probs`` (T,) of ``probe``.
 
-    ``num_bytes`` is the size of the weights, ``verify_s`` the seconds that the sender spent on fingerprints and probe.
+    Without ``log_probs`` it is open: the buckets are all there and may be loaded, the learner's answer is on its way.
+    ``num_bytes`` is the size of the weights.
     """
 
     version: int
     fingerprints: tuple[str, ...]
     probe: np.ndarray
-    log_probs: np.ndarray
+    log_probs: np.ndarray | None
     tolerance: float
     num_bytes: int = 0
-    verify_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Received:
-    """A verified sync: the probe's largest difference in nats, and the receiver's seconds for fingerprints and probe."""
+    """A verified sync: the probe's largest difference in nats, and the seconds that fingerprints and probe took the receiver,
+    waiting for the learner's answer included."""
 
     probe_difference: float = 0.0
     verify_s: float = 0.0
@@ -115,6 +116,8 @@ def verify_received(received: Sequence[Packed], ticket: Ticket) -> None:
 
 def verify_probe(log_probs: np.ndarray, ticket: Ticket) -> float:
     """Largest difference in nats between engine and learner on the probe. Raises StaleWeights beyond the tolerance."""
+    if ticket.log_probs is None:
+        raise StaleWeights(f"version {ticket.version}: the learner's log-probs of the probe have not come")
     difference = float(np.abs(log_probs - ticket.log_probs).max())
     if not difference <= ticket.tolerance:
         raise StaleWeights(

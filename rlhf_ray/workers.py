@@ -66,14 +66,20 @@ class WorkerGroup:
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, arguments, strict=True)]
         return self.collect(calls, method)
 
-    def stream(self, method: str, *args: Any) -> list[list[Any]]:
-        """Like :meth:`broadcast` for a method that yields: references to the values, which stay in the object store.
+    def stream(self, method: str, *args: Any, take: Callable[[Any], None]) -> None:
+        """Like :meth:`broadcast` for a method that yields: ``take`` gets references to what worker 0 yields, as it comes.
 
-        The caller owns them, so that they outlive the worker.
+        The caller owns the values, which stay in the object store, so that they outlive the worker.
         """
         streams = [getattr(actor, method).options(num_returns="streaming").remote(*args) for actor in self.actors]
+        while True:
+            if not ray.wait([streams[0]], timeout=self.deadline_s)[0]:
+                raise StageTimeout(self.describe_hang(method, [0]))
+            try:
+                take(next(streams[0]))
+            except StopIteration:
+                break
         self.collect([stream.completed() for stream in streams], method)
-        return [list(stream) for stream in streams]
 
     def host(self, index: int) -> str:
         """Address of the node a worker runs on, by which Ray's other nodes reach it."""

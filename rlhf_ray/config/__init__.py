@@ -11,12 +11,12 @@ from .rewards import FunctionReward, ModelReward, Reward, RewardsConfig, RuleRew
 from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
-from .supervised import Common, PreferenceJob, PretrainJob, RewardJob, SFTJob, Supervised
+from .supervised import ClassifyJob, Common, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, Supervised, TagJob
 
 __all__ = [
-    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClusterConfig",
+    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClassifyJob", "ClusterConfig",
     "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob", "FunctionReward", "Job", "LearnerConfig", "LogConfig",
     "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob", "PreferenceConfig", "PreferenceJob", "PretrainJob",
-    "PromptConfig", "RLJob", "Reward", "RewardJob", "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig",
-    "SFTJob", "Section", "SimPO", "Supervised", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
+    "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob", "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig",
+    "SFTJob", "Section", "SimPO", "Supervised", "TagJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

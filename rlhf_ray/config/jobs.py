@@ -14,7 +14,7 @@ from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
 from .section import Section
-from .supervised import Common, PreferenceJob, PretrainJob, RewardJob, SFTJob
+from .supervised import ClassifyJob, Common, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, TagJob
 
 
 class EvaluateRL(Section):
@@ -139,7 +139,8 @@ class EvaluateJob(Section):
 
 
 SingleJob = Annotated[
-    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | EvaluateJob, Field(discriminator="job")
+    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob,
+    Field(discriminator="job"),
 ]
 
 
@@ -183,5 +184,6 @@ def _references(node: Any) -> list[str]:
 
 
 Job = Annotated[
-    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | EvaluateJob | PipelineJob, Field(discriminator="job")
+    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob | PipelineJob,
+    Field(discriminator="job"),
 ]

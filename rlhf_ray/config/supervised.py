@@ -31,6 +31,9 @@ class EvaluateSupervised(Section):
 
     every: int = Field(0, ge=0, description="Steps between evaluations; 0: after the last step only.")
     data: DataConfig | None = Field(None, description="Held-out examples; none: no evaluation.")
+    best: str | None = Field(
+        None, description="Held-out metric whose best evaluation is exported, '-' before it where less is better."
+    )
 
 
 class Supervised(Common):
@@ -54,10 +57,19 @@ class Supervised(Common):
         return self
 
 
+class MaskConfig(Section):
+    """BERT's masks (Devlin et al., 2018), drawn anew each time a text is seen."""
+
+    probability: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are to be predicted.")
+    whole_words: bool = Field(False, description="Mask all tokens of a word together.")
+
+
 class PretrainJob(Supervised):
-    """Causal language modelling on the column `text`."""
+    """Language modelling on the column `text`."""
 
     job: Literal["pretrain"] = "pretrain"
+    objective: Literal["causal", "masked"] = Field("causal", description="Predict the next token, or masked ones.")
+    mask: MaskConfig = Field(default_factory=MaskConfig, description="What is masked; read by masked alone.")
 
 
 class SFTJob(Supervised):
@@ -87,3 +99,33 @@ class PreferenceJob(Supervised):
         if isinstance(data, dict) and isinstance(data.get("objective"), dict):
             data = {**data, "objective": {"type": "dpo", **data["objective"]}}
         return data
+
+
+class ClassifyJob(Supervised):
+    """A classifier of texts: `text` (or `sentence`) and `label`."""
+
+    job: Literal["classify"] = "classify"
+    labels: list[str] | None = Field(None, min_length=2, description="The classes; none: those of the training data.")
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="Weight of each class in the loss: inverse frequency, or inverse effective number."
+    )
+    effective_beta: float = Field(0.999, gt=0, lt=1, description="Beta of the effective number of examples.")
+    gamma: float = Field(0.0, ge=0, description="Focal loss: (1 - p)^gamma; 0 is plain cross-entropy.")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="Batches as the data are, or with all classes equally often."
+    )
+
+
+class TagJob(Supervised):
+    """A classifier of words: lists `words` and `tags`."""
+
+    job: Literal["tag"] = "tag"
+    labels: list[str] | None = Field(None, min_length=2, description="The tags; none: those of the training data.")
+
+
+class QAJob(Supervised):
+    """Extractive question answering: `question`, `context` and SQuAD's `answers`."""
+
+    job: Literal["qa"] = "qa"
+    stride: int = Field(64, ge=0, description="Tokens that windows of a long context share.")
+    longest_answer: int = Field(30, ge=1, description="Most tokens of an answer.")

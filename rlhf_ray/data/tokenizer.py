@@ -10,11 +10,12 @@ from ..config import BadInput, ModelConfig
 from . import toy
 
 
-def load(config: ModelConfig, default: str | None) -> Any:
+def load(config: ModelConfig, default: str | None, ends: bool = True) -> Any:
     """The tokenizer a model is used with; ``default`` is where the model itself lies.
 
-    Raises BadInput where it cannot be read or has no end-of-sequence token. A missing pad token is no error and stays missing:
-    sequences are ragged, their ends are known by length, and no token is ever looked for as padding.
+    Raises BadInput where it cannot be read, or has no end-of-sequence token and ``ends`` says that it needs one. A missing pad
+    token is no error and stays missing: sequences are ragged, their ends are known by length, and no token is ever looked for
+    as padding.
     """
     name = config.tokenizer or default
     if name == "toy":
@@ -28,7 +29,7 @@ def load(config: ModelConfig, default: str | None) -> Any:
         raise BadInput(
             f"model.tokenizer: cannot read a tokenizer from {name} ({first}); give model.tokenizer"
         ) from None
-    if tokenizer.eos_token_id is None:
+    if ends and tokenizer.eos_token_id is None:
         raise BadInput(
             f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"
         )

@@ -4,6 +4,9 @@ Reviews. A review names a topic and has two to four clauses about parts of it, i
 positive or negative adjective, some negated; it closes with a verdict. A mood makes its clauses lean one way. A prompt is
 the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
 
+Of the same reviews: their class (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none), and
+questions about a part, answered by its adjective.
+
 Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` verifies.
 
 Stories. First sentences of children's stories in plain English, as prompts for real models.
@@ -182,6 +185,37 @@ def _review(draw: random.Random) -> tuple[str, dict[str, Any]]:
     return prompt, {"text": f"{prompt}{_sentences(clauses)} verdict {verdict}"}
 
 
+def _labelled(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    key, row = _review(draw)
+    text, _, verdict = row["text"].rpartition(" verdict ")
+    return key, {"text": text, "label": verdict}
+
+
+def _tagged(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    key, row = _labelled(draw)
+    words = row["text"].split()
+    return key, {"words": words, "tags": [_tag(w) for w in words]}
+
+
+def _tag(word: str) -> str:
+    return "part" if word in PARTS else {1: "plus", -1: "minus"}.get(POLARITY.get(word, 0), "none")
+
+
+def _asked(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    """A review whose clauses are about different parts, and a question about one of them."""
+    parts = draw.sample(PARTS, 3)
+    clauses = [_text((p, draw.choice(POSITIVE + NEGATIVE), draw.randrange(len(PATTERNS)), False)) for p in parts]
+    context = f"review of the {draw.choice(TOPICS)} :{_sentences(clauses)}"
+    which = draw.randrange(3)
+    answer = next(w for w in clauses[which].split() if w in POLARITY)
+    start = context.index(clauses[which]) + clauses[which].index(answer)
+    return context, {
+        "question": f"was the {parts[which]}",
+        "context": context,
+        "answers": {"text": [answer], "answer_start": [start]},
+    }
+
+
 def _answer(draw: random.Random) -> tuple[str, dict[str, Any]]:
     mood = draw.choice(MOODS)
     first, prompt = _prompt(draw, mood)
@@ -256,6 +290,9 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {
     "reviews/sft": _answer,
     "reviews/pairs": _pair,
     "reviews/prompts": _only(_answer, prompt="{prompt}"),
+    "reviews/labels": _labelled,
+    "reviews/tags": _tagged,
+    "reviews/questions": _asked,
     "stories/prompts": _opening,
     "arithmetic/text": _only(_question, text="{prompt} {value}"),
     "arithmetic/sft": _only(_question, prompt="{prompt}", completion=" {value}"),

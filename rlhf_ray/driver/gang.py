@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +20,17 @@ from ..workers import WorkerGroup, WorkerLost
 
 Result = TypeVar("Result")
 
-PROBE_LENGTH = 8  # short enough to cost one read of the weights
+PROBE_LENGTH = 3  # of two tokens the log-probs depend on every weight; each more costs the CPU another half read of them
 SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A sync on its way: ``whole`` are references to the ticket and to each bucket in the object store (the arguments of
+    RolloutWorker.load_weights); ``answers`` are those of the receivers to the last piece, each a Received."""
+
+    whole: list[Any]
+    answers: list[Any]
 
 
 class Gang:
@@ -46,7 +56,11 @@ class Gang:
     def remarks(self) -> list[str]:
         """Sentences on what the ranks found out about their models and their machine."""
         padded = "padded forward (packed and one-by-one log-probs differ for this architecture)"
-        found = [f"{role}: {padded}" for role, info in self.info["roles"].items() if not info["packed"]]
+        found = [
+            f"{role}: {padded}"
+            for role, i in self.info["roles"].items()
+            if i.get("packed_difference") and not i["packed"]
+        ]
         share = self.info["peak_flops"] / self.info["float32_flops"]
         if share < 1.0:
             found.append(
@@ -94,19 +108,26 @@ class Gang:
         """The objective's metrics without learning."""
         return metrics.means(metrics.add(self.group.broadcast("evaluate", "actor", objective, batch)))
 
-    def scores(self, batch: Batch) -> np.ndarray:
-        """A scalar model's scores (B,)."""
-        found = np.zeros(len(batch), np.float32)
-        for part in self.group.broadcast("scores", ray.put(batch)):
-            found[part["rows"]] = part["scores"]
+    def predict(self, objective: Any, batch: Batch) -> list[np.ndarray]:
+        """What the objective's model says of each row, in their order."""
+        found: list[Any] = [None] * len(batch)
+        for part in self.group.broadcast("predict", "actor", objective, ray.put(batch)):
+            for row, value in zip(part["rows"], part["found"], strict=True):
+                found[row] = value
         return found
 
-    def publish(self, version: int, temperature: float, vocab_size: int) -> list[Any]:
-        """References to the ticket and to each bucket of weights, in the object store: the arguments of load_weights."""
+    def publish(self, version: int, temperature: float, vocab_size: int, receivers: Sequence[Any]) -> Sync:
+        """Hands the weights piece by piece to the ``receivers`` (actors with a method receive), while the next piece is made."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
-        tolerance = sync_tolerance(self.job)
-        *buckets, ticket = self.group.stream("publish", version, probe, temperature, tolerance)[0]
-        return [ticket, *buckets]
+        items: list[Any] = []
+        answers: list[Any] = []
+
+        def take(item: Any) -> None:
+            items.append(item)
+            answers[:] = [receiver.receive.remote(item) for receiver in receivers]
+
+        self.group.stream("publish", version, probe, temperature, sync_tolerance(self.job), take=take)
+        return Sync([items[-1], *items[1:-2]], answers)
 
     def save(self, directory: Path) -> None:
         """Every rank's shards, into ``directory``."""

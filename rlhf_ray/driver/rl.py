@@ -138,12 +138,12 @@ class RL:
     def publish(self, version: int) -> dict[str, float]:
         """Sends the actor's weights to every rollout worker, verified. Returns what it took, as sync/..."""
         began = time.monotonic()
-        self.published = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size)
-        sent = [(i, a.load_weights.remote(*self.published)) for i, a in enumerate(self.rollout.actors)]
+        sync = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors)
+        self.published = sync.whole
         received = [Received()]
-        for index, reference in sent:
+        for index, answer in enumerate(sync.answers):
             try:
-                received.append(ray.get(reference, timeout=self.job.cluster.deadline_s))
+                received.append(ray.get(answer, timeout=self.job.cluster.deadline_s))
             except DEAD:
                 self.rollout.replace(index)
         return report.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)

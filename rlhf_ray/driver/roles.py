@@ -12,35 +12,43 @@ from ..learner.worker import Role
 from ..models import load as models
 
 
-def prepare(config: ModelConfig, run_dir: Path, seed: int) -> tuple[ModelConfig, Any]:
-    """The model as a local directory (a random one is written to RUN/init), and its tokenizer.
+def prepare(
+    config: ModelConfig, run_dir: Path, seed: int, kind: str = "policy", labels: tuple[str, ...] = ()
+) -> tuple[ModelConfig, Any]:
+    """The model as a local directory (a random one of this ``kind`` is written to RUN/init), and its tokenizer.
 
-    Raises BadInput where either cannot be had, or the vocabulary is larger than the embedding.
+    A random masked language model's tokenizer gets a mask token if it has none. Raises BadInput where either cannot be had,
+    or the vocabulary is larger than the embedding.
     """
+    ends = kind in ("policy", "scalar")
     if config.init is not None:
-        tokenizer = tokenizers.load(config, None)
+        tokenizer = tokenizers.load(config, None, ends)
+        if kind == "masked" and tokenizer.mask_token_id is None:
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
         directory = run_dir / "init"
         if not (directory / "config.json").is_file():
             part = directory.with_suffix(".tmp")
             for left in (part, directory):
                 shutil.rmtree(left, ignore_errors=True)
-            models.create(config, str(part), tokenizer, seed)
+            models.create(config, str(part), tokenizer, seed, kind if kind != "scalar" else "policy", labels)
             part.rename(directory)
         return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
     directory_name = models.resolve(str(config.path), config.revision)
-    tokenizer = tokenizers.load(config, directory_name)
+    tokenizer = tokenizers.load(config, directory_name, ends)
     size = models.vocab_size(directory_name)
     if len(tokenizer) > size:
         raise BadInput(
             f"model.path: {config.path} embeds {size} tokens and its tokenizer has {len(tokenizer)}; "
             "give the model.tokenizer it was trained with"
         )
+    if kind == "masked" and tokenizer.mask_token_id is None:
+        raise BadInput(f"model.path: {config.path}: its tokenizer has no mask_token; a masked language model needs one")
     return config.model_copy(update={"path": directory_name}), tokenizer
 
 
-def supervised_roles(job: Supervised, model: ModelConfig, kind: str) -> list[Role]:
+def supervised_roles(job: Supervised, model: ModelConfig, kind: str, labels: tuple[str, ...]) -> list[Role]:
     """The one model of a supervised job."""
-    return [Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps)]
+    return [Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps, labels=labels)]
 
 
 def rl_roles(job: RLJob, model: ModelConfig, tokenizer: Any) -> list[Role]:

@@ -1,12 +1,12 @@
-"""Supervised jobs: pre-training, fine-tuning, reward models and preferences, on the same learner gang as RL."""
+"""Supervised jobs: examples, a loss and held-out examples, on the same learner gang as RL."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,20 @@ import ray
 
 from ..algorithms.preferences import reference_point
 from ..batch import Batch
-from ..config import DPO, IPO, KTO, BadInput, DataConfig, PreferenceJob, RewardJob, Supervised
-from ..data import batches, examples
+from ..config import BadInput, Supervised
+from ..data import examples
 from ..data.sampler import Sampler
-from ..learner.objectives import LabelledObjective, LanguageModelObjective, Objective, PairwiseObjective
-from ..learner.preferences import DesirableObjective, PairObjective, log_ratios
+from ..learner.objectives import LanguageModelObjective, Objective
+from ..learner.preferences import DesirableObjective, log_ratios
 from ..metrics import Sinks
 from ..models import load as models
 from ..placement import Placement, plan
-from ..quality import reward_model
-from . import report, roles
+from . import report, roles, tasks
 from .checkpoint import Checkpoints
 from .gang import Gang
+from .heldout import SEED_STEP
 from .rundir import RunDir
 from .session import Stop, Stopped
-
-
-@dataclass(frozen=True)
-class Task:
-    """Kind of model, how rows become a Batch, the objective, and whether it wants the starting model's log-probs."""
-
-    kind: str
-    prepare: Callable[[examples.Rows, Any, int], batches.Prepared]
-    objective: Objective
-    reference: bool = False
-
-
-TASKS: dict[str, Task] = {
-    "pretrain": Task("policy", batches.language_model, LanguageModelObjective()),
-    "sft": Task("policy", batches.supervised, LanguageModelObjective()),
-    "pairwise": Task("scalar", batches.pairs, PairwiseObjective()),
-    "labelled": Task("scalar", batches.labelled, LabelledObjective()),
-}
-
-
-def task(job: Supervised) -> Task:
-    """What a supervised job does."""
-    if isinstance(job, PreferenceJob):
-        if isinstance(job.objective, KTO):
-            return Task("policy", batches.desirable, DesirableObjective(job.objective), reference=True)
-        uses = isinstance(job.objective, DPO | IPO)
-        return Task("policy", batches.pairs, PairObjective(job.objective), reference=uses)
-    return TASKS[job.objective if isinstance(job, RewardJob) else job.job]  # type: ignore[attr-defined]
 
 
 class SupervisedRun:
@@ -64,31 +36,25 @@ class SupervisedRun:
 
     def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
         self.job, self.run, self.stop = job, run.path, stop
-        self.task = task(job)
-        self.model, self.tokenizer = roles.prepare(job.model, self.run, job.run.seed)
+        rows = examples.load(job.data, "data")
+        heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
+        self.kind, self.labels = tasks.kind(job), tasks.labels(job, rows)
+        self.model, self.tokenizer = roles.prepare(job.model, self.run, job.run.seed, self.kind, self.labels)
         context = models.context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
-        self.rows = self._load(job.data, "data")
-        self.heldout = self._load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
-        self.sampler = Sampler(len(np.unique(self.rows.group)), job.run.seed)
+        self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
+        self.rows, self.heldout = self.task.train, self.task.heldout
+        self.sampler = Sampler(len(np.unique(self.rows.group)), job.run.seed, self.task.classes)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
-
-    def _load(self, config: DataConfig, where: str) -> Batch:
-        rows = examples.load(config, where)
-        made = self.task.prepare(rows, self.tokenizer, self.job.max_length)
-        if made.dropped:
-            print(
-                f"{where}: {made.dropped} of {len(rows)} examples are longer than max_length {self.job.max_length}, left out"
-            )
-        return made.batch
+        self.best = Checkpoints(self.run / "best", 1)
 
     def train(self) -> dict[str, float]:
         """Trains to num_steps from wherever the run stands, exports, and returns the held-out metrics."""
         job = self.job
         chosen = plan(job.cluster, {"learner": job.learner.num_workers}, ray.cluster_resources())
         placement = Placement(chosen, 120.0)
-        gang = Gang(job, roles.supervised_roles(job, self.model, self.task.kind), placement)
+        gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:
             gang.start()
             for line in gang.remarks():
@@ -99,11 +65,15 @@ class SupervisedRun:
             placement.remove()
 
     def _work(self, gang: Gang) -> dict[str, float]:
+        job = self.job
         if self.task.reference and not self.rows.has("ref_log_probs"):  # while the gang holds the starting model
             self.rows = self._with_reference(gang, self.rows)
             self.heldout = None if self.heldout is None else self._with_reference(gang, self.heldout)
         self._restore(gang)
         self._loop(gang)
+        if job.evaluate.best is not None and (best := self.best.latest()) is not None:
+            gang.load(best / "learner")
+            print(f"the model is that of {best.name}, the best by {job.evaluate.best}", flush=True)
         gang.export(self.run / "model", self.tokenizer.save_pretrained)
         return self.evaluate(gang) if self.heldout is not None else {}
 
@@ -129,12 +99,16 @@ class SupervisedRun:
         self.sinks = Sinks(self.run, self.step, log.tensorboard, log.wandb, config)
 
     def _loop(self, gang: Gang) -> None:
-        job, data = self.job, ray.put(self.rows)
+        job, data = self.job, None if self.task.view else ray.put(self.rows)
         while self.step < job.num_steps:
             began = time.monotonic()
             rows = self._expand(self.sampler.indices(self.step * job.batch_size, job.batch_size))
             objective, rows = self._settled(gang, self.rows, rows)
-            metrics = gang.update("actor", [(objective, 1.0)], [[rows]], data)
+            if self.task.view is None:
+                metrics = gang.update("actor", [(objective, 1.0)], [[rows]], data)
+            else:
+                seen = self.task.view(self.rows.take(rows), [job.run.seed, self.step])
+                metrics = gang.update("actor", [(objective, 1.0)], [[np.arange(len(seen))]], seen)
             metrics["time/step"] = time.monotonic() - began
             metrics["step/tokens_per_second"] = float(self.rows.lengths[rows].sum()) / metrics["time/step"]
             self.step += 1
@@ -143,6 +117,7 @@ class SupervisedRun:
             due = job.evaluate.every and self.step % job.evaluate.every == 0
             if self.heldout is not None and (last or due):
                 metrics |= self.evaluate(gang)
+                self._keep_best(gang, metrics)
             self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
             if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
                 self._save(gang)
@@ -159,21 +134,38 @@ class SupervisedRun:
         return np.stack([2 * pairs, 2 * pairs + 1], 1).reshape(-1)
 
     def _save(self, gang: Gang) -> None:
-        def fill(directory: Path) -> None:
-            (directory / "learner").mkdir()
-            gang.save(directory / "learner")
+        self.checkpoints.write(self.step, partial(_shards, gang), {"step": self.step})
 
-        self.checkpoints.write(self.step, fill, {"step": self.step})
+    def _keep_best(self, gang: Gang, metrics: dict[str, float]) -> None:
+        """Keeps the learner in RUN/best where its evaluation is the best so far. Raises BadInput for an unknown metric."""
+        name = self.job.evaluate.best
+        if name is None:
+            return
+        key = f"evaluate/{name.removeprefix('-')}"
+        if key not in metrics:
+            there = ", ".join(k.removeprefix("evaluate/") for k in metrics if k.startswith("evaluate/"))
+            raise BadInput(f"evaluate.best: there is no held-out metric '{name}' (there are {there})")
+        score = -metrics[key] if name.startswith("-") else metrics[key]
+        before = self.best.latest()
+        if before is None or score > json.loads((before / "state.json").read_text())["score"]:
+            self.best.write(self.step, partial(_shards, gang), {"step": self.step, "score": score})
 
     def evaluate(self, gang: Gang) -> dict[str, float]:
-        """The objective's metrics on held-out examples; for reward models calibration and length bias too."""
+        """The objective's metrics on held-out examples, and what the predictions are worth; all of it in RUN/evaluation.json."""
         assert self.heldout is not None
-        objective, rows = self._settled(gang, self.heldout, np.arange(len(self.heldout)))
-        found = gang.evaluate(objective, ray.put(self.heldout.take(rows)))
-        if "loss/cross_entropy" in found:
+        batch = self.heldout if self.task.view is None else self.task.view(self.heldout, [self.job.run.seed, SEED_STEP])
+        objective, rows = self._settled(gang, batch, np.arange(len(batch)))
+        found: dict[str, Any] = gang.evaluate(objective, ray.put(batch.take(rows)))
+        if isinstance(objective, LanguageModelObjective):
             found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
-        if self.task.kind == "scalar":
-            found |= reward_model.bias_and_calibration(
-                self.heldout, gang.scores(self.heldout), paired=self.task.objective.unit is not None
-            )
-        return {f"evaluate/{name}": value for name, value in found.items()}
+        if self.task.judge is not None:
+            found |= self.task.judge(gang.predict(objective, batch))
+        part = self.run / "evaluation.tmp"
+        part.write_text(json.dumps({"step": self.step, **found}, indent=1))
+        part.replace(self.run / "evaluation.json")
+        return {f"evaluate/{name}": value for name, value in found.items() if isinstance(value, float)}
+
+
+def _shards(gang: Gang, directory: Path) -> None:
+    (directory / "learner").mkdir()
+    gang.save(directory / "learner")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,8 +176,17 @@ def final_positions(lengths: Tensor) -> Tensor:
     return torch.cumsum(lengths, 0) - 1
 
 
+class Scores:
+    """What reward models say of a sequence."""
+
+    def predict(self, model: Any, batch: Batch, device: torch.device) -> list[np.ndarray]:
+        """The score () of each sequence, read at its last token."""
+        c = Columns(batch, device)
+        return list(model(c.tokens, c.lengths, final_positions(c.lengths)).cpu().numpy())
+
+
 @dataclass(frozen=True)
-class PairwiseObjective:
+class PairwiseObjective(Scores):
     """Bradley-Terry on preference pairs; the two sides of a pair stay in one micro-batch."""
 
     unit: str | None = "group"
@@ -193,7 +203,7 @@ class PairwiseObjective:
 
 
 @dataclass(frozen=True)
-class LabelledObjective:
+class LabelledObjective(Scores):
     """Cross-entropy of labels 0 and 1; the logit is the reward."""
 
     unit: str | None = None

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Role:
     lr: float | None
     zero_head: bool = False
     num_updates: int = 1
+    labels: tuple[str, ...] = ()
 
 
 class LearnerWorker:
@@ -69,7 +70,7 @@ class LearnerWorker:
     def _build(self, role: Role) -> tuple[Any, dict[str, Any]]:
         m, path = role.model, str(role.model.path)
         dtype = DTYPES[m.dtype]
-        common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": m.trust_remote_code}
+        common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": m.trust_remote_code, "labels": role.labels}
         torch.manual_seed(0)
         model: Any = zero.build(
             self.config,
@@ -176,15 +177,16 @@ class LearnerWorker:
                 sums.extend([found] if len(rows) else [])
         return metrics.add(sums)
 
-    def scores(self, batch: Batch) -> dict[str, np.ndarray]:
-        """A scalar model's score at each sequence's last token, for this rank's share: 'rows' and 'scores'."""
-        plan, out = self._plan(batch, None)[self.rank], []
+    def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
+        """What the objective's model says of this rank's share: 'rows', and an array for each of them in 'found'."""
+        plan = self._plan(batch, None)[self.rank]
+        out: list[np.ndarray] = []
         with torch.no_grad():
             for rows in plan:
-                c = Columns(batch.take(rows if len(rows) else [0]), self.device)
-                score = self._run("actor", c.tokens, c.lengths, final_positions(c.lengths))
-                out.extend([score.cpu().numpy()] if len(rows) else [])
-        return {"rows": np.concatenate(plan), "scores": np.concatenate(out) if out else np.zeros(0, np.float32)}
+                given = batch.take(rows if len(rows) else [0])
+                found = objective.predict(self.engines[role], given, self.device)
+                out.extend(found if len(rows) else [])
+        return {"rows": np.concatenate(plan), "found": out}
 
     def probe(self, tokens: np.ndarray, temperature: float) -> np.ndarray:
         """Log-probs (T,) of one sequence by the actor, 0 for token 0; on every rank the same."""
@@ -195,21 +197,21 @@ class LearnerWorker:
         return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
 
     def publish(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> Iterator[Any]:
-        """Yields the actor's weights in buckets on rank 0 (none elsewhere), then the ticket that receivers check them against.
+        """Yields what RolloutWorker.receive takes: the version, the actor's weights in buckets (on rank 0, none elsewhere), the
+        ticket without this model's answer to the probe and, while receivers load and answer it themselves, the ticket with it.
 
         Ray seals each bucket before it asks for the next, and starts no update before the last: so host tensors go out
         without a copy of their own.
         """
-        began = time.monotonic()
-        log_probs = self.probe(probe, temperature)
-        verify_s, marks, size = time.monotonic() - began, [], 0
+        yield version
+        marks, size = [], 0
         for bucket in weights.buckets(self._tensors("actor")):
-            began = time.monotonic()
-            marks.append(weights.fingerprint(bucket, weights.full(version)))
-            verify_s += time.monotonic() - began
-            size += weights.num_bytes(bucket)
             yield bucket
-        yield weights.Ticket(version, tuple(marks), probe, log_probs, tolerance, size, verify_s)
+            marks.append(weights.fingerprint(bucket, weights.full(version)))
+            size += weights.num_bytes(bucket)
+        ticket = weights.Ticket(version, tuple(marks), probe, None, tolerance, size)
+        yield ticket
+        yield replace(ticket, log_probs=self.probe(probe, temperature))
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
         """The whole model by transformers' names on rank 0, None elsewhere; on a CPU these are the live parameters."""

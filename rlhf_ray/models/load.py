@@ -15,14 +15,36 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from ..config import BadInput, LoraConfig, ModelConfig
+from .heads import ClassModel, SpanModel, TokenModel
 from .log_probs import PolicyModel, Ragged, ScalarModel
 
-CLASSES: dict[str, Any] = {"policy": AutoModelForCausalLM, "scalar": AutoModelForSequenceClassification}
-WRAPPERS: dict[str, type[Ragged]] = {"policy": PolicyModel, "scalar": ScalarModel}
+CLASSES: dict[str, Any] = {
+    "policy": AutoModelForCausalLM,
+    "scalar": AutoModelForSequenceClassification,
+    "masked": AutoModelForMaskedLM,
+    "classes": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+    "span": AutoModelForQuestionAnswering,
+}
+WRAPPERS: dict[str, type[Ragged]] = {
+    "policy": PolicyModel,
+    "scalar": ScalarModel,
+    "masked": TokenModel,
+    "classes": ClassModel,
+    "tags": TokenModel,
+    "span": SpanModel,
+}
 
 
 def find(path: str) -> str | None:
@@ -50,18 +72,20 @@ def resolve(path: str, revision: str | None = None) -> str:
         ) from None
 
 
-def create(config: ModelConfig, directory: str, tokenizer: Any, seed: int) -> str:
+def create(
+    config: ModelConfig, directory: str, tokenizer: Any, seed: int, kind: str = "policy", labels: tuple[str, ...] = ()
+) -> str:
     """Writes a random model of ``config.init`` with the tokenizer's vocabulary to ``directory``, and returns it.
 
     Raises BadInput where transformers does not know the model type or a value.
     """
-    values = dict(config.init or {})
-    kind = values.pop("model_type")
+    values = {**(config.init or {}), **_labels(kind, labels)}
+    architecture = values.pop("model_type")
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
     try:
-        settings = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **ids, **values})
+        settings = AutoConfig.for_model(architecture, **{"vocab_size": len(tokenizer), **ids, **values})
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        model = CLASSES[kind].from_config(settings, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise BadInput(f"model.init: {error}") from None
     disable_progress_bar()  # of a single file
@@ -88,9 +112,18 @@ def load(
     return finish(kind, model, attention=attention, zero_head=zero_head, lora=lora)
 
 
-def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The transformers model of a local directory; an adapter is merged into its base."""
-    extra = {"num_labels": 1} if kind == "scalar" else {}
+def _labels(kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Values of transformers' config for a head with one output, or with one for each label."""
+    if kind == "scalar":
+        return {"num_labels": 1}
+    return {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+
+
+def pretrained(
+    kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, labels: tuple[str, ...] = ()
+) -> Any:
+    """The transformers model of a local directory; an adapter is merged into its base. ``labels`` are a head's classes."""
+    extra = _labels(kind, labels)
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM
 
@@ -105,7 +138,9 @@ def pretrained(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: b
         raise BadInput(f"{path}: {error}") from None
 
 
-def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+def skeleton(
+    kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, labels: tuple[str, ...] = ()
+) -> Any:
     """The architecture of a local directory without its weights (built under ``zero.Init`` at ZeRO-3).
 
     Raises BadInput for an adapter, whose merged weights are in no file that could be read tensor by tensor.
@@ -115,7 +150,7 @@ def skeleton(kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: boo
             f"{path} is an adapter, and learner.zero_stage: 3 reads whole models only; take stage 2 or less, or merge the "
             "adapter into its base first"
         )
-    extra = {"num_labels": 1} if kind == "scalar" else {}
+    extra = _labels(kind, labels)
     settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
     return CLASSES[kind].from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -132,7 +167,7 @@ def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lora: LoraConfig | None = None) -> Any:
-    """Head, adapters, dropout and wrapper of a freshly built model."""
+    """Head, adapters, dropout and wrapper of a freshly built model. Raises BadInput where there is no head to train."""
     if kind == "scalar" and not isinstance(getattr(model, "score", None), nn.Linear):
         raise BadInput(f"{type(model).__name__} has no 'score' head to read at every token; use a decoder-only model")
     if zero_head:
@@ -143,13 +178,17 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         from peft import LoraConfig as PeftLora
         from peft import get_peft_model
 
-        head = ["score"] if kind == "scalar" else None
+        heads = [] if kind == "policy" else [n for n, _ in model.named_children() if n != model.base_model_prefix]
         adapter = PeftLora(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, exclude_modules=head
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=lora.targets,
+            lora_dropout=0.0,
+            exclude_modules=heads or None,
         )
         model = get_peft_model(model, adapter)
-        if kind == "scalar":  # a head drawn at random is trained itself
-            model.get_base_model().score.requires_grad_(True)
+        for name in heads:  # drawn at random, so trained itself
+            getattr(model.get_base_model(), name).requires_grad_(True)
     return WRAPPERS[kind](model, attention)
 
 

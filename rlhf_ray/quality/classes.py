@@ -37,3 +37,16 @@ def by_group(groups: Sequence[Any], values: np.ndarray) -> dict[str, Any]:
     found = {name: float(np.nanmean(values[names == name])) for name in sorted(set(names.tolist()))}
     counts = {name: int((names == name).sum()) for name in found}
     return {"groups": found, "counts": counts, "gap": max(found.values()) - min(found.values())}
+
+
+def weights(counts: np.ndarray, how: str, beta: float) -> list[float]:
+    """Weights (k,) of classes with ``counts`` examples, their mean over the examples 1.
+
+    'balanced': the inverse of a class's share. 'effective': the inverse of its effective number, (1 - beta^n) / (1 - beta)
+    (Cui et al. 2019, arXiv 1901.05555). 'none': all 1.
+    """
+    number = np.asarray(counts, dtype=float)
+    if how == "none":
+        return [1.0] * len(number)
+    plain = 1 / number if how == "balanced" else (1 - beta) / (1 - beta**number)
+    return (plain * number.sum() / (plain * number).sum()).tolist()

@@ -218,7 +218,7 @@ class TransformersEngine:
     @torch.no_grad()
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
         ids = torch.as_tensor(tokens.astype(np.int64), device=self.device)
-        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        logits = self.model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
         found = (logits / self.sampling.temperature).log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
         return np.concatenate([np.zeros(1, np.float32), found.cpu().numpy()])
 

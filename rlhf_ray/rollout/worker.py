@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class RolloutWorker:
         torch.set_num_threads(place.num_threads)
         self.config, self.model, self.place = config, model, place
         self.version, self.awake = -1, True
+        self.coming: list[Packed] = []
         self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
 
     @cached_property
@@ -50,21 +51,42 @@ class RolloutWorker:
         """Builds the engine. Raises BadInput where it cannot run here."""
         _ = self.engine
 
-    def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
-        """Takes the weights of ``ticket.version`` once they are verified. On a CPU the engine may go on reading ``buckets``
-        themselves: they must not change.
+    def receive(self, item: int | Packed | Ticket) -> Received | None:
+        """One piece of a sync, in the order the learner yields them: the version that comes (from now on none is served), the
+        buckets, the open ticket (they are checked and loaded) and the complete one, which settles it.
 
-        Raises StaleWeights, and then serves no version at all.
+        On a CPU the engine may go on reading the buckets themselves: they must not change. Raises StaleWeights.
         """
-        self.version = -1
-        began = time.monotonic()
+        if isinstance(item, int):
+            self.version, self.coming = -1, []
+        elif not isinstance(item, Ticket):
+            self.coming.append(item)
+        elif item.log_probs is None:
+            self._take(item)
+        else:
+            difference = verify_probe(self.answer, item)
+            self.version = item.version
+            return Received(difference, self.hashed_s + time.monotonic() - self.loaded)
+        return None
+
+    def _take(self, ticket: Ticket) -> None:
+        began, buckets = time.monotonic(), self.coming
+        self.coming = []
         verify_received(buckets, ticket)
-        loading = time.monotonic()
+        self.hashed_s = time.monotonic() - began
         self.engine.load_weights(pair for bucket in buckets for pair in unpack(bucket))
-        loaded = time.monotonic()
-        difference = verify_probe(self.engine.log_probs(ticket.probe), ticket)
-        self.version = ticket.version
-        return Received(difference, loading - began + time.monotonic() - loaded)
+        self.loaded = time.monotonic()
+        self.answer = self.engine.log_probs(ticket.probe)
+
+    def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
+        """A whole sync at once. Raises StaleWeights, and then serves no version at all."""
+        self.receive(ticket.version)
+        for bucket in buckets:
+            self.receive(bucket)
+        self.receive(replace(ticket, log_probs=None))
+        received = self.receive(ticket)
+        assert received is not None
+        return received
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
         """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last.

@@ -46,9 +46,9 @@ def main():
     rows, want = [], float(np.arange(args.count).sum())
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     for number in args.receivers:
-        spawn = {"num_cpus": 0.5, "enable_tensor_transport": True}
-        relay = ray.remote(Relay).options(**spawn).remote(args.count, args.megabytes << 18)
-        receivers = [ray.remote(Receiver).options(**spawn).remote() for _ in range(number)]
+        spawn = ray.remote(num_cpus=0.5, enable_tensor_transport=True)
+        relay = spawn(Relay).remote(args.count, args.megabytes << 18)
+        receivers = [spawn(Receiver).remote() for _ in range(number)]
         create_collective_group([relay, *receivers], backend="torch_gloo")
 
         def store(relay=relay, receivers=receivers):

@@ -72,13 +72,13 @@ def syncs(job, model, rounds):
     gang.start()
     source = target = None
     ours, theirs, found, cpu = [], [], [], []
-    published = None
+    sync = None
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        published = gang.publish(version, 1.0, VOCABULARY)
-        received = worker.broadcast("load_weights", *published)
+        sync = gang.publish(version, 1.0, VOCABULARY, worker.actors)
+        received = ray.get(sync.answers)
         took, spent = time.perf_counter() - began, cpu_seconds() - before
-        ticket = ray.get(published[0])
+        ticket = ray.get(sync.whole[0])
         if source is None:
             source, target = np.ones(ticket.num_bytes, np.uint8), np.zeros(ticket.num_bytes, np.uint8)
         before = time.process_time()
@@ -88,7 +88,7 @@ def syncs(job, model, rounds):
             theirs.append(copied)
             cpu.append((spent, time.process_time() - before))
             found.append(reports.sync_metrics(ticket, received, took))
-    wrong = worker.broadcast("differs", *published[1:])[0]
+    wrong = worker.broadcast("differs", *sync.whole[1:])[0]
     assert not wrong, f"the worker holds other weights: {wrong[:3]}"
     gang.kill()
     worker.kill()

@@ -15,7 +15,11 @@ REWARD = """
 def reward(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
 """
-DATA = {"pretrain": "toy:reviews/text", "sft": "toy:reviews/sft", "ppo": "toy:reviews/prompts"}
+DATA = {
+    "pretrain": "toy:reviews/text", "sft": "toy:reviews/sft", "ppo": "toy:reviews/prompts",
+    "classify": "toy:reviews/labels", "tag": "toy:reviews/tags", "qa": "toy:reviews/questions",
+}  # fmt: skip
+BERT = {k: v for k, v in TINY.items() if k != "num_key_value_heads"} | {"model_type": "bert"}
 
 
 def tiny(job, folder):
@@ -23,14 +27,16 @@ def tiny(job, folder):
     kind = job["job"]
     if kind == "evaluate":
         return asked(job)
-    model = {"init": TINY, "tokenizer": "toy"}
+    encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
+    model = {"init": BERT if encoder else TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
     labelled = job.get("objective") == "labelled"
     path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")
     job["data"] = {"path": path, "size": 6 if kind == "reward" and not labelled else 32}  # 6: a batch spans two epochs
     if kind != "ppo":
         heldout = job["data"] if labelled else {**job["data"], "split": "heldout"}
-        job |= {"batch_size": 4, "max_length": 64, "evaluate": {"data": heldout}}
+        job |= {"batch_size": 4, "max_length": 64, "evaluate": {**job.get("evaluate", {}), "every": 1, "data": heldout}}
+        job |= {"stride": 8} if kind == "qa" else {}
         return job
     job["data"]["max_prompt_tokens"] = 32
     job["evaluate"] = {}

@@ -171,7 +171,7 @@ def test_pretraining_text_is_cut_at_the_context(monkeypatch, context):
 def test_a_random_model_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     config, made = ModelConfig(init=TINY, tokenizer="toy"), models.create
 
-    def killed(config, directory, tokenizer, seed):
+    def killed(config, directory, tokenizer, seed, *more):
         made(config, directory, tokenizer, seed)
         (tmp_path / directory / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt

@@ -1,0 +1,178 @@
+"""What each supervised job does: its kind of model, its examples as Batches, its objective, and what its predictions are worth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..batch import Batch
+from ..config import (
+    DPO,
+    IPO,
+    KTO,
+    BadInput,
+    ClassifyJob,
+    PreferenceJob,
+    PretrainJob,
+    QAJob,
+    RewardJob,
+    Supervised,
+    TagJob,
+)  # fmt: skip
+from ..data import batches, tasks
+from ..data.examples import Rows
+from ..learner.heads import ClassObjective, SpanObjective, TokenObjective
+from ..learner.objectives import LabelledObjective, LanguageModelObjective, Objective, PairwiseObjective
+from ..learner.preferences import DesirableObjective, PairObjective
+from ..quality import classes, intervals, reward_model, text
+
+View = Callable[[Batch, Sequence[int]], Batch]
+Judge = Callable[[list[np.ndarray]], dict[str, Any]]
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Task:
+    """``view`` is what a step or an evaluation sees of a Batch, seeded by a list of integers; ``judge`` measures predictions on
+    the held-out examples; ``reference``: the objective wants the starting model's log-probs; ``classes`` (B,) are those that
+    balanced sampling evens out."""
+
+    objective: Objective
+    train: Batch
+    heldout: Batch | None
+    reference: bool = False
+    view: View | None = None
+    judge: Judge | None = None
+    classes: np.ndarray | None = field(default=None, compare=False)
+
+
+def kind(job: Supervised) -> str:
+    """The kind of model (models.load.CLASSES)."""
+    if isinstance(job, PretrainJob):
+        return "masked" if job.objective == "masked" else "policy"
+    kinds: dict[type, str] = {RewardJob: "scalar", ClassifyJob: "classes", TagJob: "tags", QAJob: "span"}
+    return kinds.get(type(job), "policy")
+
+
+def labels(job: Supervised, rows: Rows) -> tuple[str, ...]:
+    """Names of a head's classes: those of the config, else those of the training examples."""
+    if isinstance(job, ClassifyJob):
+        return tuple(job.labels) if job.labels else tasks.labels_of(rows)
+    if isinstance(job, TagJob):
+        return (
+            tuple(job.labels) if job.labels else tuple(sorted({str(t) for row in rows for t in row.get("tags") or ()}))
+        )
+    return ()
+
+
+def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, heldout: Rows | None) -> Task:
+    """The task of a job. Raises BadInput for examples that do not fit it."""
+
+    def both(make: Callable[[Rows], Made]) -> tuple[Made, Made | None]:
+        return make(rows), None if heldout is None else make(heldout)
+
+    longest = job.max_length
+    if isinstance(job, PretrainJob) and job.objective == "masked":
+        return _masked(job, tokenizer, *both(lambda r: tasks.masked_text(r, tokenizer, longest)))
+    if isinstance(job, ClassifyJob):
+        return _classify(job, names, *both(lambda r: tasks.classified(r, tokenizer, longest, names)))
+    if isinstance(job, TagJob):
+        train, held = both(lambda r: tasks.tagged(r, tokenizer, longest, names))
+        return Task(TokenObjective("tags"), train, held, judge=None if held is None else partial(_tags, names, held))
+    if isinstance(job, QAJob):
+        stride = job.stride
+        windows, asked = both(lambda r: tasks.answered(r, tokenizer, longest, stride))
+        judge = None if heldout is None or asked is None else partial(_answers, heldout, asked)
+        return Task(
+            SpanObjective(job.longest_answer), windows.batch, None if asked is None else asked.batch, judge=judge
+        )
+    prepare, objective, reference = _generative(job)
+    train, held = both(lambda r: _kept(prepare(r, tokenizer, longest), r, longest))
+    judge = None
+    if isinstance(job, RewardJob) and held is not None:
+        judge = partial(_scores, held, objective.unit is not None)
+    return Task(objective, train, held, reference=reference, judge=judge)
+
+
+def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepared], Objective, bool]:
+    """How rows become a Batch, the objective, and whether it wants the starting model's log-probs."""
+    if isinstance(job, PreferenceJob):
+        if isinstance(job.objective, KTO):
+            return batches.desirable, DesirableObjective(job.objective), True
+        return batches.pairs, PairObjective(job.objective), isinstance(job.objective, DPO | IPO)
+    if isinstance(job, RewardJob):
+        paired = job.objective == "pairwise"
+        return (batches.pairs, PairwiseObjective(), False) if paired else (batches.labelled, LabelledObjective(), False)
+    prepare = batches.language_model if isinstance(job, PretrainJob) else batches.supervised
+    return prepare, LanguageModelObjective(), False
+
+
+def _kept(made: batches.Prepared, rows: Rows, max_length: int) -> Batch:
+    if made.dropped:
+        longest = f"max_length {max_length}"
+        print(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out", flush=True)
+    return made.batch
+
+
+def _masked(job: PretrainJob, tokenizer: Any, train: Batch, heldout: Batch | None) -> Task:
+    m, size = job.mask, len(tokenizer)
+
+    def view(batch: Batch, seed: Sequence[int]) -> Batch:
+        return tasks.mask(batch, seed, m.probability, m.whole_words, tokenizer.mask_token_id, size)
+
+    return Task(TokenObjective("masked"), train, heldout, view=view)
+
+
+def _classify(job: ClassifyJob, names: tuple[str, ...], train: Batch, heldout: Batch | None) -> Task:
+    given = train.labels[:, 0].astype(int)
+    counts = np.bincount(given, minlength=len(names))
+    absent = [n for n, c in zip(names, counts, strict=True) if not c]
+    if absent:
+        raise BadInput(f"data: no example of class {', '.join(absent)}; remove it from labels, or add examples")
+    weights = classes.weights(counts, job.class_weights, job.effective_beta)
+    shown = ", ".join(f"{n} {c} (weight {w:.2f})" for n, c, w in zip(names, counts, weights, strict=True))
+    print(f"data: classes {shown}; sampling {job.sampling}, gamma {job.gamma:g}", flush=True)
+    return Task(
+        ClassObjective(tuple(weights), job.gamma), train, heldout,
+        judge=None if heldout is None else partial(_classes, names, heldout),
+        classes=given if job.sampling == "balanced" else None,
+    )  # fmt: skip
+
+
+def _classes(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) -> dict[str, Any]:
+    truth = heldout.labels[:, 0].astype(int)
+    probability = np.stack(found)
+    measured = classes.classification([names[t] for t in truth], [names[i] for i in probability.argmax(1)], names)
+    right = (probability.argmax(1) == truth).astype(float)
+    return measured | {"calibration_error": reward_model.calibration_error(probability.max(1), right)}
+
+
+def _tags(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) -> dict[str, Any]:
+    truth = heldout.targets[heldout.response_mask.astype(bool)]
+    return classes.classification([names[t] for t in truth], [names[i] for i in np.concatenate(found)], names)
+
+
+def _scores(heldout: Batch, paired: bool, found: list[np.ndarray]) -> dict[str, Any]:
+    return reward_model.bias_and_calibration(heldout, np.array(found), paired)
+
+
+def _answers(rows: Rows, windows: tasks.Windows, found: list[np.ndarray]) -> dict[str, Any]:
+    """Exact match and F1: of each question's windows the best span, or none where no window prefers a span."""
+    best: dict[int, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
+    for index, characters, (start, end, score) in zip(windows.batch.example_id, windows.characters, found, strict=True):
+        if score > best[int(index)][0]:
+            first, last = characters[int(start)], characters[int(end)]
+            best[int(index)] = (float(score), rows[int(index)]["context"][int(first[0]) : int(last[1])])
+    wanted = [list(row["answers"]["text"]) or [""] for row in rows]
+    given = [best[i][1] for i in range(len(rows))]
+    measured = {
+        "exact_match": np.array([text.exact_match(g, w) for g, w in zip(given, wanted, strict=True)]),
+        "f1": np.array([text.token_f1(g, w) for g, w in zip(given, wanted, strict=True)]),
+    }
+    estimates = {name: intervals.mean(values) for name, values in measured.items()}
+    return {n: e.mean for n, e in estimates.items()} | {"intervals": {n: [e.low, e.high] for n, e in estimates.items()}}

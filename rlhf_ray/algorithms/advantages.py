@@ -200,14 +200,22 @@ def rloo(scores: Tensor, group: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def reinforce(rewards: Tensor, response_mask: Tensor, lengths: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return-to-go of the per-token rewards (T,), as it is: (T,), 0 elsewhere.
+
+    `rewards` come from `token_rewards`, KL penalty included; holes are stepped over as in `gae`. Williams 1992.
+    """
+    return gae(rewards, torch.zeros_like(rewards), response_mask, lengths, gamma, 1.0)[0].to(rewards.dtype)
+
+
+@torch.no_grad()
 def reinforce_plus_plus(rewards: Tensor, response_mask: Tensor, lengths: Tensor, gamma: float = 1.0) -> Tensor:
     """Return-to-go of the per-token rewards (T,), whitened over all response tokens given: (T,), 0 elsewhere.
 
     `rewards` come from `token_rewards`, KL penalty included; holes are stepped over as in `gae`.
     Hu et al. 2025, arXiv 2501.03262.
     """
-    returns, _ = gae(rewards, torch.zeros_like(rewards), response_mask, lengths, gamma, 1.0)
-    return whiten(returns, response_mask).to(rewards.dtype)
+    return whiten(reinforce(rewards, response_mask, lengths, gamma), response_mask)
 
 
 @torch.no_grad()

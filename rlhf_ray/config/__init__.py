@@ -1,8 +1,9 @@
 """The whole config tree, a file per section; no torch, no ray."""
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
+from .answers import Answers, EvaluateJob, SampleJob
 from .data import DataConfig, PromptConfig
-from .jobs import EvaluateJob, Job, PipelineJob, RLJob
+from .jobs import Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
@@ -14,9 +15,10 @@ from .section import BadInput, Section
 from .supervised import ClassifyJob, Common, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, Supervised, TagJob
 
 __all__ = [
-    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "BadInput", "CheckpointConfig", "ClassifyJob", "ClusterConfig",
-    "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob", "FunctionReward", "Job", "LearnerConfig", "LogConfig",
-    "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob", "PreferenceConfig", "PreferenceJob", "PretrainJob",
-    "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob", "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig",
-    "SFTJob", "Section", "SimPO", "Supervised", "TagJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
+    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "BadInput", "CheckpointConfig",
+    "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob",
+    "FunctionReward", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob",
+    "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
+    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "SimPO",
+    "Supervised", "TagJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

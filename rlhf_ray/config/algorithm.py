@@ -168,6 +168,14 @@ class RLOO(Grouped, TokenRatio):
     )
 
 
+class Reinforce(TokenRatio):
+    """REINFORCE (Williams, 1992): the return itself, no baseline, no whitening; with one update a step nothing is clipped."""
+
+    type: Literal["reinforce"] = "reinforce"
+    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+
+
 class ReinforcePlusPlus(TokenRatio):
     """REINFORCE++ (Hu, 2025; arXiv 2501.03262)."""
 
@@ -215,6 +223,16 @@ class CISPO(Grouped):
 
 
 AlgorithmConfig = Annotated[
-    PPO | GRPO | DrGRPO | DAPO | RLOO | ReinforcePlusPlus | ReinforcePlusPlusBaseline | ReMax | GSPO | CISPO,
+    PPO
+    | GRPO
+    | DrGRPO
+    | DAPO
+    | RLOO
+    | Reinforce
+    | ReinforcePlusPlus
+    | ReinforcePlusPlusBaseline
+    | ReMax
+    | GSPO
+    | CISPO,
     Field(discriminator="type"),
 ]

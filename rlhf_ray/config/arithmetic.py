@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from .jobs import EvaluateJob, PipelineJob, RLJob
+from .answers import Answers
+from .jobs import PipelineJob, RLJob
 
 
 def lines(job: Any) -> list[str]:
     """Sentences about samples, optimizer steps and workers of each stage."""
     if isinstance(job, PipelineJob):
         return [f"{name}: {line}" for name, stage in job.stages.items() for line in lines(stage)]
-    if isinstance(job, EvaluateJob):
+    if isinstance(job, Answers):
         workers = f"{job.rollout.num_workers} rollout and {job.rewards.num_workers} reward worker(s)"
-        return [f"{job.job}: {job.samples} answer(s) to each prompt by {workers}"]
+        return [f"{job.samples} answer(s) to each prompt by {workers}"]
     ranks = f"{job.learner.num_workers} learner rank(s) at ZeRO-{job.learner.zero_stage}"
     tokens = f"micro-batches of at most {job.learner.micro_batch_tokens} tokens"
     if not isinstance(job, RLJob):

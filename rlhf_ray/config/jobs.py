@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
+from .answers import EvaluateJob, SampleJob
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig
-from .model import ModelConfig
 from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
@@ -100,46 +100,8 @@ class RLJob(Common):
         return next((t for t in self.rewards.terms if isinstance(t, ModelReward)), None)
 
 
-class EvaluateJob(Section):
-    """A model's answers to held-out prompts, judged: `rlhf-ray evaluate MODEL`, or a stage of a pipeline."""
-
-    job: Literal["evaluate"] = "evaluate"
-    run: RunConfig = Field(default_factory=RunConfig, description="Run directory and seed.")
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster and devices.")
-    log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go.")
-    model: ModelConfig = Field(..., description="The model that answers; a run directory's is its model/.")
-    against: str | None = Field(
-        None, description="Another model, for the share of answers in which this one is better."
-    )
-    data: PromptConfig = Field(..., description="Prompts, with the columns that terms and measures read.")
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How answers are sampled.")
-    rewards: RewardsConfig = Field(..., description="What judges each answer: rules, your functions, reward models.")
-    samples: int = Field(1, ge=1, description="Answers to each prompt.")
-    greedy: bool = Field(True, description="Take the likeliest token instead of sampling.")
-    measures: list[Literal["bleu", "chrf", "distinct_1", "distinct_2", "classes"]] = Field(
-        default_factory=list, description="Measures of all answers together; classes: accuracy, F1, confusion matrix."
-    )
-    reference: str = Field("answer", description="Column with the right answer, or a list of them.")
-    language: str | None = Field(
-        None, description="Of the answers, for BLEU's tokenizer: zh, ja, ko; others need none."
-    )
-    pass_at: list[Annotated[int, Field(ge=1)]] = Field(
-        default_factory=list, description="k of pass@k: a sample is right where a term gives more than 0.5."
-    )
-    groups: list[str] = Field(default_factory=list, description="Columns whose values are compared as groups.")
-    num_shown: int = Field(3, ge=0, description="Answers shown.")
-
-    @model_validator(mode="after")
-    def _samples_suffice(self) -> EvaluateJob:
-        if self.pass_at and max(self.pass_at) > self.samples:
-            raise ValueError(f"pass_at {max(self.pass_at)} needs as many samples, and samples = {self.samples}")
-        if self.greedy and self.samples > 1:
-            raise ValueError(f"samples = {self.samples} greedy answers are all the same; set greedy: false")
-        return self
-
-
 SingleJob = Annotated[
-    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob,
+    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob | SampleJob,
     Field(discriminator="job"),
 ]
 
@@ -149,7 +111,7 @@ StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class PipelineJob(Section):
-    """Stages in order, in one Ray session; 'stage:NAME' in a path is an earlier stage's model."""
+    """Stages in order, in one Ray session; in a path 'stage:NAME' is an earlier stage's model, 'stage:NAME/FILE' a file of its run."""
 
     job: Literal["pipeline"] = "pipeline"
     run: RunConfig = Field(
@@ -180,10 +142,20 @@ def _references(node: Any) -> list[str]:
         return [r for value in node.values() for r in _references(value)]
     if isinstance(node, list):
         return [r for value in node for r in _references(value)]
-    return [node.removeprefix(STAGE)] if isinstance(node, str) and node.startswith(STAGE) else []
+    return [node.removeprefix(STAGE).partition("/")[0]] if isinstance(node, str) and node.startswith(STAGE) else []
 
 
 Job = Annotated[
-    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob | PipelineJob,
+    RLJob
+    | PretrainJob
+    | SFTJob
+    | RewardJob
+    | PreferenceJob
+    | ClassifyJob
+    | TagJob
+    | QAJob
+    | EvaluateJob
+    | SampleJob
+    | PipelineJob,
     Field(discriminator="job"),
 ]

@@ -151,6 +151,16 @@ def prompt_ids(prompt: Any, tokenizer: Any, where: str, then: str = "") -> list[
     return ids
 
 
+def completion(tokens: Any, prompt_length: int, tokenizer: Any) -> str:
+    """The text past the prompt of a sequence (T,); decoded with the prompt before it, so that a leading space stays."""
+    head = tokenizer.decode(tokens[:prompt_length], skip_special_tokens=True)
+    whole: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    if whole.startswith(head):
+        return whole[len(head) :]
+    rest: str = tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
+    return rest
+
+
 def _utf8(path: Path) -> str:
     data = path.read_bytes()
     try:

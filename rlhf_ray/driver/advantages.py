@@ -58,6 +58,10 @@ def _remax(i: Inputs) -> tuple[Tensor, None]:
     return A.to_tokens(A.remax(i.penalised, i.group, i.greedy), i.mask, i.lengths), None
 
 
+def _reinforce(i: Inputs) -> tuple[Tensor, None]:
+    return A.reinforce(i.token_rewards, i.mask, i.lengths, i.algorithm.gamma), None
+
+
 def _reinforce_plus_plus(i: Inputs) -> tuple[Tensor, None]:
     return A.reinforce_plus_plus(i.token_rewards, i.mask, i.lengths, i.algorithm.gamma), None
 
@@ -75,6 +79,7 @@ ESTIMATORS: dict[str, Callable[[Inputs], tuple[Tensor, Tensor | None]]] = {
     "cispo": _grpo,
     "rloo": _rloo,
     "remax": _remax,
+    "reinforce": _reinforce,
     "reinforce_plus_plus": _reinforce_plus_plus,
     "reinforce_plus_plus_baseline": _reinforce_plus_plus_baseline,
 }

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from rich.console import Console
 from rich.table import Table
 
-from ..config import BadInput, EvaluateJob, ModelConfig
-from ..models import load as models
-from ..placement import Placement, plan
+from ..config import BadInput, EvaluateJob
 from ..quality import classes, intervals, text
-from . import heldout, roles
-from .experience import Collector, Order, Prompts
-from .rl_setup import load_prompts, reward_group, rollout_group
+from . import heldout
+from .answers import answers
+from .experience import Prompts
 from .rundir import RunDir
-
-INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 
 
 def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
     """Judges the model; writes RUN/evaluation.json and RUN/evaluations/step-000000.parquet. Returns each term's mean."""
-    rows, prompts = answers(job, job.model, held.path)
+    rows, prompts = answers(job, job.model, held.path, job.greedy, partial(require, job))
     found = judged(job, rows, prompts)
     if job.against is not None:
-        other, _ = answers(job, job.model.model_copy(update={"path": job.against, "init": None}), held.path)
+        other, _ = answers(job, job.model.model_copy(update={"path": job.against, "init": None}), held.path, job.greedy)
         names = [t.name for t in job.rewards.terms]
         found["wins"] = {n: vars(intervals.win_rate(_term(rows, n), _term(other, n))) for n in names}
     file = heldout.path(held.path, 0)
@@ -44,34 +40,6 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
     return {f"evaluate/{name}": term["mean"] for name, term in found["terms"].items()} | {
         f"evaluate/{name}": value for name, value in found["measures"].items() if isinstance(value, float)
     }
-
-
-def answers(job: EvaluateJob, which: ModelConfig, run_dir: Path) -> tuple[pa.Table, Prompts]:
-    """One row an answer (heldout.table), and the prompts that were asked."""
-    model, tokenizer = roles.prepare(which, run_dir, job.run.seed)
-    directory = str(model.path)
-    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-    most = job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data")
-    require(job, prompts)
-    counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    placement = Placement(plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus}), 120.0)
-    longest = job.data.max_prompt_tokens + most
-    reward = reward_group(job.rewards, run_dir, job.cluster, placement)
-    rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)
-    try:
-        reward.broadcast("check", longest)
-        rollout.broadcast("check")
-        collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
-        order = Order(heldout.SEED_STEP, INITIAL, range(len(prompts)), 0, job.samples, greedy=job.greedy)
-        batch = collector.collect(order, prompts)
-    finally:
-        for group in (rollout, reward):
-            group.kill()
-        placement.remove()
-    terms = job.rewards.terms
-    decode: Callable[[Any], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
-    return heldout.table(batch, terms, terms, {}, prompts.rows, decode), prompts
 
 
 def require(job: EvaluateJob, prompts: Prompts) -> None:

@@ -20,7 +20,9 @@ from ..workers import WorkerGroup, WorkerLost
 
 Result = TypeVar("Result")
 
-PROBE_LENGTH = 3  # of two tokens the log-probs depend on every weight; each more costs the CPU another half read of them
+PROBE_LENGTH = (
+    3  # of two tokens the log-probs depend on every weight; each more costs the CPU another half read of them
+)
 SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..batch import Batch
 from ..config.jobs import EvaluateRL
+from ..data.examples import completion
 from ..quality import intervals
 from ..rewards.reward import combine
 from .advantages import token_kl
@@ -31,7 +32,7 @@ class Difference:
 
 
 def table(
-    batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, decode: Any
+    batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, tokenizer: Any
 ) -> pa.Table:
     """One row a completion: example_id, sample, prompt, completion, reward, each part, KL to the reference in nats, length."""
     names = [t.name for t in terms]
@@ -41,7 +42,9 @@ def table(
         "example_id": batch.example_id,
         "sample": batch.sample,
         "prompt": [_text(prompts["prompt"][rows[int(i)]].as_py()) for i in batch.example_id],
-        "completion": [decode(t[n:]) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)],
+        "completion": [
+            completion(t, int(n), tokenizer) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)
+        ],
         "reward": combine(batch.reward_parts[:, own], weighted, statistics or {}),
     }
     columns |= {f"part/{name}": batch.reward_parts[:, i] for i, name in enumerate(names)}

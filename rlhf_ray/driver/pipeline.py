@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from ..config import EvaluateJob, PipelineJob, RLJob, parse
+from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, parse
 from ..config.jobs import STAGE
-from . import evaluate, preflight, report
+from . import evaluate, preflight, report, sample
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -51,6 +51,8 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
         results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
     elif isinstance(job, EvaluateJob):
         results = evaluate.run(job, held, console)
+    elif isinstance(job, SampleJob):
+        results = sample.run(job, held, console)
     else:
         results = SupervisedRun(job, held, stop).train()
     held.record("finished", results=results)
@@ -93,5 +95,6 @@ def _replace(node: Any, root: Path) -> Any:
     if isinstance(node, list):
         return [_replace(value, root) for value in node]
     if isinstance(node, str) and node.startswith(STAGE):
-        return str(root / node.removeprefix(STAGE) / "model")
+        name, _, file = node.removeprefix(STAGE).partition("/")
+        return str(root / name / (file or "model"))
     return node

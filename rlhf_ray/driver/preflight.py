@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, EvaluateJob, FunctionReward, ModelReward, PipelineJob, RLJob
+from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob
 from ..config.jobs import STAGE
 from ..data import examples
 from ..models import load as models
@@ -28,9 +28,9 @@ def check(job: Any) -> None:
 
 def _check(job: Any) -> None:
     sections, paths, terms = {"data": job.data}, [job.model.path], []
-    if isinstance(job, EvaluateJob):
+    if isinstance(job, Answers):
         terms = [*job.rewards.terms]
-        paths += [job.against, *(t.path for t in terms if isinstance(t, ModelReward))]
+        paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, ModelReward))]
     else:
         sections["evaluate.data"] = job.evaluate.data
     if isinstance(job, RLJob):
@@ -38,7 +38,7 @@ def _check(job: Any) -> None:
         terms = [*job.rewards.terms, *job.evaluate.terms]
         paths += [job.critic.path, *(t.path for t in terms if isinstance(t, ModelReward))]
     for option, section in sections.items():
-        if section is not None:
+        if section is not None and not section.path.startswith(STAGE):
             examples.find(section, option)
     for path in paths:
         if path is not None and not path.startswith(STAGE):

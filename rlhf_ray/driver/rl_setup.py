@@ -66,7 +66,6 @@ class Setup:
     time_shared: bool
     vocab_size: int
     tokenizer: Any
-    decode: Callable[[Any], str]
 
     @property
     def reward_names(self) -> list[str]:
@@ -122,7 +121,6 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
             gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
             _columns(job), _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         )  # fmt: skip
     finally:
         for group in (reward, rollout, gang):

@@ -126,6 +126,7 @@ POLICY_LOSSES: dict[str, Callable[[Tensor, Columns, Any], Tensor]] = {
     "dr_grpo": _token_ratio,
     "dapo": _token_ratio,
     "rloo": _token_ratio,
+    "reinforce": _token_ratio,
     "reinforce_plus_plus": _token_ratio,
     "reinforce_plus_plus_baseline": _token_ratio,
     "remax": _token_ratio,

@@ -11,6 +11,7 @@ import torch
 
 from ..batch import Batch
 from ..config import FunctionReward, ModelConfig, ModelReward, RewardsConfig, RuleReward
+from ..data import examples
 from ..data import tokenizer as tokenizers
 from .function import UserFunction
 from .model import ModelScorer
@@ -83,16 +84,9 @@ class RewardWorker:
         at = {int(i): n for n, i in enumerate(rows["example_id"].to_pylist())}
         picked = rows.take([at[int(i)] for i in batch.example_id])
         columns = {name: picked[name].to_pylist() for name in picked.column_names if name not in TAKEN}
-        completions = [self._completion(t, int(n)) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
+        sequences = zip(batch.sequences(), batch.prompt_length, strict=True)
+        completions = [examples.completion(t, int(n), self.tokenizer) for t, n in sequences]
         return columns.pop("prompt"), completions, columns
-
-    def _completion(self, tokens: np.ndarray, prompt_length: int) -> str:
-        """The text past the prompt; decoded with the prompt before it, so that a leading space stays."""
-        head = self.tokenizer.decode(tokens[:prompt_length], skip_special_tokens=True)
-        whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        if whole.startswith(head):
-            return whole[len(head) :]
-        return self.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
 
     def ping(self) -> str:
         """Answers while the worker lives."""

@@ -37,6 +37,9 @@ class IdleGang(Gang):
     def load(self, directory):
         pass
 
+    def export(self, directory, save_tokenizer):
+        pass
+
 
 class Timed(RL):
     """The loop, with a mark at the end of each step."""
@@ -68,7 +71,7 @@ def measure(job, groups, directory):
     learner, rollout, reward = groups
     setup = Setup(
         IdleGang(job, learner), rollout, reward, prompts, None, None, list(job.rewards.terms), 1, ["old_log_probs"], False,
-        False, 100, None, str,
+        False, 100, SimpleNamespace(save_pretrained=None),
     )  # fmt: skip
     loop = Timed(job, SimpleNamespace(path=Path(directory)), setup, Stop())
     loop.marks = []

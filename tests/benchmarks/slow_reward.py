@@ -1,7 +1,8 @@
 """A reward behind HTTP that takes two seconds: what is left of it in a step, synchronous and one and two steps ahead.
 
-A GRPO job with a local HTTP server, a user's reward function that calls it, and as many reward workers as there are
-pieces in flight. Each setting also runs with a server that answers at once; the difference is what the reward costs.
+A GRPO job whose step takes longer than that (a shorter one needs more steps ahead and more reward workers), with a local HTTP
+server, a user's reward function that calls it, and as many reward workers as there are pieces in flight. Each setting also
+runs with a server that answers at once; the difference is what the reward costs.
 """
 
 import argparse
@@ -78,8 +79,8 @@ def main():
     parser.add_argument("--delay", type=float, default=2.0, help="seconds until the server answers")
     parser.add_argument("--workers", type=int, default=4, help="reward workers; a chunk comes in about four pieces")
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tokens", type=int, default=64, help="sampled tokens of a response")
-    parser.add_argument("--width", type=int, default=128, help="hidden size of the model")
+    parser.add_argument("--tokens", type=int, default=96, help="sampled tokens of a response")
+    parser.add_argument("--width", type=int, default=512, help="hidden size of the model")
     args = parser.parse_args()
     server = Server(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -12,7 +12,7 @@ PROMPT = RESPONSE = 16
 class Engine:
     """Answers a chunk with ready-made sequences."""
 
-    def load_weights(self, ticket, *buckets):
+    def receive(self, item):
         return SimpleNamespace(probe_difference=0.0, verify_s=0.0)
 
     def generate(self, version, chunk, piece):
@@ -54,7 +54,9 @@ class Learner:
         return {"actor/lr": (0.0, 1.0)}
 
     def publish(self, version, probe, temperature, tolerance):
-        yield SimpleNamespace(num_bytes=0, verify_s=0.0)
+        yield version
+        yield SimpleNamespace(num_bytes=0)
+        yield SimpleNamespace(num_bytes=0)
 
     def save(self, directory):
         pass

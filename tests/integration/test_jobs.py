@@ -25,8 +25,8 @@ BERT = {k: v for k, v in TINY.items() if k != "num_key_value_heads"} | {"model_t
 def tiny(job, folder):
     """The job with two steps of small batches on the offline world."""
     kind = job["job"]
-    if kind == "evaluate":
-        return asked(job)
+    if kind in ("evaluate", "sample"):
+        return asked(job, folder)
     encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
     model = {"init": BERT if encoder else TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
@@ -47,22 +47,17 @@ def tiny(job, folder):
     return job
 
 
-def asked(job):
-    """The evaluation of a model of its own against another, on sums of the offline world."""
+def asked(job, folder):
+    """Answers of a model of its own to sums of the offline world; an evaluation is against another model."""
     data = {"path": "toy:arithmetic/prompts", "size": 12, "max_prompt_tokens": 32}
-    more = {"against": "stage:sft", "groups": ["answer"], "measures": [*job["measures"], "bleu", "chrf", "classes"]}
     rollout = {"max_new_tokens": 4, "chunk_prompts": 4, "engine": {"dtype": "float32"}}
     model = {"init": TINY, "tokenizer": "toy", "path": None}
-    return {
-        **job,
-        **more,
-        "model": model,
-        "data": data,
-        "rollout": rollout,
-        "greedy": False,
-        "samples": 3,
-        "pass_at": [1, 2],
-    }
+    terms = [term(t, folder) for t in job["rewards"]["terms"]]
+    job = {**job, "model": model, "data": data, "rollout": rollout, "rewards": {"terms": terms}, "samples": 3}
+    if job["job"] == "evaluate":
+        measures = [*job["measures"], "bleu", "chrf", "classes"]
+        job |= {"against": "stage:sft", "groups": ["answer"], "measures": measures, "greedy": False, "pass_at": [1, 2]}
+    return job
 
 
 def term(value, folder):
@@ -96,12 +91,19 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     every["ppo"]["algorithm"] = {**every["ppo"]["algorithm"], "ptx_coef": 0.1, "entropy_coef": 0.01}
     every["ppo"]["algorithm"] |= {"epochs": 1, "num_mini_batches": 1}
     every["ppo"]["critic"]["warmup_steps"] = 1  # the file's 5 would leave the policy, ptx and entropy untried
+    every["rejection_sft"] |= {"data": {"path": "stage:rejection_sample/kept.jsonl"}, "evaluate": {}}
+    every["rejection_pairs"] = {**every["rejection_sample"], "keep": "pairs"}
+    every["rejection_dpo"] = {**every["dpo"], "data": {"path": "stage:rejection_pairs/kept.jsonl"}, "evaluate": {}}
+    every = dict(sorted(every.items(), key=lambda item: item[0] in ("rejection_dpo", "rejection_sft")))
     for job in every.values():
         job.pop("run", None)
     job = {"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}
     train(job, tmp_path / "all", timeout=560)
     exported = [set(load_file(tmp_path / "all" / name / "model" / "model.safetensors")) for name in ("grpo", "rloo")]
     assert exported[0] == exported[1]  # an adapter is merged: a plain model by its plain names
+    lines = (tmp_path / "all" / "rejection_sample" / "kept.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert set(json.loads(lines[0])) == {"prompt", "answer", "completion", "reward"}
     found = json.loads((tmp_path / "all" / "evaluate" / "evaluation.json").read_text())
     assert (found["prompts"], found["answers"]) == (12, 36)
     assert found["terms"]["f1"]["low"] <= found["terms"]["f1"]["mean"] <= found["terms"]["f1"]["high"]
@@ -109,7 +111,7 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     assert sum(found["groups"]["answer"]["f1"]["counts"].values()) == 36
     assert found["pass@2"]["exact_match"]["mean"] >= found["pass@1"]["exact_match"]["mean"]
     assert set(found["measures"]) == {"distinct_1", "distinct_2", "bleu", "chrf", "classes"}
-    for name, stage in ((n, s) for n, s in every.items() if s["job"] != "evaluate"):
+    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample")):
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name

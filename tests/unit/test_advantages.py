@@ -350,6 +350,7 @@ def test_reinforce_plus_plus_against_a_loop(seed, gamma):
         for k, start in enumerate(positions)
     }
     close(adv.reinforce_plus_plus(rewards, batch.mask, batch.lengths, gamma), naive_whiten(to_go, len(rewards)))
+    close(adv.reinforce(rewards, batch.mask, batch.lengths, gamma), [to_go.get(i, 0.0) for i in range(len(rewards))])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

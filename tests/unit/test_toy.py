@@ -90,6 +90,9 @@ def test_columns_are_trls():
         "reviews/sft": {"prompt", "completion"},
         "reviews/pairs": {"prompt", "chosen", "rejected"},
         "reviews/prompts": {"prompt"},
+        "reviews/labels": {"text", "label"},
+        "reviews/tags": {"words", "tags"},
+        "reviews/questions": {"question", "context", "answers"},
         "arithmetic/text": {"text"},
         "arithmetic/sft": {"prompt", "completion"},
         "arithmetic/prompts": {"prompt", "answer"},
@@ -133,10 +136,32 @@ def test_a_reviews_verdict_follows_from_its_clauses():
     assert lengths == {2, 3, 4}
 
 
+def test_a_label_is_the_verdict_and_a_tag_its_words_kind():
+    for row in toy.generate("reviews/labels", "train", 200, 0):
+        clauses = [c.strip() for c in row["text"].split(" : ")[1].split(" .")[:-1]]
+        mean = sum(toy.polarity(c) for c in clauses) / len(clauses)
+        assert row["label"] == ("good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed")
+    for row in toy.generate("reviews/tags", "train", 50, 0):
+        kinds = {w: ("plus" if w in toy.POSITIVE else "minus" if w in toy.NEGATIVE else "part") for w in row["words"]
+                 if w in (*toy.POSITIVE, *toy.NEGATIVE, *toy.PARTS)}  # fmt: skip
+        assert row["tags"] == [kinds.get(w, "none") for w in row["words"]]
+
+
+def test_an_answer_is_the_adjective_of_the_part_that_is_asked_for():
+    for row in toy.generate("reviews/questions", "train", 200, 0):
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert row["context"][start : start + len(text)] == text
+        about = [c for c in row["context"].split(" : ")[1].split(" .") if row["question"].split()[-1] in c.split()]
+        assert len(about) == 1
+        assert text in about[0].split()
+        assert text in toy.POLARITY
+
+
 @pytest.mark.parametrize("task", [t for t in toy.TASKS if not t.startswith("stories")])  # those are for real models
 def test_every_text_comes_back_from_the_tokenizer(task):
     tokenizer = toy.tokenizer()
     for row in toy.generate(task, "train", 50, 0):
+        row = {k: " ".join(v) if k == "words" else v for k, v in row.items() if isinstance(v, str) or k == "words"}
         for text in (value for column, value in row.items() if column != "answer"):  # a number, for the checker alone
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids

@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         sub = _command(commands, name, call, text)
         sub.add_argument("job", metavar="JOB.yaml", help="job file; jobs/ has one for each stage and algorithm")
         sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    check = _command(
+        commands, "data", _data, "check a job's data: rows, lengths in tokens, duplicates, labels, leakage"
+    )
+    check.add_argument("job", metavar="JOB.yaml", help="job file; of a pipeline all stages are checked")
+    check.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
     evaluate = _command(
         commands, "evaluate", _evaluate, "judge a model's answers: a run directory or any Hugging Face model"
     )
@@ -134,6 +139,14 @@ def _plan(args: argparse.Namespace) -> int:
     from .config.arithmetic import lines
 
     for line in lines(load(args.job, args.overrides)):
+        print(line)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from .driver.preflight import data_report
+
+    for line in data_report(load(args.job, args.overrides)):
         print(line)
     return 0
 

@@ -13,12 +13,21 @@ class DataConfig(Section):
     """Examples from a file or from the offline world."""
 
     path: str = Field(
-        ..., min_length=1, description="JSONL, JSON, Parquet, CSV, TSV, saved HF dataset, or 'toy:reviews/sft'."
+        ...,
+        min_length=1,
+        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, or 'toy:reviews/sft'.",
     )
     split: Literal["train", "heldout"] = Field("train", description="Split of the offline world; a file is one split.")
     size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
     seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")
+    parallel: str | None = Field(None, description="A second text file, line by line the translation of path's.")
     columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
+    formats: dict[str, str] = Field(
+        default_factory=dict, description="Makes columns of others: {'prompt': 'English: {source} German:'}."
+    )
+    redact: list[Literal["email", "phone", "card", "iban", "ip", "key"]] = Field(
+        default_factory=list, description="Personal data that is replaced by its kind, and counted."
+    )
 
     @model_validator(mode="after")
     def _only_toy_has_splits(self) -> DataConfig:

@@ -70,6 +70,10 @@ def pairs(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     sequences, masks, ids, labels = [], [], [], []
     for i, row in enumerate(rows):
         rows.require(i, "prompt", "chosen", "rejected")
+        if row["chosen"] == row["rejected"]:
+            raise DataError(
+                f"{rows.place(i)}: chosen and rejected are the same, so there is nothing to prefer; remove the row"
+            )
         both = [_sides(row, side, tokenizer, rows.place(i)) for side in ("chosen", "rejected")]
         if max(len(p) + len(c) for p, c in both) <= max_length:
             sequences += [p + c for p, c in both]

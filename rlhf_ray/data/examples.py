@@ -8,6 +8,7 @@ and whatever the rewards want beside it (ppo). A prompt, completion or side may 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ..config import BadInput, DataConfig
-from . import toy
+from . import redact, toy
 
 Row = dict[str, Any]
 TOY = "toy:"
@@ -35,6 +36,10 @@ class Rows(list[Row]):
     ) -> None:
         super().__init__(rows)
         self.source, self.lines, self.option = source, lines, option
+
+    def changed(self, rows: Iterable[Row]) -> Rows:
+        """Other rows at the same places."""
+        return Rows(rows, self.source, self.lines, self.option)
 
     def place(self, index: int) -> str:
         """'file:line', or 'file, row N' where lines are not known."""
@@ -54,19 +59,36 @@ class Rows(list[Row]):
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, columns renamed. Raises DataError."""
     toys = config.path.startswith(TOY)
-    rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option)
+    rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option, config.parallel)
     new = config.columns
     kept = Rows(rows[: config.size], rows.source, rows.lines, option)
-    if not new:
-        return kept
-    for index in range(len(kept)):
-        kept.require(index, *new)
-    return Rows(({new.get(k, k): v for k, v in row.items()} for row in kept), rows.source, rows.lines, option)
+    if new:
+        for index in range(len(kept)):
+            kept.require(index, *new)
+        kept = kept.changed({new.get(k, k): v for k, v in row.items()} for row in kept)
+    if config.formats:
+        kept = kept.changed(_formatted(row, config.formats, kept.place(i)) for i, row in enumerate(kept))
+    if config.redact:
+        counts: Counter[str] = Counter()
+        kept = kept.changed([redact.row(row, config.redact, counts) for row in kept])
+        print(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}", flush=True)
+    return kept
 
 
-def read(path: str | Path, option: str = "data") -> Rows:
-    """All rows of a JSONL, JSON, Parquet, CSV or TSV file, or of a saved Hugging Face dataset. Raises DataError."""
+def _formatted(row: Row, formats: dict[str, str], where: str) -> Row:
+    """The row with columns made of others: {'prompt': '{source} =>'}."""
+    try:
+        return {**row, **{name: form.format(**row) for name, form in formats.items()}}
+    except (KeyError, IndexError) as error:
+        raise DataError(f"{where}: formats wants column {error}, and the row has {', '.join(row)}") from None
+
+
+def read(path: str | Path, option: str = "data", parallel: str | None = None) -> Rows:
+    """All rows of a file (READERS), of a saved Hugging Face dataset, or of two text files with as many lines (columns
+    source and target). Raises DataError."""
     path = Path(path).expanduser()
+    if parallel is not None:
+        return _parallel(path, Path(parallel).expanduser())
     _find(path, option)
     rows = _saved_dataset(path) if path.is_dir() else READERS[path.suffix](path)
     if not rows:
@@ -78,6 +100,10 @@ def find(config: DataConfig, option: str) -> None:
     """Raises DataError unless the section's file or task is there; reads no rows."""
     if config.path.startswith(TOY):
         _generated(config, 1, option)
+    elif config.parallel is not None:
+        for file in (config.path, config.parallel):
+            if not Path(file).expanduser().is_file():
+                raise DataError(f"{file}: no such file; {option}.path and {option}.parallel are two text files")
     else:
         _find(Path(config.path).expanduser(), option)
 
@@ -199,9 +225,43 @@ def _json(path: Path) -> Rows:
         raise DataError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl"
         ) from None
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        return Rows(_squad(rows["data"]), str(path))
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise DataError(f"{path}: expected a list of objects")
+        raise DataError(f"{path}: expected a list of objects, or SQuAD's form")
     return Rows(rows, str(path))
+
+
+def _squad(articles: list[Any]) -> Iterable[Row]:
+    """SQuAD as published: a row for each question."""
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                given = asked.get("answers", [])
+                answers = {key: [a[key] for a in given] for key in ("text", "answer_start")}
+                more = {"id": asked.get("id"), "title": article.get("title")}
+                yield {"question": asked["question"], "context": paragraph["context"], "answers": answers, **more}
+
+
+def _lines(path: Path) -> list[str]:
+    text = _utf8(path)
+    return text.removesuffix("\n").split("\n")
+
+
+def _text_file(path: Path) -> Rows:
+    """A row with column text for each line that is not blank."""
+    numbered = [(n, line) for n, line in enumerate(_lines(path), 1) if line.strip()]
+    return Rows(({"text": line} for _, line in numbered), str(path), [n for n, _ in numbered])
+
+
+def _parallel(source: Path, target: Path) -> Rows:
+    one, other = _lines(source), _lines(target)
+    if len(one) != len(other):
+        raise DataError(
+            f"{source} has {len(one)} lines and {target} {len(other)}; line i of one must translate line i of the other"
+        )
+    rows = ({"source": s, "target": t} for s, t in zip(one, other, strict=True))
+    return Rows(rows, str(source), range(1, len(one) + 1))
 
 
 def _delimited(delimiter: str) -> Callable[[Path], Rows]:
@@ -227,6 +287,19 @@ def _parquet(path: Path) -> Rows:
         raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
+def _arrow(path: Path) -> Rows:
+    """An Arrow file (Feather version 2), or a stream as datasets writes it."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                return Rows(pa.ipc.open_file(source).read_all().to_pylist(), str(path))
+            except pa.ArrowInvalid:
+                source.seek(0)
+                return Rows(pa.ipc.open_stream(source).read_all().to_pylist(), str(path))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not an Arrow file ({str(error).splitlines()[0]})") from None
+
+
 def _saved_dataset(path: Path) -> Rows:
     """The Arrow files of datasets' save_to_disk, read without that library."""
     files = sorted(path.glob("*.arrow"))
@@ -241,4 +314,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": _parquet,
     ".csv": _delimited(","),
     ".tsv": _delimited("\t"),
+    ".txt": _text_file,
+    ".arrow": _arrow,
+    ".feather": _arrow,
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob
 from ..config.jobs import STAGE
-from ..data import examples
+from ..data import check as data_check
+from ..data import examples, toy
+from ..data import tokenizer as tokenizers
 from ..models import load as models
 from .rundir import manifest
 
@@ -24,6 +27,35 @@ def check(job: Any) -> None:
                 raise BadInput(f"stages.{name}: {error}") from None
     if not stages:
         _check(job)
+
+
+def data_report(job: Any) -> Iterator[str]:
+    """Sentences on the data of a job, or of a pipeline's stages; what an earlier stage will write is left out."""
+    for name, stage in (job.stages if isinstance(job, PipelineJob) else {"": job}).items():
+        sections = {"data": stage.data}
+        if not isinstance(stage, Answers):
+            sections["evaluate.data"] = stage.evaluate.data
+        given = {o: s for o, s in sections.items() if s is not None and not s.path.startswith(STAGE)}
+        found = {option: examples.load(section, option) for option, section in given.items()}
+        path = stage.model.path
+        if stage.model.tokenizer is None and (path is None or path.startswith(STAGE)):
+            tokenizer = toy.tokenizer() if stage.data.path.startswith(examples.TOY) else None
+        else:
+            tokenizer = tokenizers.load(stage.model, models.resolve(path) if path else None, ends=False)
+        yield f"{name}: {stage.job}" if name else stage.job
+        for rows in found.values():
+            if tokenizer is None:
+                yield f"{rows.source}: {len(rows)} rows (their lengths depend on an earlier stage's tokenizer)"
+            else:
+                yield from data_check.lines(rows, tokenizer, _limits(stage))
+        if len(found) == 2:
+            yield data_check.leakage(found["data"], found["evaluate.data"])
+
+
+def _limits(job: Any) -> dict[str, int]:
+    """Most tokens of a prompt (jobs with rollouts), or of a whole row."""
+    prompts = getattr(job.data, "max_prompt_tokens", None)
+    return {"row": job.max_length} if prompts is None else {"prompt": prompts}
 
 
 def _check(job: Any) -> None:

@@ -189,3 +189,9 @@ def test_a_template_that_opens_generation_otherwise_is_refused(tokenizer):
 def test_messages_are_a_list_with_an_answer(tokenizer, messages):
     with pytest.raises(DataError, match=r"x\.jsonl:1: column 'messages' is no list of messages that ends"):
         batches.supervised(_rows({"messages": messages}), tokenizer, 99)
+
+
+def test_a_pair_with_equal_sides_is_refused(tokenizer):
+    row = {"prompt": "the view", "chosen": " was great", "rejected": " was great"}
+    with pytest.raises(DataError, match=r"x:3: chosen and rejected are the same"):
+        batches.pairs(Rows([row], "x", [3]), tokenizer, 16)

@@ -65,7 +65,7 @@ def test_a_tsv_keeps_a_lone_quote(tmp_path):
         ("x.csv", "text,label\na,1,2\n", r"x\.csv: .*Expected 2 columns, got 3"),
         ("x.csv", "", r"x\.csv: .*[Ee]mpty"),
         ("x.parquet", "no parquet", r"x\.parquet: not a Parquet file"),
-        ("x.txt", "a", r"x\.txt: unknown kind of file; known are \.jsonl"),
+        ("x.doc", "a", r"x\.doc: unknown kind of file; known are \.jsonl"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line_and_the_remedy(tmp_path, name, content, message):

@@ -155,7 +155,8 @@ def test_pairs_keep_their_margin(tokenizer):
 
 
 TALK = [{"role": "user", "content": "the view"}, {"role": "assistant", "content": "was great"}]
-SIDES = {"prompt": TALK[:1], "completion": TALK[1:], "chosen": TALK[1:], "rejected": TALK[1:]}
+WORSE = [{"role": "assistant", "content": "was awful"}]
+SIDES = {"prompt": TALK[:1], "completion": TALK[1:], "chosen": TALK[1:], "rejected": WORSE}
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %} :{% endif %} {{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %} :{% endif %}"

@@ -46,18 +46,19 @@ def language_model(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
 
 
 def supervised(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
-    """Prompt, completion, end token; the loss is taken on completion and end token. ``messages`` end with the assistant's."""
+    """Prompt, completion, end token; the loss is taken on completion and end token. Of ``messages``, on every assistant's turn."""
     sequences, masks, ids = [], [], []
     for i, row in enumerate(rows):
         if "messages" in row:
             rows.require(i, "messages")
-            row = _last_turn(row["messages"], rows.place(i))
+            sequence, mask = _turns(row["messages"], tokenizer, rows.place(i))
         else:
             rows.require(i, "prompt", "completion")
-        prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
-        if len(prompt) + len(completion) <= max_length:
-            sequences.append(prompt + completion)
-            masks.append([0] * len(prompt) + [1] * len(completion))
+            prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
+            sequence, mask = prompt + completion, [0] * len(prompt) + [1] * len(completion)
+        if len(sequence) <= max_length:
+            sequences.append(sequence)
+            masks.append(mask)
             ids.append(i)
     return Prepared(_batch(rows, sequences, masks, ids, np.arange(len(ids))), len(rows) - len(ids))
 
@@ -161,10 +162,32 @@ def _filled(prompt: Any, where: str) -> Any:
     return text_of({"prompt": prompt}, "prompt", where) if isinstance(prompt, str) else prompt
 
 
-def _last_turn(messages: Any, where: str) -> Row:
+def _turns(messages: Any, tokenizer: Any, where: str) -> tuple[list[int], list[int]]:
+    """Ids of a conversation and the mask of what its assistant says, turn by turn as it would be sampled."""
     if not isinstance(messages, list) or len(messages) < 2:
         raise DataError(f"{where}: column 'messages' is no list of messages that ends with the assistant's answer")
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
+    sequence: list[int] = []
+    mask: list[int] = []
+    done = ""
+    for at in [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant" and i]:
+        head = rendered(messages[:at], tokenizer, where, prompt=True)
+        if not head.startswith(done):
+            raise DataError(
+                f"{where}: the chat template writes earlier turns otherwise once more follow ('...{done[-20:]}'); "
+                "give prompt and completion instead, the last turn alone"
+            )
+        between = tokenizer(head.removeprefix(done), add_special_tokens=False)["input_ids"]
+        row = {"prompt": messages[:at], "messages": messages[at : at + 1]}
+        answer = _sides(row, "messages", tokenizer, where)[1]
+        sequence += between + answer
+        mask += [0] * len(between) + [1] * len(answer)
+        done = rendered(messages[: at + 1], tokenizer, where, prompt=False)
+        end = str(tokenizer.eos_token)
+        if end in done:  # what a template writes after it belongs to the next turn
+            done = done[: done.rindex(end) + len(end)]
+    if not sequence:
+        raise DataError(f"{where}: no message of the assistant follows another; there is nothing to learn")
+    return sequence, mask
 
 
 def _margin(row: Row, where: str) -> float:

@@ -186,6 +186,26 @@ def test_a_template_that_opens_generation_otherwise_is_refused(tokenizer):
             make(_rows(SIDES), tokenizer, 99)
 
 
+@pytest.mark.parametrize("end", ["", " <eos>\n"])
+def test_every_turn_of_the_assistant_is_learnt(tokenizer, end):
+    """What it says and the end token; whether or not the template writes one."""
+    tokenizer.chat_template = TEMPLATE.replace(
+        " {{ m.content }}", " {{ m.content }}{% if m.role == 'assistant' %}" + end + "{% endif %}"
+    )
+    talk = [*TALK, {"role": "user", "content": "the staff"}, {"role": "assistant", "content": "was awful"}]
+    batch = batches.supervised(_rows({"messages": talk}), tokenizer, 99).batch
+    whole = [*_ids(tokenizer, "the view : was great"), EOS, *_ids(tokenizer, "the staff : was awful"), EOS]
+    assert _lists(batch) == [whole]
+    assert _lists(batch, "response_mask") == [[0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    tokenizer.chat_template = "{{ messages|length }}" + TEMPLATE
+    talk = [*TALK, {"role": "user", "content": "the staff"}, {"role": "assistant", "content": "was awful"}]
+    with pytest.raises(DataError, match=r"x.jsonl:1"):
+        batches.supervised(_rows({"messages": talk}), tokenizer, 99)
+
+
 @pytest.mark.parametrize("messages", ["a talk", TALK[:1]])
 def test_messages_are_a_list_with_an_answer(tokenizer, messages):
     with pytest.raises(DataError, match=r"x\.jsonl:1: column 'messages' is no list of messages that ends"):

@@ -1,7 +1,7 @@
 """The whole config tree, a file per section; no torch, no ray."""
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import Answers, EvaluateJob, SampleJob
+from .answers import Answers, EvaluateJob, SampleJob, TokenizerJob
 from .data import DataConfig, PromptConfig
 from .jobs import Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
@@ -20,5 +20,5 @@ __all__ = [
     "FunctionReward", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "SimPO",
-    "Supervised", "TagJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
+    "Supervised", "TagJob", "TokenizerJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Jobs that train nothing: a model's answers, judged, or kept as data."""
+"""Jobs without a learner: a model's answers, judged or kept as data; a tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .data import PromptConfig
+from .data import DataConfig, PromptConfig
 from .model import ModelConfig
 from .rewards import RewardsConfig
 from .rollout import RolloutConfig
@@ -75,3 +75,17 @@ class SampleJob(Answers):
         if self.keep == "pairs" and self.samples < 2:
             raise ValueError("keep: pairs compares the answers to a prompt: samples must be at least 2")
         return self
+
+
+class TokenizerJob(Section):
+    """A tokenizer from a corpus; a later stage takes it with `model.tokenizer: stage:NAME`."""
+
+    job: Literal["tokenizer"] = "tokenizer"
+    run: RunConfig = Field(default_factory=RunConfig, description="Run directory and seed.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster and devices.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go.")
+    data: DataConfig = Field(..., description="The corpus.")
+    texts: list[str] = Field(default_factory=list, description="Columns that are read; none named: all with text.")
+    algorithm: Literal["bpe", "wordpiece"] = Field("bpe", description="Byte-level BPE, or WordPiece.")
+    vocab_size: int = Field(8192, ge=300, description="Tokens, special ones included.")
+    lowercase: bool = Field(False, description="Whether capitals are folded.")

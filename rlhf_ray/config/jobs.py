@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import EvaluateJob, SampleJob
+from .answers import EvaluateJob, SampleJob, TokenizerJob
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig
 from .rewards import ModelReward, Reward, RewardsConfig
@@ -100,10 +100,20 @@ class RLJob(Common):
         return next((t for t in self.rewards.terms if isinstance(t, ModelReward)), None)
 
 
-SingleJob = Annotated[
-    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ClassifyJob | TagJob | QAJob | EvaluateJob | SampleJob,
-    Field(discriminator="job"),
-]
+Single = (
+    RLJob
+    | PretrainJob
+    | SFTJob
+    | RewardJob
+    | PreferenceJob
+    | ClassifyJob
+    | TagJob
+    | QAJob
+    | EvaluateJob
+    | SampleJob
+    | TokenizerJob
+)
+SingleJob = Annotated[Single, Field(discriminator="job")]
 
 
 STAGE = "stage:"
@@ -145,17 +155,4 @@ def _references(node: Any) -> list[str]:
     return [node.removeprefix(STAGE).partition("/")[0]] if isinstance(node, str) and node.startswith(STAGE) else []
 
 
-Job = Annotated[
-    RLJob
-    | PretrainJob
-    | SFTJob
-    | RewardJob
-    | PreferenceJob
-    | ClassifyJob
-    | TagJob
-    | QAJob
-    | EvaluateJob
-    | SampleJob
-    | PipelineJob,
-    Field(discriminator="job"),
-]
+Job = Annotated[Single | PipelineJob, Field(discriminator="job")]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob
+from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob, Supervised, TokenizerJob
 from ..config.jobs import STAGE
 from ..data import check as data_check
 from ..data import examples, toy
@@ -33,15 +33,11 @@ def data_report(job: Any) -> Iterator[str]:
     """Sentences on the data of a job, or of a pipeline's stages; what an earlier stage will write is left out."""
     for name, stage in (job.stages if isinstance(job, PipelineJob) else {"": job}).items():
         sections = {"data": stage.data}
-        if not isinstance(stage, Answers):
+        if isinstance(stage, Supervised | RLJob):
             sections["evaluate.data"] = stage.evaluate.data
         given = {o: s for o, s in sections.items() if s is not None and not s.path.startswith(STAGE)}
         found = {option: examples.load(section, option) for option, section in given.items()}
-        path = stage.model.path
-        if stage.model.tokenizer is None and (path is None or path.startswith(STAGE)):
-            tokenizer = toy.tokenizer() if stage.data.path.startswith(examples.TOY) else None
-        else:
-            tokenizer = tokenizers.load(stage.model, models.resolve(path) if path else None, ends=False)
+        tokenizer = _tokenizer(stage)
         yield f"{name}: {stage.job}" if name else stage.job
         for rows in found.values():
             if tokenizer is None:
@@ -52,14 +48,31 @@ def data_report(job: Any) -> Iterator[str]:
             yield data_check.leakage(found["data"], found["evaluate.data"])
 
 
+def _tokenizer(job: Any) -> Any:
+    """The tokenizer of a job's model; None where an earlier stage makes it."""
+    if isinstance(job, TokenizerJob):
+        return None
+    model = job.model
+    name = model.tokenizer or model.path
+    if name is None or name.startswith(STAGE):
+        return toy.tokenizer() if job.data.path.startswith(examples.TOY) else None
+    return tokenizers.load(model, models.resolve(model.path) if model.path else None, ends=False)
+
+
 def _limits(job: Any) -> dict[str, int]:
     """Most tokens of a prompt (jobs with rollouts), or of a whole row."""
+    if isinstance(job, TokenizerJob):
+        return {}
     prompts = getattr(job.data, "max_prompt_tokens", None)
     return {"row": job.max_length} if prompts is None else {"prompt": prompts}
 
 
 def _check(job: Any) -> None:
-    sections, paths, terms = {"data": job.data}, [job.model.path], []
+    if not job.data.path.startswith(STAGE):
+        examples.find(job.data, "data")
+    if isinstance(job, TokenizerJob):
+        return
+    sections, paths, terms = {}, [job.model.path], []
     if isinstance(job, Answers):
         terms = [*job.rewards.terms]
         paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, ModelReward))]

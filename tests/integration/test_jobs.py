@@ -27,6 +27,8 @@ def tiny(job, folder):
     kind = job["job"]
     if kind in ("evaluate", "sample"):
         return asked(job, folder)
+    if kind == "tokenizer":
+        return {**job, "data": {"path": "toy:reviews/text", "size": 50}, "vocab_size": 300}
     encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
     model = {"init": BERT if encoder else TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
@@ -111,7 +113,7 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     assert sum(found["groups"]["answer"]["f1"]["counts"].values()) == 36
     assert found["pass@2"]["exact_match"]["mean"] >= found["pass@1"]["exact_match"]["mean"]
     assert set(found["measures"]) == {"distinct_1", "distinct_2", "bleu", "chrf", "classes"}
-    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample")):
+    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "tokenizer")):
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name

@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"rlhf-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads has seen enough: `rlhf-ray options | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("rlhf-ray: interrupted; the last checkpoint stands", file=sys.stderr)
         return 1

@@ -15,7 +15,8 @@ class DataConfig(Section):
     path: str = Field(
         ...,
         min_length=1,
-        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, or 'toy:reviews/sft'.",
+        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, "
+        "'toy:reviews/sft' or 'toy:reviews/sft:heldout'.",
     )
     split: Literal["train", "heldout"] = Field("train", description="Split of the offline world; a file is one split.")
     size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")

@@ -116,7 +116,7 @@ Single = (
 SingleJob = Annotated[Single, Field(discriminator="job")]
 
 
-STAGE = "stage:"
+STAGE, FILE = "stage:", "file:"
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -129,7 +129,18 @@ class PipelineJob(Section):
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster, for all stages.")
     log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
+    files: dict[StageName, str | dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Data by name, as a path or as keys of a data section: a stage's 'path: file:NAME' takes it, said once.",
+    )
     stages: dict[StageName, SingleJob] = Field(..., min_length=1, description="Name: job.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_files(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("files"), dict):
+            return data
+        return {**data, "stages": _with_files(data.get("stages"), data["files"])}
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineJob:
@@ -144,6 +155,23 @@ class PipelineJob(Section):
                     raise ValueError(f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {there})")
             earlier.append(name)
         return self
+
+
+def _with_files(node: Any, files: dict[str, Any]) -> Any:
+    """``node`` with every section whose path is 'file:NAME' completed by what the file is; the section's own keys win."""
+    if isinstance(node, list):
+        return [_with_files(value, files) for value in node]
+    if not isinstance(node, dict):
+        return node
+    path = node.get("path")
+    more: dict[str, Any] = {}
+    if isinstance(path, str) and path.startswith(FILE):
+        name = path.removeprefix(FILE)
+        if name not in files:
+            raise ValueError(f"'{path}' names none of files ({', '.join(files) or 'there are none'})")
+        more = files[name] if isinstance(files[name], dict) else {"path": files[name]}
+        node = {key: value for key, value in node.items() if key != "path"}
+    return {**more, **{key: _with_files(value, files) for key, value in node.items()}}
 
 
 def _references(node: Any) -> list[str]:

@@ -109,8 +109,9 @@ def find(config: DataConfig, option: str) -> None:
 
 
 def _generated(config: DataConfig, size: int, option: str) -> Rows:
+    task, _, split = config.path.removeprefix(TOY).partition(":")
     try:
-        rows = toy.generate(config.path.removeprefix(TOY), config.split, size, config.seed)
+        rows = toy.generate(task, split or config.split, size, config.seed)
     except ValueError as error:
         raise DataError(f"{option}.path: {error}") from None
     return Rows(rows, config.path, None, option)

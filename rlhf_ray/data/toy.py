@@ -7,6 +7,8 @@ the topic and a first clause; the right answer is two more clauses, and no verdi
 Of the same reviews: their class (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none), and
 questions about a part, answered by its adjective.
 
+Translation. The same clauses in a language of its own: words written backwards, the verb at the end, and the adjective before it.
+
 Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` verifies.
 
 Stories. First sentences of children's stories in plain English, as prompts for real models.
@@ -216,6 +218,19 @@ def _asked(draw: random.Random) -> tuple[str, dict[str, Any]]:
     }
 
 
+def translated(clause: str) -> str:
+    """A clause in the other language: subject, rest, verb, each word spelt backwards."""
+    words = clause.split()
+    verb = next(i for i, w in enumerate(words) if w in ("was", "found", "seemed", "had"))
+    return " ".join(w[::-1] for w in [*words[:verb], *words[verb + 1 :], words[verb]])
+
+
+def _translation(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    clauses = _clauses(draw, 0.5, draw.randint(1, 2), "")
+    source, target = (" , ".join(made) + " ." for made in (clauses, [translated(c) for c in clauses]))
+    return source, {"source": source, "target": target}
+
+
 def _answer(draw: random.Random) -> tuple[str, dict[str, Any]]:
     mood = draw.choice(MOODS)
     first, prompt = _prompt(draw, mood)
@@ -293,6 +308,7 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {
     "reviews/labels": _labelled,
     "reviews/tags": _tagged,
     "reviews/questions": _asked,
+    "translation": _translation,
     "stories/prompts": _opening,
     "arithmetic/text": _only(_question, text="{prompt} {value}"),
     "arithmetic/sft": _only(_question, prompt="{prompt}", completion=" {value}"),

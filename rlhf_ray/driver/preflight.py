@@ -10,7 +10,7 @@ from typing import Any
 from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob, Supervised, TokenizerJob
 from ..config.jobs import STAGE
 from ..data import check as data_check
-from ..data import examples, toy
+from ..data import examples
 from ..data import tokenizer as tokenizers
 from ..models import load as models
 from .rundir import manifest
@@ -37,7 +37,7 @@ def data_report(job: Any) -> Iterator[str]:
             sections["evaluate.data"] = stage.evaluate.data
         given = {o: s for o, s in sections.items() if s is not None and not s.path.startswith(STAGE)}
         found = {option: examples.load(section, option) for option, section in given.items()}
-        tokenizer = _tokenizer(stage)
+        tokenizer = _tokenizer(stage, getattr(job, "stages", {}))
         yield f"{name}: {stage.job}" if name else stage.job
         for rows in found.values():
             if tokenizer is None:
@@ -48,15 +48,14 @@ def data_report(job: Any) -> Iterator[str]:
             yield data_check.leakage(found["data"], found["evaluate.data"])
 
 
-def _tokenizer(job: Any) -> Any:
-    """The tokenizer of a job's model; None where an earlier stage makes it."""
-    if isinstance(job, TokenizerJob):
-        return None
-    model = job.model
-    name = model.tokenizer or model.path
-    if name is None or name.startswith(STAGE):
-        return toy.tokenizer() if job.data.path.startswith(examples.TOY) else None
-    return tokenizers.load(model, models.resolve(model.path) if model.path else None, ends=False)
+def _tokenizer(job: Any, stages: dict[str, Any]) -> Any:
+    """The tokenizer of a job's model, that of an earlier stage's where it comes from there; None where one is yet to be trained."""
+    while not isinstance(job, TokenizerJob):
+        name = job.model.tokenizer or job.model.path
+        if not name.startswith(STAGE):
+            return tokenizers.load(job.model, models.resolve(job.model.path) if job.model.path else None, ends=False)
+        job = stages[name.removeprefix(STAGE)]
+    return None
 
 
 def _limits(job: Any) -> dict[str, int]:

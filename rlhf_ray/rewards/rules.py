@@ -71,6 +71,15 @@ def exact_match(prompts: list[str], completions: list[str], *, answer: Sequence[
     return [texts.exact_match(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
 
 
+def right_class(
+    prompts: list[str], completions: list[str], *, answer: Sequence[Any], weights: dict[str, float], **columns: Any
+) -> list[float]:
+    """The weight of the right class where the completion names it, else 0: with inverse frequencies no class is worth guessing."""
+    table = {str(name): float(weight) for name, weight in weights.items()}
+    rows = zip(completions, answer, strict=True)
+    return [table.get(str(a), 1.0) * float(c.strip() == str(a).strip()) for c, a in rows]
+
+
 def token_f1(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
     """Overlap of the completion's words with the best of the answers: SQuAD's F1."""
     return [texts.token_f1(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
@@ -120,6 +129,7 @@ RULES: dict[str, Rule] = {
     "format": layout,
     "exact_answer": exact_answer,
     "exact_match": exact_match,
+    "right_class": right_class,
     "token_f1": token_f1,
     "chrf": chrf,
     "rouge_l": rouge_l,

@@ -7,9 +7,9 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.__main__ import main
-from rlhf_ray.config import BadInput, load
+from rlhf_ray.config import BadInput, ConfigError, load
 from rlhf_ray.config.load import parse
-from tests.helpers import ROOT, rl_job
+from tests.helpers import ROOT, TINY, rl_job
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
@@ -174,3 +174,26 @@ def test_a_key_that_comes_twice_is_refused(tmp_path):
 def test_an_engine_without_a_type_is_the_embedded_one():
     job = parse(changed("rollout.engine", {"dtype": "bfloat16"}), "here")
     assert (job.rollout.engine.type, job.rollout.engine.dtype) == ("transformers", "bfloat16")
+
+
+def test_a_file_of_a_pipeline_is_said_once():
+    sft = {
+        "job": "sft",
+        "model": {"init": TINY, "tokenizer": "toy"},
+        "num_steps": 1,
+        "data": {"path": "file:train", "size": 3},
+    }
+    tree = {
+        "job": "pipeline",
+        "files": {"train": {"path": "a.tsv", "columns": {"s": "text"}, "size": 9}},
+        "stages": {"sft": sft},
+    }
+    data = parse(tree, "x").stages["sft"].data
+    assert (data.path, data.columns, data.size) == ("a.tsv", {"s": "text"}, 3)
+    tree["files"] = {"train": "b.tsv"}
+    assert parse(tree, "x").stages["sft"].data.path == "b.tsv"
+    again = parse(parse(tree, "x").model_dump(mode="json"), "x")
+    assert again == parse(tree, "x")
+    tree["files"] = {"dev": "b.tsv"}
+    with pytest.raises(ConfigError, match="'file:train' names none of files"):
+        parse(tree, "x")

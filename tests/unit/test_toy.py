@@ -91,6 +91,7 @@ def test_columns_are_trls():
         "reviews/pairs": {"prompt", "chosen", "rejected"},
         "reviews/prompts": {"prompt"},
         "reviews/labels": {"text", "label"},
+        "translation": {"source", "target"},
         "reviews/tags": {"words", "tags"},
         "reviews/questions": {"question", "context", "answers"},
         "arithmetic/text": {"text"},
@@ -147,6 +148,14 @@ def test_a_label_is_the_verdict_and_a_tag_its_words_kind():
         assert row["tags"] == [kinds.get(w, "none") for w in row["words"]]
 
 
+def test_a_translation_keeps_every_word_and_moves_the_verb():
+    assert toy.translated("the view was not great") == "eht weiv ton taerg saw"
+    assert toy.translated("i found the view warm") == "i eht weiv mraw dnuof"
+    for row in toy.generate("translation", "train", 50, 0):
+        back = sorted(w[::-1] for w in row["target"].split())
+        assert back == sorted(row["source"].split())
+
+
 def test_an_answer_is_the_adjective_of_the_part_that_is_asked_for():
     for row in toy.generate("reviews/questions", "train", 200, 0):
         (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
@@ -157,7 +166,9 @@ def test_an_answer_is_the_adjective_of_the_part_that_is_asked_for():
         assert text in toy.POLARITY
 
 
-@pytest.mark.parametrize("task", [t for t in toy.TASKS if not t.startswith("stories")])  # those are for real models
+@pytest.mark.parametrize(
+    "task", [t for t in toy.TASKS if not t.startswith(("stories", "translation"))]
+)  # for other tokenizers
 def test_every_text_comes_back_from_the_tokenizer(task):
     tokenizer = toy.tokenizer()
     for row in toy.generate(task, "train", 50, 0):

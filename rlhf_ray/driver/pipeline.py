@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, TokenizerJob, parse
 from ..config.jobs import STAGE
-from . import evaluate, preflight, report, sample, tokenizer
+from . import evaluate, lineage, preflight, report, sample, tokenizer
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -62,19 +62,26 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
 
 
 def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> None:
-    """The stages in order; a finished one is not done again."""
+    """The stages in order. A finished one is not done again unless its config, its files or a stage before it have changed."""
     results: dict[str, Any] = {}
     trained: list[str] = []
+    done: dict[str, str] = {}
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
+        made = lineage.trace(settled, held.path, done)
+        done[name] = made.outputs
+        if (old := lineage.set_aside(held.path / name, made.inputs)) is not None:
+            console.print(f"{name} was made of something else: that is now {old}, and it is done again")
         with RunDir(settled, keep_state=True) as inner:
-            if inner.state["state"] == "finished":
+            if lineage.is_done(inner.state, made.outputs):
                 console.print(f"{name} is finished already: {inner.path}")
                 results[name] = inner.state["results"]
             else:
+                inner.record("running", inputs=made.inputs, files=made.files)
                 with failing(lambda: bool(trained)):
                     results[name] = single(settled, inner, stop, console)
+                inner.record("finished", outputs=made.outputs)
                 trained.append(name)
                 console.print(f"{name}: {inner.state['seconds']} s")
     held.record("running", results=results)

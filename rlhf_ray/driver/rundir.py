@@ -19,7 +19,9 @@ from typing import Any
 from ..config import BadInput, parse
 from .session import Stopped
 
-MAY_CHANGE = re.compile(r"(num_steps|cluster|run\.dir|(stages\.[^.]+\.)?(log|checkpoint|evaluate))\b")
+MAY_CHANGE = re.compile(
+    r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate)\b"
+)  # stages: see lineage.py
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 

@@ -285,8 +285,13 @@ def sides(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return chosen_at, rejected_at
 
 
-def bradley_terry(scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor) -> tuple[Tensor, Metrics]:
+def bradley_terry(
+    scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor, centre_coef: float = 0.0
+) -> tuple[Tensor, Metrics]:
     """Sum over pairs of -log sigmoid(chosen - rejected - margin): (scalar, metrics); divide by the number of pairs.
+
+    With ``centre_coef`` c, c (chosen + rejected)^2 is added: the loss fixes differences only (Eisenstein et al. 2023,
+    arXiv 2312.09244).
 
     `scores` and `labels` (1 chosen, 0 rejected) are (B,); the two sides of a pair share a `group` (B,), in any place.
     `margin` (B,), in nats, is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155; margin:
@@ -299,6 +304,8 @@ def bradley_terry(scores: Tensor, labels: Tensor, group: Tensor, margin: Tensor)
     chosen_at, rejected_at = sides(labels, group)
     difference = scores[chosen_at] - scores[rejected_at]
     loss = -F.logsigmoid(difference - margin[chosen_at])
+    if centre_coef:
+        loss = loss + centre_coef * (scores[chosen_at] + scores[rejected_at]).square()
     every = torch.ones_like(difference, dtype=torch.bool)
     return loss.sum(), {
         "reward/accuracy": metric(difference > 0, every),
@@ -321,3 +328,11 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Metric
     every = torch.ones_like(scores, dtype=torch.bool)
     right = (scores > 0) == (labels > 0.5)
     return loss.sum(), {"reward/accuracy": metric(right, every), "loss/binary_cross_entropy": metric(loss, every)}
+
+
+def squared_error(scores: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
+    """Sum over rows of (s - y)^2: (scalar, metrics); divide by the rows. Both are (B,)."""
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must share one shape (B,)")
+    loss = (scores - labels).square()
+    return loss.sum(), {"loss/squared_error": metric(loss, torch.ones_like(scores, dtype=torch.bool))}

@@ -94,6 +94,16 @@ class RLJob(Common):
             raise ValueError("algorithm.ptx_coef above 0 and ptx_data go together")
         return self
 
+    @model_validator(mode="after")
+    def _steps_are_used(self) -> RLJob:
+        steps = [t.name for t in self.rewards.terms if isinstance(t, ModelReward) and t.steps is not None]
+        if steps and self.algorithm.type not in ("ppo", "reinforce", "reinforce_plus_plus"):
+            raise ValueError(
+                f"rewards.terms: '{steps[0]}' rewards steps, and algorithm.type {self.algorithm.type} gives a whole answer one "
+                "advantage; take ppo, reinforce or reinforce_plus_plus"
+            )
+        return self
+
     @property
     def reward_model(self) -> ModelReward | None:
         """The first reward model among the terms."""

@@ -45,6 +45,11 @@ class ModelReward(RewardTerm):
     standardise: bool = Field(
         True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
     )
+    steps: str | None = Field(
+        None,
+        min_length=1,
+        description="A process reward: score each step of an answer at its end, which is this text; not standardised.",
+    )
 
 
 Reward = Annotated[RuleReward | FunctionReward | ModelReward, Field(discriminator="type")]

@@ -79,12 +79,18 @@ class SFTJob(Supervised):
 
 
 class RewardJob(Supervised):
-    """A reward model from `prompt`, `chosen`, `rejected` pairs or from `text`, `label`."""
+    """A reward model from pairs (`prompt`, `chosen`, `rejected`), labels (`text`, `label`), scores (`text`, `score`), or
+    reasoning in steps with a label each (`prompt`, `completions`, `labels`)."""
 
     job: Literal["reward"] = "reward"
-    objective: Literal["pairwise", "labelled"] = Field(
-        "pairwise", description="Bradley-Terry on pairs, or cross-entropy on labels 0 and 1."
+    objective: Literal["pairwise", "labelled", "scores", "steps"] = Field(
+        "pairwise",
+        description="Bradley-Terry on pairs, cross-entropy on labels 0 and 1, squared error on scores, cross-entropy at each step's end.",
     )
+    centre_coef: float = Field(
+        0.0, ge=0, description="Of pairs: weight of the squared sum of both scores, which keeps rewards around 0."
+    )
+    separator: str = Field("\n", min_length=1, description="Of steps: what ends one.")
 
 
 class PreferenceJob(Supervised):

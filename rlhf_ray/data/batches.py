@@ -137,6 +137,55 @@ def labelled(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     return Prepared(made, len(rows) - len(ids))
 
 
+def scored(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Column text, or prompt and completion, then the end token, and score, a number."""
+    sequences, labels, ids = [], [], []
+    for i, row in enumerate(rows):
+        rows.require(i, "score")
+        score = row["score"]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise DataError(f"{rows.place(i)}: score is {score!r}, expected a number")
+        if "completion" in row:
+            rows.require(i, "prompt", "completion")
+            prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
+            whole = prompt + completion
+        else:
+            rows.require(i, "text")
+            whole = [*tokenizer(text_of(row, "text", rows.place(i)))["input_ids"], _eos(tokenizer)]
+        if len(whole) <= max_length:
+            sequences.append(whole)
+            labels.append([float(score)])
+            ids.append(i)
+    masks = [[0] + [1] * (len(s) - 1) for s in sequences]
+    made = _batch(rows, sequences, masks, ids, np.arange(len(ids)), np.array(labels, np.float32))
+    return Prepared(made, len(rows) - len(ids))
+
+
+def stepwise(rows: Rows, tokenizer: Any, max_length: int, separator: str) -> Prepared:
+    """Prompt and completions, a list of steps that each end in ``separator``; targets are labels (a truth for each step), at the
+    steps' last tokens (response_mask). TRL's columns."""
+    sequences, masks, targets, ids = [], [], [], []
+    for i, row in enumerate(rows):
+        rows.require(i, "prompt", "completions", "labels")
+        steps, labels = list(row["completions"]), list(row["labels"])
+        if len(steps) != len(labels) or not steps:
+            raise DataError(f"{rows.place(i)}: {len(steps)} completions and {len(labels)} labels; each step needs one")
+        if any(x not in (0, 1, True, False) for x in labels):
+            raise DataError(f"{rows.place(i)}: labels is {labels!r}, expected true or false for each step")
+        sequence = prompt_ids(row["prompt"], tokenizer, rows.place(i))
+        ends = {}
+        for step, label in zip(steps, labels, strict=True):
+            sequence = sequence + tokenizer(f"{step}{separator}", add_special_tokens=False)["input_ids"]
+            ends[len(sequence) - 1] = int(label)
+        if len(sequence) <= max_length:
+            sequences.append(sequence)
+            masks.append([int(j in ends) for j in range(len(sequence))])
+            targets.append(np.array([ends.get(j, 0) for j in range(len(sequence))]))
+            ids.append(i)
+    made = _batch(rows, sequences, masks, ids, np.arange(len(ids)))
+    return Prepared(made.replace(targets=np.concatenate(targets)), len(rows) - len(ids))
+
+
 def prompts(rows: Rows, tokenizer: Any, max_length: int, too_long: str) -> PreparedPrompts:
     """Token ids of column prompt; longer ones than ``max_length`` are an error, dropped, or cut on the left."""
     tokens, ids = [], []

@@ -17,8 +17,11 @@ from ..weights import Received, Ticket
 from . import heldout
 
 
-def rollout_metrics(batch: Batch, job: Any, step: int, kl_coef: float) -> dict[str, float]:
-    """Rewards, lengths and staleness of the step's rollouts."""
+def rollout_metrics(
+    batch: Batch, job: Any, step: int, kl_coef: float, statistics: dict[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Rewards, lengths and staleness of the step's rollouts; of several reward models the mean deviation of their standardised
+    scores, which grows where the policy has left what they were trained on (Coste et al. 2023, arXiv 2310.02743)."""
     sampled = batch.take(batch.response_lengths > 0)
     lengths = (sampled.lengths - sampled.prompt_length).astype(float)
     found = {
@@ -38,6 +41,11 @@ def rollout_metrics(batch: Batch, job: Any, step: int, kl_coef: float) -> dict[s
             f"reward/{term.name}/mean": float(np.nanmean(part)),
             f"reward/{term.name}/std": float(np.nanstd(part)),
         }
+    models = [i for i, t in enumerate(job.rewards.terms) if t.type == "model" and t.name in statistics]
+    if len(models) > 1:
+        scales = np.array([statistics[job.rewards.terms[i].name] for i in models])
+        scores = (sampled.reward_parts[:, models] - scales[:, 0]) / scales[:, 1]
+        found["reward/disagreement"] = float(np.nanmean(scores.std(1)))
     return found
 
 

@@ -94,7 +94,7 @@ class RL:
         """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
         with self.phase("annotate"):
             batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
-        metrics = report.rollout_metrics(batch, self.job, self.step, self.kl_coef)
+        metrics = report.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
         batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
         trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
         with self.phase("learn"):

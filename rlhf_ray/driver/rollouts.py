@@ -126,7 +126,7 @@ class Rollouts:
             self.statistics = {
                 t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
                 for i, t in enumerate(terms)
-                if isinstance(t, ModelReward) and t.standardise
+                if isinstance(t, ModelReward) and t.standardise and t.steps is None
             }
         return batch.replace(rewards=combine(batch.reward_parts, terms, self.statistics))
 

@@ -27,7 +27,14 @@ from ..config import (
 from ..data import batches, tasks
 from ..data.examples import Rows
 from ..learner.heads import ClassObjective, SpanObjective, TokenObjective
-from ..learner.objectives import LabelledObjective, LanguageModelObjective, Objective, PairwiseObjective
+from ..learner.objectives import (
+    LabelledObjective,
+    LanguageModelObjective,
+    Objective,
+    PairwiseObjective,
+    RegressionObjective,
+    StepObjective,
+)  # fmt: skip
 from ..learner.preferences import DesirableObjective, PairObjective
 from ..quality import classes, intervals, reward_model, text
 
@@ -94,7 +101,7 @@ def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, h
     prepare, objective, reference = _generative(job)
     train, held = both(lambda r: _kept(prepare(r, tokenizer, longest), r, longest))
     judge = None
-    if isinstance(job, RewardJob) and held is not None:
+    if isinstance(job, RewardJob) and held is not None and job.objective in ("pairwise", "labelled"):
         judge = partial(_scores, held, objective.unit is not None)
     return Task(objective, train, held, reference=reference, judge=judge)
 
@@ -106,8 +113,13 @@ def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Pre
             return batches.desirable, DesirableObjective(job.objective), True
         return batches.pairs, PairObjective(job.objective), isinstance(job.objective, DPO | IPO)
     if isinstance(job, RewardJob):
-        paired = job.objective == "pairwise"
-        return (batches.pairs, PairwiseObjective(), False) if paired else (batches.labelled, LabelledObjective(), False)
+        made: dict[str, tuple[Callable[[Rows, Any, int], batches.Prepared], Objective]] = {
+            "pairwise": (batches.pairs, PairwiseObjective(job.centre_coef)),
+            "labelled": (batches.labelled, LabelledObjective()),
+            "scores": (batches.scored, RegressionObjective()),
+            "steps": (partial(batches.stepwise, separator=job.separator), StepObjective()),
+        }
+        return *made[job.objective], False
     prepare = batches.language_model if isinstance(job, PretrainJob) else batches.supervised
     return prepare, LanguageModelObjective(), False
 

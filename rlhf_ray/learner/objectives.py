@@ -190,6 +190,7 @@ class Scores:
 class PairwiseObjective(Scores):
     """Bradley-Terry on preference pairs; the two sides of a pair stay in one micro-batch."""
 
+    centre_coef: float = 0.0
     unit: str | None = "group"
 
     def weight(self, batch: Batch) -> float:
@@ -200,7 +201,7 @@ class PairwiseObjective(Scores):
         """Summed over pairs."""
         c = Columns(batch, device)
         scores = model(c.tokens, c.lengths, final_positions(c.lengths), c.shared_prompts)
-        return losses.bradley_terry(scores, c.labels[:, 0], c.group, c.labels[:, 1])
+        return losses.bradley_terry(scores, c.labels[:, 0], c.group, c.labels[:, 1], self.centre_coef)
 
 
 @dataclass(frozen=True)
@@ -217,3 +218,39 @@ class LabelledObjective(Scores):
         """Summed over rows."""
         c = Columns(batch, device)
         return losses.binary_cross_entropy(model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
+
+
+@dataclass(frozen=True)
+class RegressionObjective(Scores):
+    """Squared error of scores."""
+
+    unit: str | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """Rows."""
+        return float(len(batch))
+
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+        """Summed over rows."""
+        c = Columns(batch, device)
+        return losses.squared_error(model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
+
+
+@dataclass(frozen=True)
+class StepObjective:
+    """Cross-entropy of ``targets`` 0 and 1 at the ends of steps (response_mask): a process reward model.
+
+    Lightman et al. 2023, arXiv 2305.20050; the logit is the step's reward.
+    """
+
+    unit: str | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """Steps."""
+        return float(batch.response_mask.sum())
+
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+        """Summed over steps."""
+        c = Columns(batch, device)
+        at = torch.nonzero(c.response_mask).squeeze(-1)
+        return losses.binary_cross_entropy(model(c.tokens, c.lengths, at), c.targets[at].float())

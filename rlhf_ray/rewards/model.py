@@ -66,6 +66,31 @@ class ModelScorer:
             found[rows] = self.model(tokens, lengths, torch.cumsum(lengths, 0) - 1).cpu().numpy()
         return found
 
+    @torch.no_grad()
+    def steps(self, batch: Batch) -> np.ndarray:
+        """(T,) float32: the score of each step of the answers at its last token, 0 elsewhere; an answer's end ends a step too.
+
+        Raises RewardError where the tokenizer is not the policy's: then no token of it ends the step.
+        """
+        if not self.same:
+            raise RewardError(
+                f"reward '{self.term.name}': steps are scored at the policy's tokens, and {self.term.path} has another tokenizer"
+            )
+        separator, found = str(self.term.steps), np.zeros(len(batch.tokens), np.float32)
+        pieces = {int(t): self.tokenizer.decode([int(t)]) for t in np.unique(batch.tokens)}
+        ends = np.array([separator in pieces[int(t)] for t in batch.tokens])
+        ends[batch.offsets[1:] - 1] = True
+        ends &= batch.response_mask.astype(bool)
+        place = np.arange(len(batch.tokens))
+        for rows in micro_batches(batch.lengths, self.term.micro_batch_tokens, 1)[0]:
+            part = batch.take(rows)
+            flat = np.concatenate([place[batch.offsets[r] : batch.offsets[r + 1]] for r in rows])
+            at = np.flatnonzero(ends[flat])
+            if len(at):
+                given = (torch.tensor(x, device=self.device).long() for x in (part.tokens, part.lengths, at))
+                found[flat[at]] = self.model(*given).cpu().numpy()
+        return found
+
     def require(self, longest: int) -> None:
         """Raises RewardError where ``longest`` tokens of the policy and an end token can exceed this model's context."""
         if self.same and longest + 1 > self.context:

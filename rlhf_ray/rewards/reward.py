@@ -60,10 +60,12 @@ def _number(value: Any) -> float:
 def combine(parts: np.ndarray, terms: Sequence[RewardTerm], statistics: dict[str, tuple[float, float]]) -> np.ndarray:
     """The weighted sum (B,) float32 of parts (B, k), those with (mean, deviation) in ``statistics`` standardised first.
 
-    A NaN part (a dropped sample) makes the sum NaN.
+    A NaN part (a dropped sample) makes the sum NaN. Process rewards are not in it: they come at their steps.
     """
     total = np.zeros(len(parts), np.float64)
     for i, term in enumerate(terms):
+        if getattr(term, "steps", None) is not None:
+            continue
         mean, deviation = statistics.get(term.name, (0.0, 1.0))
         total += term.weight * (parts[:, i] - mean) / deviation
     return total.astype(np.float32)

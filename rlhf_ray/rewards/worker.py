@@ -57,8 +57,17 @@ class RewardWorker:
         self.check()
         prompts, completions, columns = self._texts(batch, rows)
         terms = [t for t in self.config.terms if only is None or t.name in only]
-        parts = [self._score(t, batch, prompts, completions, columns) for t in terms]
-        return batch.replace(reward_parts=np.stack(parts, 1))
+        stepped = {t.name: self.terms[t.name].steps(batch) for t in terms if _by_steps(t)}
+        parts = [
+            _mean_of_steps(batch, stepped[t.name])
+            if t.name in stepped
+            else self._score(t, batch, prompts, completions, columns)
+            for t in terms
+        ]
+        batch = batch.replace(reward_parts=np.stack(parts, 1))
+        if not stepped:
+            return batch
+        return batch.replace(step_rewards=sum(t.weight * stepped[t.name] for t in terms if t.name in stepped))
 
     def _score(
         self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
@@ -91,6 +100,16 @@ class RewardWorker:
     def ping(self) -> str:
         """Answers while the worker lives."""
         return "ok"
+
+
+def _by_steps(term: Any) -> bool:
+    return isinstance(term, ModelReward) and term.steps is not None
+
+
+def _mean_of_steps(batch: Batch, scores: np.ndarray) -> np.ndarray:
+    """(B,): what is shown of a process reward; 0 for an answer without a step."""
+    total = np.add.reduceat(scores, batch.offsets[:-1])
+    return (total / np.maximum(1, np.add.reduceat(scores != 0, batch.offsets[:-1]))).astype(np.float32)
 
 
 def _message(prompt: Any, completion: str) -> Any:

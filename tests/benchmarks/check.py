@@ -39,7 +39,7 @@ def rollouts(fixed):
     return from_sequences(
         [np.array(p + r) for p, r in pairs],
         response_mask=[np.r_[zeros, np.ones(len(r))] for _, r in pairs],
-        prompt_length=[workload.PROMPT] * len(pairs), group=np.arange(len(pairs)) // 8,
+        prompt_length=[workload.PROMPT] * len(pairs), group=np.arange(len(pairs)),  # each has a prompt of its own
         old_log_probs=old, rollout_log_probs=old,
         advantages=[np.r_[zeros, np.full(len(r), a)] for (_, r), a in zip(pairs, fixed["advantages"], strict=True)],
     )  # fmt: skip

@@ -21,10 +21,11 @@ from tests.benchmarks.rollout_vs_generate import DTYPES, SHAPES, lengths, machin
 
 
 def batch(count, longest, kind, vocab):
-    """Annotated rollouts of random tokens: prompts of 16, responses of equal or skewed length."""
+    """Annotated rollouts of random tokens: prompts of 16 with 8 responses each, of equal or skewed length."""
     draw, sizes = np.random.default_rng(0), lengths(kind, count, longest)
     mask = [np.r_[np.zeros(16), np.ones(n)] for n in sizes]
-    tokens = [draw.integers(3, vocab, 16 + n) for n in sizes]
+    prompts = draw.integers(3, vocab, (-(-count // 8), 16))
+    tokens = [np.r_[prompts[i // 8], draw.integers(3, vocab, n)] for i, n in enumerate(sizes)]
     zeros = [np.full(16 + n, -3.0) for n in sizes]
     return from_sequences(
         tokens, response_mask=mask, prompt_length=[16] * count, group=np.arange(count) // 8, old_log_probs=zeros,

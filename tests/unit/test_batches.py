@@ -216,3 +216,27 @@ def test_a_pair_with_equal_sides_is_refused(tokenizer):
     row = {"prompt": "the view", "chosen": " was great", "rejected": " was great"}
     with pytest.raises(DataError, match=r"x:3: chosen and rejected are the same"):
         batches.pairs(Rows([row], "x", [3]), tokenizer, 16)
+
+
+def test_scores_are_numbers_of_texts_or_answers(tokenizer):
+    rows = _rows({"text": "the view was", "score": 0.5}, {"prompt": "the view", "completion": " was great", "score": 2})
+    batch = batches.scored(rows, tokenizer, 16).batch
+    assert _lists(batch) == [[*_ids(tokenizer, "the view was"), EOS], [*_ids(tokenizer, "the view was great"), EOS]]
+    assert batch.labels.tolist() == [[0.5], [2.0]]
+    with pytest.raises(DataError, match=r"score is 'high', expected a number"):
+        batches.scored(_rows({"text": "a", "score": "high"}), tokenizer, 16)
+
+
+def test_a_step_is_judged_at_the_end_of_its_separator(tokenizer):
+    rows = _rows({"prompt": "the view :", "completions": ["was great", "was"], "labels": [True, False]})
+    batch = batches.stepwise(rows, tokenizer, 16, " .").batch
+    assert tokenizer.decode(batch.tokens) == "the view : was great . was ."
+    assert batch.response_mask.tolist() == [0, 0, 0, 0, 0, 1, 0, 1]
+    assert batch.targets.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    for labels, says in (
+        ([True], "2 completions and 1 labels"),
+        ([True, "no"], "expected true or false for each step"),
+    ):
+        wrong = _rows({"prompt": "the view :", "completions": ["was great", "was"], "labels": labels})
+        with pytest.raises(DataError, match=says):
+            batches.stepwise(wrong, tokenizer, 16, " .")

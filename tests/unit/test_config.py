@@ -197,3 +197,11 @@ def test_a_file_of_a_pipeline_is_said_once():
     tree["files"] = {"dev": "b.tsv"}
     with pytest.raises(ConfigError, match="'file:train' names none of files"):
         parse(tree, "x")
+
+
+def test_a_process_reward_needs_an_algorithm_with_token_rewards():
+    term = {"name": "steps", "type": "model", "path": "x", "steps": "."}
+    assert parse(rl_job(rewards={"terms": [term]}), "x").rewards.terms[0].steps == "."
+    grpo = rl_job(rewards={"terms": [term]}, algorithm={"type": "grpo"})
+    with pytest.raises(ConfigError, match="take ppo, reinforce or reinforce_plus_plus"):
+        parse(grpo, "x")

@@ -496,3 +496,20 @@ def test_binary_cross_entropy_errors():
         losses.binary_cross_entropy(torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"0\.\.1"):
         losses.binary_cross_entropy(torch.zeros(2), torch.tensor([0.0, 2.0]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_centring_and_squared_error_against_a_loop(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(8, generator=generator, dtype=torch.float64)
+    labels, group = torch.tensor([1, 0] * 4), torch.arange(8) // 2
+    zero = torch.zeros(8, dtype=torch.float64)
+    plain, _ = losses.bradley_terry(scores, labels, group, zero)
+    centred, _ = losses.bradley_terry(scores, labels, group, zero, 0.3)
+    assert float(centred - plain) == pytest.approx(sum(0.3 * float(a + b) ** 2 for a, b in scores.view(4, 2)))
+    wanted = torch.randn(8, generator=generator, dtype=torch.float64)
+    total, metrics = losses.squared_error(scores, wanted)
+    assert float(total) == pytest.approx(sum((float(a) - float(b)) ** 2 for a, b in zip(scores, wanted, strict=True)))
+    assert float(metrics["loss/squared_error"][1]) == 8
+    with pytest.raises(ValueError, match="must share one shape"):
+        losses.squared_error(scores, wanted[:3])

@@ -255,6 +255,34 @@ def test_a_worker_scores_every_kind_of_term_in_its_order(tmp_path, judge):
         )
 
 
+def test_a_process_reward_is_the_score_at_each_steps_end(twin, tmp_path):
+    """Steps end at 'was' here, and an answer's last token ends one; the prompt's tokens never do."""
+    tokenizer = toy.tokenizer()
+    term = ModelReward(name="steps", path=twin, steps="was", weight=0.5)
+    plain = RuleReward(name="words", rule="word_share", options={"words": ["ugly"]})
+    worker = worker_of([term, plain], tmp_path)
+    whole = [tokenizer(t)["input_ids"] for t in ("the view was great . the staff was", "the view was ugly")]
+    batch = from_sequences(
+        whole, prompt_length=[3, 3], response_mask=[[0, 0, 0, *[1] * (len(w) - 3)] for w in whole],
+        group=[0, 1], example_id=[0, 1],
+    )  # fmt: skip
+    found = worker.score(batch, pa.table({"example_id": [0, 1], "prompt": ["the view was"] * 2}))
+    ends = {7: whole[0][:8], 11: whole[1][:4]}
+    for place, value in enumerate(found.step_rewards):
+        wanted = 0.5 * logit(twin, ends[place]) if place in ends else 0.0
+        assert value == pytest.approx(wanted, abs=1e-5), place
+    assert found.reward_parts[:, 0].tolist() == pytest.approx([2 * v for v in found.step_rewards[[7, 11]]])
+    total = combine(found.reward_parts, [term, plain], {})
+    assert total.tolist() == found.reward_parts[:, 1].tolist()  # the steps' rewards come at their steps
+
+
+def test_steps_need_the_policys_tokenizer(judge, tmp_path):
+    worker = worker_of([ModelReward(name="steps", path=judge, steps=".")], tmp_path)
+    batch = from_sequences([[5, 6]], prompt_length=[1], response_mask=[[0, 1]], group=[0], example_id=[0])
+    with pytest.raises(RewardError, match="has another tokenizer"):
+        worker.score(batch, pa.table({"example_id": [0], "prompt": ["x"]}))
+
+
 def logit(judge, ids):
     """What transformers gives for one sequence without padding: the score of its last token."""
     model = LlamaForSequenceClassification.from_pretrained(judge).eval()

@@ -228,6 +228,21 @@ def reinforce_plus_plus_baseline(scores: Tensor, group: Tensor, response_mask: T
 
 
 @torch.no_grad()
+def best_and_worst(scores: Tensor, group: Tensor) -> Tensor:
+    """+1 for the best and -1 for the worst of each group, 0 for the others and where all of a group are equal: (B,).
+
+    Of several equally good (or bad) ones the first counts. For online DPO, Guo et al. 2024, arXiv 2402.04792.
+    """
+    found = torch.zeros_like(scores)
+    for g in torch.unique(group):
+        rows = torch.nonzero(group == g).squeeze(1)
+        best, worst = rows[scores[rows].argmax()], rows[scores[rows].argmin()]
+        if scores[best] > scores[worst]:
+            found[best], found[worst] = 1.0, -1.0
+    return found
+
+
+@torch.no_grad()
 def remax(scores: Tensor, group: Tensor, greedy: Tensor) -> Tensor:
     """Advantages (B,): r minus the reward of the group's greedy sample; greedy rows get 0.
 

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..algorithms import advantages as A
 from ..algorithms import kl
 from ..batch import Batch
+from ..config import DPO
+from ..learner.objectives import Objective, PolicyObjective
+from ..learner.preferences import PairObjective
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ def _rloo(i: Inputs) -> tuple[Tensor, None]:
     return A.to_tokens(A.rloo(i.penalised, i.group), i.mask, i.lengths), None
 
 
+def _online_dpo(i: Inputs) -> tuple[Tensor, None]:
+    return A.to_tokens(A.best_and_worst(i.scores, i.group), i.mask, i.lengths), None
+
+
 def _remax(i: Inputs) -> tuple[Tensor, None]:
     return A.to_tokens(A.remax(i.penalised, i.group, i.greedy), i.mask, i.lengths), None
 
@@ -79,10 +87,25 @@ ESTIMATORS: dict[str, Callable[[Inputs], tuple[Tensor, Tensor | None]]] = {
     "cispo": _grpo,
     "rloo": _rloo,
     "remax": _remax,
+    "online_dpo": _online_dpo,
     "reinforce": _reinforce,
     "reinforce_plus_plus": _reinforce_plus_plus,
     "reinforce_plus_plus_baseline": _reinforce_plus_plus_baseline,
 }
+
+
+def paired(batch: Batch) -> Batch:
+    """The rows with an advantage, two a group, labelled 1 (chosen) and 0 (rejected)."""
+    sums = A.sequence_sum(torch.tensor(batch.advantages), torch.tensor(batch.lengths)).numpy()
+    chosen = batch.replace(labels=np.stack([sums > 0, np.zeros(len(sums))], 1))
+    return chosen.take(sums != 0)
+
+
+def objective(algorithm: Any, kl_coef: float, temperature: float, max_new_tokens: int, importance: bool) -> Objective:
+    """What the actor minimises on the step's samples."""
+    if algorithm.type == "online_dpo":
+        return PairObjective(DPO(beta=kl_coef))
+    return PolicyObjective(algorithm, kl_coef, temperature, max_new_tokens, importance)
 
 
 def shaped(batch: Batch, algorithm: Any, max_new_tokens: int) -> Tensor:
@@ -132,4 +155,5 @@ def estimate(batch: Batch, algorithm: Any, kl_coef: float, max_new_tokens: int) 
     if returns is not None:
         metrics["value/explained_variance"] = A.explained_variance(torch.tensor(batch.values), returns, mask)
         batch = batch.replace(returns=returns.float().numpy())
-    return batch.replace(advantages=advantages.float().numpy()).take(sampled.numpy()), metrics
+    batch = batch.replace(advantages=advantages.float().numpy()).take(sampled.numpy())
+    return paired(batch) if algorithm.type == "online_dpo" else batch, metrics

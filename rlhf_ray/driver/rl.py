@@ -15,7 +15,7 @@ import ray
 from ..algorithms.kl import adapt
 from ..batch import Batch
 from ..config import PPO, AdaptiveKL, RLJob
-from ..learner.objectives import LanguageModelObjective, Objective, PolicyObjective, ValueObjective
+from ..learner.objectives import LanguageModelObjective, Objective, ValueObjective
 from ..metrics import Sinks
 from ..weights import Received
 from ..workers import DEAD, WorkerGroup
@@ -111,7 +111,7 @@ class RL:
                 "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
             )
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            policy = PolicyObjective(
+            policy = advantages.objective(
                 a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance
             )
             terms: list[tuple[Objective, float]] = [(policy, 1.0)]

@@ -117,6 +117,8 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
         steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name
-        if stage["job"] == "ppo" and (name == "ppo" or stage["algorithm"]["type"] != "ppo"):  # one update a step
+        if name == "online_dpo":
+            assert 0 <= steps[-1]["preference/accuracy"] <= 1
+        elif stage["job"] == "ppo" and (name == "ppo" or stage["algorithm"]["type"] != "ppo"):  # one update a step
             assert steps[-1]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5), name
             assert steps[-1]["kl/update"] < 1e-10, name  # k3 is 0 only where no ratio is below 1 either

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf_ray.batch import cat, from_sequences
-from rlhf_ray.config import LearnerConfig, ModelConfig, parse
+from rlhf_ray.config import BadInput, LearnerConfig, ModelConfig, parse
 from rlhf_ray.config.jobs import EvaluateRL
 from rlhf_ray.data import toy
 from rlhf_ray.driver import advantages, heldout, roles
@@ -137,6 +137,27 @@ def test_a_step_whose_samples_are_all_truncated_leaves_nothing(kind):
         truncated=[1] * 4, old_log_probs=tokens, ref_log_probs=tokens, values=tokens, final_values=[0] * 4,
     )  # fmt: skip
     assert len(advantages.estimate(batch, job.algorithm, 0.1, 8)[0]) == 0
+
+
+def test_online_dpo_learns_from_the_best_and_the_worst_of_each_group():
+    job = parse(rl_job(algorithm={"type": "online_dpo", "group_size": 3}), "job")
+    tokens = [np.zeros(3)] * 9
+    batch = from_sequences(
+        tokens, response_mask=[np.array([0, 1, 1])] * 9, prompt_length=[1] * 9, group=np.arange(9) // 3,
+        rewards=[1, 3, 2, 5, 5, 5, 2, 0, 2], truncated=[0] * 9, old_log_probs=tokens, ref_log_probs=tokens,
+        example_id=np.arange(9) // 3, sample=np.arange(9) % 3,
+    )  # fmt: skip
+    found, _ = advantages.estimate(batch, job.algorithm, 0.1, 8)
+    assert list(zip(found.group, found.sample, found.labels[:, 0], strict=True)) == [
+        (0, 0, 0),
+        (0, 1, 1),
+        (2, 0, 1),
+        (2, 1, 0),
+    ]
+    objective = advantages.objective(job.algorithm, 0.1, 1.0, 8, False)
+    assert (objective.unit, objective.config.beta, objective.weight(found)) == ("group", 0.1, 2)
+    with pytest.raises(BadInput, match=r"kl\.coef is DPO's beta"):
+        parse(rl_job(algorithm={"type": "online_dpo", "kl": {"coef": 0}}), "job")
 
 
 @pytest.mark.parametrize(("learner", "engine"), [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -233,6 +233,7 @@ AlgorithmConfig = Annotated[
     | ReinforcePlusPlusBaseline
     | ReMax
     | GSPO
-    | CISPO,
+    | CISPO
+    | OnlineDPO,
     Field(discriminator="type"),
 ]

@@ -222,6 +222,25 @@ class CISPO(Grouped):
     type: Literal["cispo"] = "cispo"
 
 
+class OnlineDPO(Grouped):
+    """DPO on the best and the worst of a prompt's samples (Guo et al., 2024; arXiv 2402.04792); kl.coef is its beta."""
+
+    type: Literal["online_dpo"] = "online_dpo"
+    group_size: int = Field(2, ge=2, description="Samples of one prompt; the best and the worst are a pair.")
+    epochs: Literal[1] = Field(1, description="Passes over the step's samples.")
+    num_mini_batches: Literal[1] = Field(1, description="Optimizer steps a pass; a pair is never separated.")
+    kl: KLConfig = Field(
+        default_factory=lambda: KLConfig(coef=0.1, where="loss", estimator="k3"),
+        description="coef is DPO's beta; where and estimator are not used.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_beta(self) -> OnlineDPO:
+        if self.kl.coef == 0 or self.kl.where == "reward":
+            raise ValueError("online_dpo: kl.coef is DPO's beta, above 0, with kl.where: loss")
+        return self
+
+
 AlgorithmConfig = Annotated[
     PPO
     | GRPO

@@ -87,7 +87,7 @@ class PolicyObjective:
             total = total - a.entropy_coef * losses.aggregate(entropy, c.response_mask, c.lengths, a.loss_over)
         metrics |= losses.policy_metrics(
             new.detach(), c.old_log_probs, c.advantages, c.response_mask, c.lengths,
-            None if a.type == "cispo" else a.clip_low, a.clip_high, sequence_ratio=a.type == "gspo",
+            getattr(a, "clip_low", None), a.clip_high, sequence_ratio=a.type == "gspo",
         )  # fmt: skip
         metrics |= losses.entropy_sum(entropy.detach(), c.response_mask)[1]
         metrics["policy/loss"] = (total.detach(), self.weight(batch))

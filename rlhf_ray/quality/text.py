@@ -5,14 +5,12 @@ BLEU and chrF are sacrebleu's, ROUGE is Google's rouge-score; both come with the
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-from scipy.special import gammaln
 
 from ..config import BadInput
 
@@ -101,11 +99,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     """
     if num_samples < k:
         raise ValueError(f"pass@{k} needs at least {k} samples, got {num_samples}")
-    wrong = num_samples - num_right
-    if wrong < k:
-        return 1.0
-    ways = gammaln(wrong + 1) - gammaln(wrong - k + 1) - gammaln(num_samples + 1) + gammaln(num_samples - k + 1)
-    return float(1 - np.exp(ways))
+    return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -10,6 +10,19 @@ from tests.helpers import ROOT, TINY
 
 pytestmark = pytest.mark.integration
 
+LATER = (
+    "cispo",
+    "classification",
+    "dr_grpo",
+    "reinforce",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "reviews",
+    "stories_grpo",
+    "stories_ppo",
+    "stories_reward",
+    "translation",
+)  # much like others: `make test-learning` runs them, so that CI stays short
 FILES = sorted(p.stem for p in (ROOT / "jobs").glob("*.yaml"))
 REWARD = """
 def reward(prompts, completions, **columns):
@@ -40,6 +53,8 @@ def tiny(job, folder):
         job |= {"batch_size": 4, "max_length": 64, "evaluate": {**job.get("evaluate", {}), "every": 1, "data": heldout}}
         job |= {"stride": 8} if kind == "qa" else {}
         return job
+    if any(t.get("rule") in ("right_class", "chrf") for t in job["rewards"]["terms"]):
+        job["data"]["path"] = "toy:arithmetic/prompts"  # rules that want an answer
     job["data"]["max_prompt_tokens"] = 32
     job["evaluate"] = {}
     job["rollout"] = {**job["rollout"], "prompts_per_step": 4, "chunk_prompts": 2, "max_new_tokens": 8}
@@ -68,24 +83,45 @@ def term(value, folder):
     return {**value, "path": places[value["type"]]} if value["type"] in places else value
 
 
-def stages(folder):
-    """One pipeline of all job files, reward models first; a pipeline file gives its stages."""
-    found = {}
-    for name in FILES:
-        job = yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
-        inner = {f"{name}_{n}": s for n, s in job["stages"].items()} if job["job"] == "pipeline" else {name: job}
-        found |= {n: tiny(s, folder) for n, s in inner.items()}
-    return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft"), item[0])))
-
-
-def test_every_job_file_runs_two_steps(train, tmp_path):
-    (tmp_path / "reward.py").write_text(REWARD)
+def stages(folder, names):
+    """One pipeline of these job files, models that others take first; a pipeline file gives its stages."""
+    (folder / "reward.py").write_text(REWARD)
     rows = [
         {"text": f"the staff was {w}", "prompt": "the staff", "completion": f" was {w}", "label": label}
         for w, label in (("great", 1), ("awful", 0))
     ] * 16
-    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    every = stages(tmp_path)
+    (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = {}
+    for name in names:
+        job = yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
+        inner = {f"{name}_{n}": s for n, s in job["stages"].items()} if job["job"] == "pipeline" else {name: job}
+        found |= {n: tiny(s, folder) for n, s in inner.items()}
+    for job in found.values():
+        job.pop("run", None)
+    return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft"), item[0])))
+
+
+def run(train, folder, every):
+    """The pipeline of these stages: two steps and a model from each that learns."""
+    train({"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}, folder / "all", timeout=560)
+    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "tokenizer")):
+        steps = [json.loads(line) for line in (folder / "all" / name / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == 2, name
+        assert (folder / "all" / name / "model" / "model.safetensors").is_file(), name
+        if name == "online_dpo":
+            assert 0 <= steps[-1]["preference/accuracy"] <= 1
+        elif stage["job"] == "ppo" and (name == "ppo" or stage["algorithm"]["type"] != "ppo"):  # one update a step
+            assert steps[-1]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5), name
+            assert steps[-1]["kl/update"] < 1e-10, name  # k3 is 0 only where no ratio is below 1 either
+
+
+@pytest.mark.learning
+def test_the_other_job_files_run_two_steps(train, tmp_path):
+    run(train, tmp_path, stages(tmp_path, ["reward", "sft", *LATER]))
+
+
+def test_job_files_run_two_steps(train, tmp_path):
+    every = stages(tmp_path, [n for n in FILES if n not in LATER])
     every["grpo"]["model"]["lora"] = {"rank": 2}
     answers = {"path": str(tmp_path / "labelled.jsonl")}
     every["kto"] = {**every["dpo"], "objective": {"type": "kto"}, "data": answers, "evaluate": {"data": answers}}
@@ -97,10 +133,7 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     every["rejection_pairs"] = {**every["rejection_sample"], "keep": "pairs"}
     every["rejection_dpo"] = {**every["dpo"], "data": {"path": "stage:rejection_pairs/kept.jsonl"}, "evaluate": {}}
     every = dict(sorted(every.items(), key=lambda item: item[0] in ("rejection_dpo", "rejection_sft")))
-    for job in every.values():
-        job.pop("run", None)
-    job = {"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}
-    train(job, tmp_path / "all", timeout=560)
+    run(train, tmp_path, every)
     exported = [set(load_file(tmp_path / "all" / name / "model" / "model.safetensors")) for name in ("grpo", "rloo")]
     assert exported[0] == exported[1]  # an adapter is merged: a plain model by its plain names
     lines = (tmp_path / "all" / "rejection_sample" / "kept.jsonl").read_text().splitlines()
@@ -113,12 +146,3 @@ def test_every_job_file_runs_two_steps(train, tmp_path):
     assert sum(found["groups"]["answer"]["f1"]["counts"].values()) == 36
     assert found["pass@2"]["exact_match"]["mean"] >= found["pass@1"]["exact_match"]["mean"]
     assert set(found["measures"]) == {"distinct_1", "distinct_2", "bleu", "chrf", "classes"}
-    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "tokenizer")):
-        steps = [json.loads(line) for line in (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()]
-        assert len(steps) == 2, name
-        assert (tmp_path / "all" / name / "model" / "model.safetensors").is_file(), name
-        if name == "online_dpo":
-            assert 0 <= steps[-1]["preference/accuracy"] <= 1
-        elif stage["job"] == "ppo" and (name == "ppo" or stage["algorithm"]["type"] != "ppo"):  # one update a step
-            assert steps[-1]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5), name
-            assert steps[-1]["kl/update"] < 1e-10, name  # k3 is 0 only where no ratio is below 1 either

@@ -29,10 +29,11 @@ SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 @dataclass(frozen=True)
 class Sync:
     """A sync on its way: ``whole`` are references to the ticket and to each bucket in the object store (the arguments of
-    RolloutWorker.load_weights); ``answers`` are those of the receivers to the last piece, each a Received."""
+    RolloutWorker.load_weights); ``answers`` are, for each receiver, references to its answers to all pieces, the last a Received.
+    """
 
     whole: list[Any]
-    answers: list[Any]
+    answers: list[list[Any]]
 
 
 class Gang:
@@ -122,11 +123,12 @@ class Gang:
         """Hands the weights piece by piece to the ``receivers`` (actors with a method receive), while the next piece is made."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
         items: list[Any] = []
-        answers: list[Any] = []
+        answers: list[list[Any]] = [[] for _ in receivers]
 
         def take(item: Any) -> None:
             items.append(item)
-            answers[:] = [receiver.receive.remote(item) for receiver in receivers]
+            for receiver, own in zip(receivers, answers, strict=True):
+                own.append(receiver.receive.remote(item))
 
         self.group.stream("publish", version, probe, temperature, sync_tolerance(self.job), take=take)
         return Sync([items[-1], *items[1:-2]], answers)

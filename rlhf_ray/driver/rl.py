@@ -141,9 +141,9 @@ class RL:
         sync = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors)
         self.published = sync.whole
         received = [Received()]
-        for index, answer in enumerate(sync.answers):
+        for index, answers in enumerate(sync.answers):
             try:
-                received.append(ray.get(answer, timeout=self.job.cluster.deadline_s))
+                received.append(ray.get(answers, timeout=self.job.cluster.deadline_s)[-1])
             except DEAD:
                 self.rollout.replace(index)
         return report.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)

@@ -32,6 +32,16 @@ class Place:
     max_length: int
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Weights that the engine holds and nobody has confirmed yet: its ``answer`` (T,) to the probe, and when it was loaded."""
+
+    version: int
+    answer: np.ndarray
+    hashing_s: float
+    at: float
+
+
 class RolloutWorker:
     """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
 
@@ -40,6 +50,7 @@ class RolloutWorker:
         self.config, self.model, self.place = config, model, place
         self.version, self.awake = -1, True
         self.coming: list[Packed] = []
+        self.loaded: Loaded | None = None
         self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
 
     @cached_property
@@ -58,25 +69,27 @@ class RolloutWorker:
         On a CPU the engine may go on reading the buckets themselves: they must not change. Raises StaleWeights.
         """
         if isinstance(item, int):
-            self.version, self.coming = -1, []
+            self.version, self.coming, self.loaded = -1, [], None
         elif not isinstance(item, Ticket):
             self.coming.append(item)
         elif item.log_probs is None:
-            self._take(item)
+            self.loaded = self._load(item)
+        elif self.loaded is None or self.loaded.version != item.version:
+            raise StaleWeights(f"version {item.version} was not loaded: its buckets were refused or never came")
         else:
-            difference = verify_probe(self.answer, item)
+            difference = verify_probe(self.loaded.answer, item)
             self.version = item.version
-            return Received(difference, self.hashed_s + time.monotonic() - self.loaded)
+            return Received(difference, self.loaded.hashing_s + time.monotonic() - self.loaded.at)
         return None
 
-    def _take(self, ticket: Ticket) -> None:
+    def _load(self, ticket: Ticket) -> Loaded:
         began, buckets = time.monotonic(), self.coming
         self.coming = []
         verify_received(buckets, ticket)
-        self.hashed_s = time.monotonic() - began
+        hashing_s = time.monotonic() - began
         self.engine.load_weights(pair for bucket in buckets for pair in unpack(bucket))
-        self.loaded = time.monotonic()
-        self.answer = self.engine.log_probs(ticket.probe)
+        at = time.monotonic()
+        return Loaded(ticket.version, self.engine.log_probs(ticket.probe), hashing_s, at)
 
     def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
         """A whole sync at once. Raises StaleWeights, and then serves no version at all."""

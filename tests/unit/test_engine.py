@@ -229,6 +229,31 @@ def test_garbled_weights_are_refused_and_no_version_is_served(worker, version):
         next(worker.generate(7, chunk(), 1))
 
 
+def test_a_sync_whose_weights_were_refused_is_not_settled_by_the_answer_before_it(worker):
+    """In pieces, as the learner sends them: new weights hardly differ, so that the last sync's answer to a probe would do."""
+    sent, packed = ticket(1, made())
+    worker.load_weights(sent, packed)
+    name = "model.norm.weight"
+    garbled = {**packed, name: (*packed[name][:2], packed[name][2] + 1)}
+    again = replace(sent, version=2)
+    for item in (2, garbled):
+        worker.receive(item)
+    with pytest.raises(StaleWeights, match="fingerprint"):
+        worker.receive(replace(again, log_probs=None))
+    with pytest.raises(StaleWeights, match="version 2 was not loaded"):
+        worker.receive(again)
+    with pytest.raises(StaleWeights, match="holding -1"):
+        next(worker.generate(2, chunk(), 1))
+
+
+def test_a_ticket_settles_only_its_own_sync(worker):
+    sent, packed = ticket(1, made())
+    for item in (1, packed, replace(sent, log_probs=None), 2):  # version 2 began before 1 was settled
+        worker.receive(item)
+    with pytest.raises(StaleWeights, match="version 1 was not loaded"):
+        worker.receive(sent)
+
+
 def test_a_missing_bucket_is_noticed(worker):
     sent, packed = ticket(1, made())
     halves = [dict(part) for part in (list(packed.items())[:3], list(packed.items())[3:])]

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"rlhf-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # who reads has seen enough: `rlhf-ray options | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("rlhf-ray: interrupted; the last checkpoint stands", file=sys.stderr)
         return 1
@@ -105,7 +102,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     model = Path(args.model)
     if (model / "manifest.json").is_file():
         if not (model / "model").is_dir():
-            raise BadInput(f"{model}: the run has written no model/ yet; let it finish first")
+            stages = ", ".join(sorted(p.parent.name for p in model.glob("*/model")))
+            better = f"give one of its stages: {stages}" if stages else "let it finish first"
+            raise BadInput(f"{model}: the run has no model/ of its own; {better}")
         model = model / "model"
     given = [f"model.path={model}", *(a for a in args.rest if "=" in a)]
     if not any(a.startswith("run.dir=") for a in given):  # the same question again goes to the same place
@@ -141,17 +140,13 @@ def _console() -> Any:
 def _plan(args: argparse.Namespace) -> int:
     from .config.arithmetic import lines
 
-    for line in lines(load(args.job, args.overrides)):
-        print(line)
-    return 0
+    return _listed(lines(load(args.job, args.overrides)))
 
 
 def _data(args: argparse.Namespace) -> int:
     from .driver.preflight import data_report
 
-    for line in data_report(load(args.job, args.overrides)):
-        print(line)
-    return 0
+    return _listed(data_report(load(args.job, args.overrides)))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -165,9 +160,17 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> int:
-    for line in listing():
-        if args.contains in line.split("  ")[0]:
+    return _listed(line for line in listing() if args.contains in line.split("  ")[0])
+
+
+def _listed(lines: Iterable[str]) -> int:
+    """Prints lines, until who reads has seen enough: `rlhf-ray options | head`."""
+    try:
+        for line in lines:
             print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -223,7 +223,10 @@ class CISPO(Grouped):
 
 
 class OnlineDPO(Grouped):
-    """DPO on the best and the worst of a prompt's samples (Guo et al., 2024; arXiv 2402.04792); kl.coef is its beta."""
+    """DPO on the best and the worst of a prompt's samples (Guo et al., 2024; arXiv 2402.04792); kl.coef is its beta.
+
+    Ratios, their clips, importance weights and loss_over belong to the other algorithms and are not used.
+    """
 
     type: Literal["online_dpo"] = "online_dpo"
     group_size: int = Field(2, ge=2, description="Samples of one prompt; the best and the worst are a pair.")
@@ -238,6 +241,8 @@ class OnlineDPO(Grouped):
     def _has_a_beta(self) -> OnlineDPO:
         if self.kl.coef == 0 or self.kl.where == "reward":
             raise ValueError("online_dpo: kl.coef is DPO's beta, above 0, with kl.where: loss")
+        if self.entropy_coef > 0:
+            raise ValueError("online_dpo has no entropy bonus; set entropy_coef: 0")
         return self
 
 

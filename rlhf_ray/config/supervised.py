@@ -35,6 +35,12 @@ class EvaluateSupervised(Section):
         None, description="Held-out metric whose best evaluation is exported, '-' before it where less is better."
     )
 
+    @model_validator(mode="after")
+    def _best_needs_data(self) -> EvaluateSupervised:
+        if self.best is not None and self.data is None:
+            raise ValueError(f"best: '{self.best}' is measured on held-out examples, and there is no data")
+        return self
+
 
 class Supervised(Common):
     """What the supervised jobs share."""

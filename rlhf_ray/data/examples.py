@@ -79,8 +79,10 @@ def _formatted(row: Row, formats: dict[str, str], where: str) -> Row:
     """The row with columns made of others: {'prompt': '{source} =>'}."""
     try:
         return {**row, **{name: form.format(**row) for name, form in formats.items()}}
-    except (KeyError, IndexError) as error:
-        raise DataError(f"{where}: formats wants column {error}, and the row has {', '.join(row)}") from None
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: formats does not fit the row ({type(error).__name__}: {error}), which has {', '.join(row)}"
+        ) from None
 
 
 def read(path: str | Path, option: str = "data", parallel: str | None = None) -> Rows:
@@ -227,7 +229,11 @@ def _json(path: Path) -> Rows:
             f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl"
         ) from None
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
-        return Rows(_squad(rows["data"]), str(path))
+        try:
+            return Rows(_squad(rows["data"]), str(path))
+        except (KeyError, TypeError) as error:
+            kind = f"{type(error).__name__}: {error}"
+            raise DataError(f"{path}: has 'data' as SQuAD does, but not all of its form ({kind})") from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise DataError(f"{path}: expected a list of objects, or SQuAD's form")
     return Rows(rows, str(path))

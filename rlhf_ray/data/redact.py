@@ -37,7 +37,10 @@ def _phone(text: str) -> bool:
 PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
     "email": (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), lambda _: True),
     "key": (
-        re.compile(r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA|hf|AIza)[-_A-Za-z0-9]{16,}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+        re.compile(
+            r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA|hf|AIza)[-_A-Za-z0-9]{16,}\b"
+            r"|(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))"
+        ),
         lambda _: True,
     ),
     "iban": (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
+
+KEPT = 4  # epochs whose order is remembered
 
 
 class Sampler:
@@ -17,27 +17,26 @@ class Sampler:
         if num_examples < 1:
             raise ValueError("a sampler needs at least one example")
         self.num_examples, self.seed = num_examples, seed
-        self.classes = None if classes is None else tuple(classes.tolist())
+        self.members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        self.epochs: dict[int, np.ndarray] = {}
 
     def indices(self, start: int, count: int) -> np.ndarray:
         """(count,) int64: the examples at positions start, start + 1, ..."""
         positions = np.arange(start, start + count)
         epochs, within = np.divmod(positions, self.num_examples)
-        return np.array(
-            [
-                _permutation(self.num_examples, self.seed, int(e), self.classes)[w]
-                for e, w in zip(epochs, within, strict=True)
-            ],
-            np.int64,
-        )
+        return np.array([self._epoch(int(e))[w] for e, w in zip(epochs, within, strict=True)], np.int64)
 
+    def _epoch(self, number: int) -> np.ndarray:
+        """An epoch's order; the last few are kept."""
+        if number not in self.epochs:
+            if len(self.epochs) >= KEPT:
+                self.epochs.pop(next(iter(self.epochs)))
+            self.epochs[number] = self._drawn(np.random.default_rng([self.seed, number]))
+        return self.epochs[number]
 
-@functools.lru_cache(maxsize=4)
-def _permutation(num_examples: int, seed: int, epoch: int, classes: tuple[int, ...] | None) -> np.ndarray:
-    draw = np.random.default_rng([seed, epoch])
-    if classes is None:
-        return draw.permutation(num_examples)
-    members = [np.flatnonzero(np.array(classes) == c) for c in sorted(set(classes))]
-    each = -(-num_examples // len(members))
-    picked = [np.concatenate([draw.permutation(m) for _ in range(-(-each // len(m)))])[:each] for m in members]
-    return draw.permutation(np.stack(picked, 1).reshape(-1)[:num_examples])
+    def _drawn(self, draw: np.random.Generator) -> np.ndarray:
+        if self.members is None:
+            return draw.permutation(self.num_examples)
+        each = -(-self.num_examples // len(self.members))
+        picked = [np.concatenate([draw.permutation(m) for _ in range(-(-each // len(m)))])[:each] for m in self.members]
+        return draw.permutation(np.stack(picked, 1).reshape(-1)[: self.num_examples])

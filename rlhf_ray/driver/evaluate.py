@@ -28,8 +28,7 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
     found = judged(job, rows, prompts)
     if job.against is not None:
         other, _ = answers(job, job.model.model_copy(update={"path": job.against, "init": None}), held.path, job.greedy)
-        names = [t.name for t in job.rewards.terms]
-        found["wins"] = {n: vars(intervals.win_rate(_term(rows, n), _term(other, n))) for n in names}
+        found["wins"] = wins(rows, other, [t.name for t in job.rewards.terms])
     file = heldout.path(held.path, 0)
     file.parent.mkdir(exist_ok=True)
     for target, write in ((file, lambda p: pq.write_table(rows, p)), (held.path / "evaluation.json", _writer(found))):
@@ -43,7 +42,9 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
 
 
 def require(job: EvaluateJob, prompts: Prompts) -> None:
-    """Raises BadInput where the dataset lacks a column that was asked for."""
+    """Raises BadInput where the dataset lacks a column that was asked for, or a measure its library."""
+    if {"bleu", "chrf"} & set(job.measures):
+        text.sacrebleu()
     needs = dict.fromkeys(job.groups, "groups")
     if {"bleu", "chrf", "classes"} & set(job.measures):
         needs[job.reference] = "reference"
@@ -86,13 +87,30 @@ def judged(job: EvaluateJob, rows: pa.Table, prompts: Prompts) -> dict[str, Any]
     return found
 
 
+def wins(ours: pa.Table, theirs: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    """The share of answers in which ours is better, term by term, over the prompts that both models were asked.
+
+    Another tokenizer may find other prompts too long. Raises BadInput where no prompt is left.
+    """
+    keys = [list(zip(t["example_id"].to_pylist(), t["sample"].to_pylist(), strict=True)) for t in (ours, theirs)]
+    there = {key: i for i, key in enumerate(keys[1])}
+    pairs = np.array([(i, there[key]) for i, key in enumerate(keys[0]) if key in there], np.int64).reshape(-1, 2)
+    if not len(pairs):
+        raise BadInput("against: no prompt was asked of both models; raise data.max_prompt_tokens")
+    mine, other = pairs.T
+    return {
+        n: vars(intervals.win_rate(_term(ours, n)[mine], _term(theirs, n)[other])) | {"answers": len(pairs)}
+        for n in names
+    }
+
+
 def _classes(texts: Sequence[str], references: text.References, language: str | None) -> dict[str, Any]:
     right = [r[0].strip() for r in references]
     return classes.classification(right, [t.strip() for t in texts], sorted(set(right)))
 
 
 MEASURES: dict[str, Callable[[Sequence[str], text.References, str | None], Any]] = {
-    "bleu": lambda texts, references, language: text.bleu(texts, references, language),
+    "bleu": text.bleu,
     "chrf": lambda texts, references, language: text.chrf(texts, references),
     "distinct_1": lambda texts, references, language: text.distinct(texts, 1),
     "distinct_2": lambda texts, references, language: text.distinct(texts, 2),

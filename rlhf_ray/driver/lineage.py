@@ -78,7 +78,9 @@ def _content(leaf: str) -> str | None:
         if path.is_file():
             with path.open("rb") as opened:
                 return hashlib.file_digest(opened, "sha256").hexdigest()
-        if path.is_dir() and path.is_absolute():
+        if path.is_dir() and any(
+            path.glob("*.json")
+        ):  # a model, a saved dataset; no folder that only has a value's name
             found = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir() if f.is_file())
             return _hash([list(f) for f in found])
     except OSError:  # too long for a name, or not ours to read

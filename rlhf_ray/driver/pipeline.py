@@ -56,7 +56,9 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
     elif isinstance(job, TokenizerJob):
         results = tokenizer.run(job, held, console)
     else:
-        results = SupervisedRun(job, held, stop).train()
+        run = SupervisedRun(job, held, stop)
+        with failing(lambda: run.step > 0):
+            results = run.train()
     held.record("finished", results=results)
     return results
 

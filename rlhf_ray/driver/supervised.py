@@ -48,6 +48,7 @@ class SupervisedRun:
         self.sampler = Sampler(len(np.unique(self.rows.group)), job.run.seed, self.task.classes)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
         self.best = Checkpoints(self.run / "best", 1)
+        self.step = 0
 
     def train(self) -> dict[str, float]:
         """Trains to num_steps from wherever the run stands, exports, and returns the held-out metrics."""

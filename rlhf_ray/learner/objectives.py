@@ -183,7 +183,7 @@ class Scores:
     def predict(self, model: Any, batch: Batch, device: torch.device) -> list[np.ndarray]:
         """The score () of each sequence, read at its last token."""
         c = Columns(batch, device)
-        return list(model(c.tokens, c.lengths, final_positions(c.lengths)).cpu().numpy())
+        return list(model(c.tokens, c.lengths, final_positions(c.lengths), c.shared_prompts).cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,28 +68,38 @@ def flash(
     """One kernel for all sequences: queries are aligned with the end of their keys, which begin with a shared prompt's."""
     from torch.nn.attention.varlen import varlen_attn
 
-    at, sizes = key_spans(lengths, prefixes)
+    spans = key_spans(lengths, prefixes, query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if at is not None:
-        at = at.to(query.device, non_blocking=True)
-        k, v = k[at], v[at]
-    ends = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=query.device) for n in (lengths, sizes)]
+    if spans.at is not None:
+        k, v = k[spans.at], v[spans.at]
     out = varlen_attn(
-        q.contiguous(), k.contiguous(), v.contiguous(), ends[0], ends[1], max(lengths), max(sizes), scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0), enable_gqa=query.shape[1] != key.shape[1],
+        q.contiguous(), k.contiguous(), v.contiguous(), spans.query_ends, spans.key_ends, max(lengths), spans.longest,
+        scale=scaling, window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out.unsqueeze(0)
 
 
+class Spans(NamedTuple):
+    """Flat positions of each sequence's keys (None: they lie as they are), ends (B + 1,) int32 of queries and keys, most keys."""
+
+    at: Tensor | None
+    query_ends: Tensor
+    key_ends: Tensor
+    longest: int
+
+
 @lru_cache(maxsize=4)
-def key_spans(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
-    """Flat positions of each sequence's keys, its prefix's before its own, and how many they are; None: they lie as they are."""
-    if all(p < 0 for p in prefixes):
-        return None, lengths
-    spans = torch.arange(sum(lengths)).split(lengths)
-    whole = [spans[i] if p < 0 else torch.cat([spans[p], spans[i]]) for i, p in enumerate(prefixes)]
-    return torch.cat(whole), tuple(len(w) for w in whole)
+def key_spans(lengths: tuple[int, ...], prefixes: tuple[int, ...], device: torch.device) -> Spans:
+    """Where the keys of each sequence are, its prefix's before its own; the same for all layers of a pass."""
+    sizes = tuple(n + (0 if p < 0 else lengths[p]) for n, p in zip(lengths, prefixes, strict=True))
+    queries, keys = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (lengths, sizes))
+    if sizes == lengths:
+        return Spans(None, queries, keys, max(sizes))
+    own = torch.arange(sum(lengths)).split(lengths)
+    at = torch.cat([x for i, p in enumerate(prefixes) for x in ([own[i]] if p < 0 else [own[p], own[i]])])
+    return Spans(at.to(device), queries, keys, max(sizes))
 
 
 def _whole(parts: tuple[Tensor, ...], index: int, prefix: int) -> Tensor:

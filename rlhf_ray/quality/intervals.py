@@ -32,5 +32,6 @@ def mean(values: np.ndarray) -> Estimate:
 
 
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """Share of paired scores in which ours is higher; a tie counts a half."""
-    return mean((ours > theirs) + 0.5 * (ours == theirs))
+    """Share of paired scores in which ours is higher; a tie counts a half, a pair with a NaN nothing."""
+    won = (ours > theirs) + 0.5 * (ours == theirs)
+    return mean(np.where(np.isnan(ours) | np.isnan(theirs), np.nan, won))

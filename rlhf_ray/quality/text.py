@@ -56,28 +56,32 @@ def _f1(found: list[str], wanted: list[str]) -> float:
 def bleu(texts: Sequence[str], references: References, language: str | None = None) -> float:
     """Corpus BLEU, 0 to 100 (Papineni et al. 2002; Post 2018, arXiv 1804.08771). ``language`` zh, ja or ko takes its tokenizer."""
     names = {"zh": "zh", "ja": "char", "ko": "char"}
-    metric = _sacrebleu().BLEU(tokenize=names.get(language or "", "13a"))
+    metric = sacrebleu().BLEU(tokenize=names.get(language or "", "13a"))
     return float(metric.corpus_score(list(texts), _columns(references)).score)
 
 
 def chrf(texts: Sequence[str], references: References) -> float:
     """Corpus chrF2, 0 to 100 (Popovic 2015)."""
-    return float(_sacrebleu().CHRF().corpus_score(list(texts), _columns(references)).score)
+    return float(sacrebleu().CHRF().corpus_score(list(texts), _columns(references)).score)
 
 
-def sentence_chrf(text: str, references: Sequence[str]) -> float:
-    """chrF2 of one text, 0 to 1: smooth enough to be a reward."""
-    return float(_sacrebleu().CHRF().sentence_score(text, list(references)).score) / 100
+def sentence_chrf(texts: Sequence[str], references: References) -> list[float]:
+    """chrF2 of each text, 0 to 1: smooth enough to be a reward."""
+    metric = sacrebleu().CHRF()
+    return [float(metric.sentence_score(t, list(r)).score) / 100 for t, r in zip(texts, references, strict=True)]
 
 
-def rouge_l(text: str, references: Sequence[str]) -> float:
-    """F measure of the longest common subsequence, 0 to 1, the best over references (Lin 2004)."""
+def rouge_l(texts: Sequence[str], references: References) -> list[float]:
+    """F measure of each text's longest common subsequence with a reference, 0 to 1, the best over references (Lin 2004)."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise BadInput("ROUGE needs rouge-score: pip install 'rlhf-ray[metrics]'") from None
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return max(float(scorer.score(reference, text)["rougeL"].fmeasure) for reference in references)
+    return [
+        max(float(scorer.score(wanted, t)["rougeL"].fmeasure) for wanted in r)
+        for t, r in zip(texts, references, strict=True)
+    ]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -113,7 +117,8 @@ def _columns(references: References) -> list[list[str]]:
     return [[r[min(i, len(r) - 1)] for r in references] for i in range(most)]
 
 
-def _sacrebleu() -> Any:
+def sacrebleu() -> Any:
+    """sacrebleu's metrics. Raises BadInput where it is not installed."""
     try:
         from sacrebleu import metrics
     except ImportError:

@@ -87,12 +87,12 @@ def token_f1(prompts: list[str], completions: list[str], *, answer: Sequence[Any
 
 def chrf(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
     """chrF2 of the completion against the answers, 0 to 1."""
-    return [texts.sentence_chrf(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+    return texts.sentence_chrf(completions, [texts.references(a) for a in answer])
 
 
 def rouge_l(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
     """F measure of the longest common subsequence with the best of the answers."""
-    return [texts.rouge_l(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+    return texts.rouge_l(completions, [texts.references(a) for a in answer])
 
 
 def no_repetition(prompts: list[str], completions: list[str], *, n: int = 3, **columns: Any) -> list[float]:

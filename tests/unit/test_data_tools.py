@@ -42,6 +42,12 @@ def test_personal_data_is_replaced_and_counted(kind, text):
         assert redact.text(text, others, Counter()) == text
 
 
+def test_a_private_key_goes_with_its_body():
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\n-----END PRIVATE KEY-----"
+    assert redact.text(f"a {key} b", ["key"], Counter()) == "a [KEY] b"
+    assert redact.text(f"a {key[:40]}", ["key"], Counter()) == "a [KEY]"  # cut off: nothing of it stays
+
+
 @pytest.mark.parametrize("text", LEFT)
 def test_what_only_looks_like_it_stays(text):
     assert redact.text(text, redact.PATTERNS, Counter()) == text
@@ -61,7 +67,7 @@ def test_columns_are_made_of_others(tmp_path):
     config = DataConfig(path=str(tmp_path / "x.jsonl"), columns={"q": "question"}, formats=formats)
     (row,) = load(config, "data")
     assert (row["prompt"], row["completion"]) == ("Q: why A:", " 7")
-    with pytest.raises(DataError, match=r"x.jsonl:1: formats wants column 'b', and the row has q, a"):
+    with pytest.raises(DataError, match=r"x.jsonl:1: formats does not fit the row \(KeyError: 'b'\), which has q, a"):
         load(DataConfig(path=str(tmp_path / "x.jsonl"), formats={"prompt": "{b}"}), "data")
 
 
@@ -95,6 +101,9 @@ def test_text_arrow_and_squad_files_are_read(tmp_path):
         "data": [{"title": "t", "paragraphs": [{"context": "Ann did.", "qas": [asked, {**asked, "answers": []}]}]}]
     }
     (tmp_path / "squad.json").write_text(json.dumps(squad))
+    (tmp_path / "half.json").write_text(json.dumps({"data": [{"title": "t"}]}))
+    with pytest.raises(DataError, match="not all of its form"):
+        load(DataConfig(path=str(tmp_path / "half.json")), "data")
     first, second = load(DataConfig(path=str(tmp_path / "squad.json")), "data")
     assert first["answers"] == {"text": ["Ann"], "answer_start": [0]}
     assert second["answers"] == {"text": [], "answer_start": []}

@@ -40,14 +40,14 @@ def test_bleu_and_chrf_are_sacrebleus():
     assert text.bleu(found, wanted) == pytest.approx(metrics.BLEU().corpus_score(found, columns).score)
     assert text.chrf(found, wanted) == pytest.approx(metrics.CHRF().corpus_score(found, columns).score)
     assert text.bleu(["我在这里生活"], [["我在这里生活"]], "zh") == pytest.approx(100)
-    assert text.sentence_chrf("abc", ["abc"]) == pytest.approx(1)
+    assert text.sentence_chrf(["abc"], [["abc"]]) == [pytest.approx(1)]
 
 
 def test_rouge_l_is_the_longest_common_subsequence():
     pytest.importorskip("rouge_score")
     found, wanted = "police killed the gunman", "police kill the gunman today"
     precision, recall = 3 / 4, 3 / 5
-    assert text.rouge_l(found, [wanted, "x"]) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert text.rouge_l([found], [[wanted, "x"]]) == [pytest.approx(2 * precision * recall / (precision + recall))]
 
 
 def test_diversity_counts_n_grams():
@@ -97,3 +97,5 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
 
 def test_a_tie_is_half_a_win():
     assert intervals.win_rate(np.array([1.0, 2, 3, 0]), np.array([0.0, 2, 4, -1])).mean == pytest.approx(2.5 / 4)
+    lost = np.array([np.nan, 2, 3, 0])
+    assert intervals.win_rate(lost, np.array([0.0, 2, np.nan, -1])).mean == pytest.approx(1.5 / 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,8 @@ class EvaluateRL(Section):
 class RLJob(Common):
     """Reinforcement learning; `algorithm.type` chooses which."""
 
+    unless_said: ClassVar[dict[str, str]] = {"algorithm": "ppo"}
+
     job: Literal["ppo"] = "ppo"
     data: PromptConfig = Field(..., description="Prompts to train on.")
     ptx_data: DataConfig | None = Field(None, description="Pre-training text for algorithm.ptx_coef.")
@@ -46,13 +48,6 @@ class RLJob(Common):
         description="The critic; read by ppo alone, which has one.",
     )
     evaluate: EvaluateRL = Field(default_factory=EvaluateRL, description="Held-out evaluation.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _ppo_unless_said(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("algorithm"), dict):
-            data = {**data, "algorithm": {"type": "ppo", **data["algorithm"]}}
-        return data
 
     @model_validator(mode="after")
     def _distinct_terms(self) -> RLJob:

@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .jobs import Job
+from .jobs import Job, RLJob
+from .rollout import RolloutConfig
 from .section import BadInput
+from .supervised import PreferenceJob
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Job)
+UNLESS_SAID = RLJob.unless_said | PreferenceJob.unless_said | RolloutConfig.unless_said
 
 
 class ConfigError(BadInput):
@@ -110,7 +113,7 @@ def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
     found: list[str] = []
     node, tagged = tree, False
     for position, part in enumerate(loc):
-        default = {"algorithm": "ppo", "engine": "transformers", "objective": "dpo"}.get(found[-1]) if found else None
+        default = UNLESS_SAID.get(found[-1]) if found else None
         if not tagged and isinstance(node, dict) and part in (node.get("type", default), node.get("job")):
             tagged = True  # the variant's name, which stands before its keys
             continue

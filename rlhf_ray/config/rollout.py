@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,8 @@ class VLLMEngine(Section):
 class RolloutConfig(Section):
     """How completions are sampled."""
 
+    unless_said: ClassVar[dict[str, str]] = {"engine": "transformers"}
+
     num_workers: int = Field(1, ge=1, description="Rollout workers.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts of one step; each gets algorithm.group_size samples.")
     chunk_prompts: int = Field(
@@ -62,13 +64,6 @@ class RolloutConfig(Section):
     def num_gpus(self) -> int:
         """GPUs of one rollout worker, where there are any."""
         return self.engine.tensor_parallel_size if isinstance(self.engine, VLLMEngine) else 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _transformers_unless_said(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("engine"), dict):
-            data = {**data, "engine": {"type": "transformers", **data["engine"]}}
-        return data
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -13,8 +13,12 @@ class BadInput(ValueError):
 
 
 class Section(BaseModel):
-    """A frozen group of options. An unknown key is an error that suggests the nearest known one."""
+    """A frozen group of options. An unknown key is an error that suggests the nearest known one.
 
+    ``unless_said`` names the variant of a key that says none: ``algorithm: {lam: 0.9}`` is ppo's.
+    """
+
+    unless_said: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -26,4 +30,8 @@ class Section(BaseModel):
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
                     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key '{key}'; {hint}")
+            said = {
+                k: {"type": kind, **data[k]} for k, kind in cls.unless_said.items() if isinstance(data.get(k), dict)
+            }
+            data = {**data, **said}
         return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -102,15 +102,10 @@ class RewardJob(Supervised):
 class PreferenceJob(Supervised):
     """Preference optimisation without sampling: `prompt`, `chosen`, `rejected`; for kto `prompt`, `completion`, `label`."""
 
+    unless_said: ClassVar[dict[str, str]] = {"objective": "dpo"}
+
     job: Literal["dpo"] = "dpo"
     objective: PreferenceConfig = Field(default_factory=DPO, description="The loss.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dpo_unless_said(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("objective"), dict):
-            data = {**data, "objective": {"type": "dpo", **data["objective"]}}
-        return data
 
 
 class ClassifyJob(Supervised):

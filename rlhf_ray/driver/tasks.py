@@ -28,11 +28,10 @@ from ..data import batches, tasks
 from ..data.examples import Rows
 from ..learner.heads import ClassObjective, SpanObjective, TokenObjective
 from ..learner.objectives import (
-    LabelledObjective,
     LanguageModelObjective,
     Objective,
     PairwiseObjective,
-    RegressionObjective,
+    RowObjective,
     StepObjective,
 )  # fmt: skip
 from ..learner.preferences import DesirableObjective, PairObjective
@@ -115,8 +114,8 @@ def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Pre
     if isinstance(job, RewardJob):
         made: dict[str, tuple[Callable[[Rows, Any, int], batches.Prepared], Objective]] = {
             "pairwise": (batches.pairs, PairwiseObjective(job.centre_coef)),
-            "labelled": (batches.labelled, LabelledObjective()),
-            "scores": (batches.scored, RegressionObjective()),
+            "labelled": (batches.labelled, RowObjective("labelled")),
+            "scores": (batches.scored, RowObjective("scores")),
             "steps": (partial(batches.stepwise, separator=job.separator), StepObjective()),
         }
         return *made[job.objective], False

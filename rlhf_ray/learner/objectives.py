@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -205,9 +205,10 @@ class PairwiseObjective(Scores):
 
 
 @dataclass(frozen=True)
-class LabelledObjective(Scores):
-    """Cross-entropy of labels 0 and 1; the logit is the reward."""
+class RowObjective(Scores):
+    """A loss of each row's score and label: cross-entropy of labels 0 and 1 (the logit is the reward), or squared error."""
 
+    name: Literal["labelled", "scores"]
     unit: str | None = None
 
     def weight(self, batch: Batch) -> float:
@@ -217,23 +218,13 @@ class LabelledObjective(Scores):
     def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
         """Summed over rows."""
         c = Columns(batch, device)
-        return losses.binary_cross_entropy(model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
+        return ROW_LOSSES[self.name](model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
 
 
-@dataclass(frozen=True)
-class RegressionObjective(Scores):
-    """Squared error of scores."""
-
-    unit: str | None = None
-
-    def weight(self, batch: Batch) -> float:
-        """Rows."""
-        return float(len(batch))
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """Summed over rows."""
-        c = Columns(batch, device)
-        return losses.squared_error(model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
+ROW_LOSSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, losses.Metrics]]] = {
+    "labelled": losses.binary_cross_entropy,
+    "scores": losses.squared_error,
+}
 
 
 @dataclass(frozen=True)

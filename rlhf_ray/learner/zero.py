@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import LearnerConfig
+from ..config import BadInput, LearnerConfig
 
 
 def start(rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
@@ -59,7 +59,7 @@ def build(
     tensors: Callable[[], Iterator[tuple[str, Tensor]]],
 ) -> Any:
     """A model with its weights. At ZeRO-3 the skeleton is built partitioned and filled one tensor at a time, read by rank
-    0 only, so that no rank ever holds the whole model. Raises ValueError where a parameter has no saved tensor; a scalar
+    0 only, so that no rank ever holds the whole model. Raises BadInput where a parameter has no saved tensor; a scalar
     head may be without one (:func:`draw` sets it).
     """
     if config.zero_stage < 3:
@@ -81,7 +81,10 @@ def build(
         missing.discard(name)
     missing = {n for n in missing if not n.startswith("score.")}
     if missing:
-        raise ValueError(f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+        raise BadInput(
+            f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); learner.zero_stage: 3 fills a model "
+            "from its files, so a new head needs stage 2 or less"
+        )
     return model
 
 

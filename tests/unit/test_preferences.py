@@ -134,11 +134,6 @@ def test_an_objective_is_the_naive_sum_and_micro_batches_add_up(objective):
 
 def test_a_policy_that_is_its_reference_has_no_preference():
     model, batch = policy(), pairs()
-    batch = batch.replace(ref_log_probs=np.zeros(len(batch.tokens)))
-    reference = PairObjective(SimPO(beta=1.0, margin=0.0))
-    assert reference.weight(batch) == 3
-    own = batch.replace(old_log_probs=batch.ref_log_probs)
-    assert log_ratios(own).abs().max() == 0
     dpo = PairObjective(DPO(beta=BETA))
     at = np.flatnonzero(batch.response_mask)
     with torch.no_grad():
@@ -148,6 +143,17 @@ def test_a_policy_that_is_its_reference_has_no_preference():
     loss, metrics = dpo.loss(model, batch.replace(ref_log_probs=same), torch.device("cpu"))
     assert float(loss.detach()) == pytest.approx(3 * math.log(2), rel=1e-5)
     assert abs(float(metrics["preference/margin"][0])) < 1e-4
+
+
+def test_log_ratios_are_summed_over_each_response():
+    batch = pairs()
+    now = np.where(batch.response_mask, -1.0, 0.0).astype(np.float32)
+    found = log_ratios(batch.replace(old_log_probs=now))
+    wanted = [sum(a - b for a, b in zip(*row, strict=True)) for row in zip(
+        np.split(now, batch.offsets[1:-1]), batch.sequences("ref_log_probs"), strict=True
+    )]  # fmt: skip
+    assert found.tolist() == pytest.approx(wanted)
+    assert (found != 0).all()
 
 
 def answers(*labels):

@@ -104,11 +104,12 @@ def test_a_worker_that_holds_no_weights_is_given_them_and_its_chunk_is_done_agai
     assert group.num_restarts == 0
 
 
-def until_dead(actor):
-    """Calls an actor until it is gone: a kill takes a moment."""
+def end(actor):
+    """Kills an actor and waits until it is gone: a kill takes a moment, in which it may still answer."""
+    ray.kill(actor)
     with contextlib.suppress(DEAD):
         while True:
-            ray.get(actor.check.remote())
+            ray.get(actor.__ray_ready__.remote())
 
 
 def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
@@ -117,12 +118,11 @@ def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
     def fatal(actor):
         if not deaths:
             deaths.append(actor)
-            ray.kill(actor)
+            end(actor)
         welcome(actor)
 
     group.welcome = fatal
-    ray.kill(group.actors[0])
-    until_dead(group.actors[0])
+    end(group.actors[0])
     with done.loop.phase("rollout", group):
         pass
     assert (len(deaths), group.num_restarts) == (1, 2)
@@ -135,14 +135,14 @@ def test_a_rank_that_dies_while_the_gang_restarts_is_one_more_death(done):
     def work():
         calls.append(gang.group.num_restarts)
         if len(calls) == 1:
-            ray.kill(gang.group.actors[0])
+            end(gang.group.actors[0])
         return gang.group.broadcast("ping")
 
     start = gang.start
 
     def fatal():
         if gang.group.num_restarts == 1:
-            ray.kill(gang.group.actors[0])
+            end(gang.group.actors[0])
         start()
 
     gang.start = fatal

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.config import ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request
 from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
-from rlhf_ray.weights import StaleWeights, Ticket, fingerprint, full, pack, unpack, verify_probe
+from rlhf_ray.weights import StaleWeights, Ticket, fingerprint, full, num_bytes, pack, unpack, verify_probe
 from tests.helpers import TINY, rl_job
 
 pytestmark = [
@@ -41,10 +41,11 @@ def expected(model, tokens):
 
 
 def sent(model, version):
-    """(packed weights, Ticket) as the learner makes them."""
+    """(Ticket, one bucket) as the learner makes them."""
     packed = pack({name: p.detach() for name, p in model.named_parameters()})
     probe = np.random.default_rng(version).integers(0, 50, 16).astype(np.int32)
-    return packed, Ticket(version, fingerprint(packed, full(version)), probe, expected(model, probe), 1e-3)
+    marks = (fingerprint(packed, full(version)),)
+    return Ticket(version, marks, probe, expected(model, probe), 1e-3, num_bytes(packed)), packed
 
 
 def requests(**more):
@@ -126,7 +127,7 @@ def test_log_probs_are_the_learners_before_and_after_a_sync(bench, tied):
     seen = []
     for version, seed in ((1, 5), (2, 1)):  # back to the weights of the fixture
         model = made(tied, seed)
-        assert bench("load_weights", *sent(model, version)) < 1e-4
+        assert bench("load_weights", *sent(model, version)).probe_difference < 1e-4
         found = completions(bench("run", requests()))
         for request in requests():
             c = found[request.id]
@@ -138,14 +139,14 @@ def test_log_probs_are_the_learners_before_and_after_a_sync(bench, tied):
 
 
 def test_vllms_own_reload_leaves_a_tied_head_stale_and_the_probe_sees_it(bench, tied):
-    packed, ticket = sent(made(tied, 9), 3)
+    ticket, packed = sent(made(tied, 9), 3)
     found = bench("load_as_vllm_does", packed, ticket.probe)
     if tied:
         with pytest.raises(StaleWeights, match="does not hold the weights"):
             verify_probe(found, ticket)
     else:
         assert verify_probe(found, ticket) < 1e-4
-    assert bench("load_weights", packed, ticket) < 1e-4
+    assert bench("load_weights", ticket, packed).probe_difference < 1e-4
     bench("load_weights", *sent(made(tied, 1), 0))
 
 

@@ -47,7 +47,7 @@ class Batch:
     truncated: Array = _column("uint8", "sequence", "rollout")
     rewards: Array = _column("float32", "sequence", "rewards")
     reward_parts: Array = _column("float32", "sequence", "rewards")
-    step_rewards: Array = _column("float32", "token", "rewards")
+    step_rewards: Array = _column("float32", "token", "rewards or data")
     targets: Array = _column("int32", "token", "data")
     words: Array = _column("int32", "token", "data")
     labels: Array = _column("float32", "sequence", "data")

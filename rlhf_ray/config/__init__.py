@@ -12,12 +12,23 @@ from .rewards import FunctionReward, ModelReward, Reward, RewardsConfig, RuleRew
 from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
-from .supervised import ClassifyJob, Common, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, Supervised, TagJob
+from .supervised import (
+    ClassifyJob,
+    Common,
+    ILQLJob,
+    PreferenceJob,
+    PretrainJob,
+    QAJob,
+    RewardJob,
+    SFTJob,
+    Supervised,
+    TagJob,
+)
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "BadInput", "CheckpointConfig",
     "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob",
-    "FunctionReward", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob",
+    "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "SimPO",
     "Supervised", "TagJob", "TokenizerJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",

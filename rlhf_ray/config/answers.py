@@ -32,7 +32,7 @@ class EvaluateJob(Answers):
 
     job: Literal["evaluate"] = "evaluate"
     against: str | None = Field(
-        None, description="Another model, for the share of answers in which this one is better."
+        None, description="Another model, never guided, for the share of answers in which this one is better."
     )
     greedy: bool = Field(True, description="Take the likeliest token instead of sampling.")
     measures: list[Literal["bleu", "chrf", "distinct_1", "distinct_2", "classes"]] = Field(

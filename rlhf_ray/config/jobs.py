@@ -14,7 +14,7 @@ from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
 from .section import Section
-from .supervised import ClassifyJob, Common, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, TagJob
+from .supervised import ClassifyJob, Common, ILQLJob, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, TagJob
 
 
 class EvaluateRL(Section):
@@ -54,6 +54,14 @@ class RLJob(Common):
         names = [t.name for t in [*self.rewards.terms, *self.evaluate.terms]]
         if len(set(names)) < len(names):
             raise ValueError(f"rewards.terms and evaluate.terms share a name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_its_own_policy(self) -> RLJob:
+        if self.rollout.guide:
+            raise ValueError(
+                "rollout.engine.guide: training rollouts sample from the distribution that is trained; guide job: evaluate or sample"
+            )
         return self
 
     @model_validator(mode="after")
@@ -111,6 +119,7 @@ Single = (
     | SFTJob
     | RewardJob
     | PreferenceJob
+    | ILQLJob
     | ClassifyJob
     | TagJob
     | QAJob

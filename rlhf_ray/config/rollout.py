@@ -18,6 +18,9 @@ class TransformersEngine(Section):
     compile: bool = Field(
         False, description="Compile the decode step, on GPUs into CUDA graphs: starts later, and pays for long runs."
     )
+    guide: float = Field(
+        0.0, ge=0, description="Of a model with value heads (job: ilql): beta in log pi + beta (Q - V); 0: not guided."
+    )
 
 
 class VLLMEngine(Section):
@@ -64,6 +67,18 @@ class RolloutConfig(Section):
     def num_gpus(self) -> int:
         """GPUs of one rollout worker, where there are any."""
         return self.engine.tensor_parallel_size if isinstance(self.engine, VLLMEngine) else 1
+
+    @property
+    def guide(self) -> float:
+        """Strength of the guidance by value heads; 0 is none."""
+        return self.engine.guide if isinstance(self.engine, TransformersEngine) else 0.0
+
+    @property
+    def unguided(self) -> RolloutConfig:
+        """The same without guidance."""
+        if not self.guide:
+            return self
+        return self.model_copy(update={"engine": self.engine.model_copy(update={"guide": 0.0})})
 
     @model_validator(mode="before")
     @classmethod

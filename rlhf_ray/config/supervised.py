@@ -108,6 +108,34 @@ class PreferenceJob(Supervised):
     objective: PreferenceConfig = Field(default_factory=DPO, description="The loss.")
 
 
+class ILQLJob(Supervised):
+    """Values of a language model's tokens from recorded answers (Snell et al., 2022): `prompt`, `completion`, `reward`, or in steps
+    `prompt`, `completions`, `rewards`. `rollout.engine.guide` samples by them."""
+
+    job: Literal["ilql"] = "ilql"
+    gamma: float = Field(0.99, gt=0, le=1, description="Discount of the value one token later.")
+    expectile: float = Field(
+        0.7, ge=0.5, lt=1, description="V's expectile: 0.5 is the mean over the data's tokens, near 1 the best of them."
+    )
+    conservative_coef: float = Field(
+        0.1, ge=0, description="Weight of the term that pushes down Q of tokens that the data do not take."
+    )
+    behaviour_coef: float = Field(
+        1.0, ge=0, description="Weight of the language model's cross-entropy; 0 freezes it and trains the heads alone."
+    )
+    target_rate: float = Field(
+        0.005, gt=0, le=1, description="How far the target Q heads follow the Q heads each step (Polyak averaging)."
+    )
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> ILQLJob:
+        if self.model.lora is not None and self.behaviour_coef == 0:
+            raise ValueError(
+                "behaviour_coef: 0 freezes the language model, so model.lora would learn nothing; leave one out"
+            )
+        return self
+
+
 class ClassifyJob(Supervised):
     """A classifier of texts: `text` (or `sentence`) and `label`."""
 

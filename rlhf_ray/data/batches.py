@@ -142,9 +142,7 @@ def scored(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     sequences, labels, ids = [], [], []
     for i, row in enumerate(rows):
         rows.require(i, "score")
-        score = row["score"]
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise DataError(f"{rows.place(i)}: score is {score!r}, expected a number")
+        score = _number(row["score"], "score", rows.place(i))
         if "completion" in row:
             rows.require(i, "prompt", "completion")
             prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
@@ -154,7 +152,7 @@ def scored(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
             whole = [*tokenizer(text_of(row, "text", rows.place(i)))["input_ids"], _eos(tokenizer)]
         if len(whole) <= max_length:
             sequences.append(whole)
-            labels.append([float(score)])
+            labels.append([score])
             ids.append(i)
     masks = [[0] + [1] * (len(s) - 1) for s in sequences]
     made = _batch(rows, sequences, masks, ids, np.arange(len(ids)), np.array(labels, np.float32))
@@ -184,6 +182,51 @@ def stepwise(rows: Rows, tokenizer: Any, max_length: int, separator: str) -> Pre
             ids.append(i)
     made = _batch(rows, sequences, masks, ids, np.arange(len(ids)))
     return Prepared(made.replace(targets=np.concatenate(targets)), len(rows) - len(ids))
+
+
+def rewarded(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Prompt, completion and end token, with the reward at the last token; or completions, a list of texts that follow each other,
+    with rewards, one for each of them at its last token (the end token is the last one's). step_rewards holds them."""
+    sequences, masks, rewards, ids = [], [], [], []
+    for i, row in enumerate(rows):
+        sequence, given = _rewarded(rows, i, row, tokenizer)
+        prompt = len(sequence) - len(given)
+        if len(sequence) <= max_length:
+            sequences.append(sequence)
+            masks.append([0] * prompt + [1] * len(given))
+            rewards.append(np.array([0.0] * prompt + given, np.float32))
+            ids.append(i)
+    made = _batch(rows, sequences, masks, ids, np.arange(len(ids)))
+    return Prepared(made.replace(step_rewards=np.concatenate(rewards)), len(rows) - len(ids))
+
+
+def _rewarded(rows: Rows, i: int, row: Row, tokenizer: Any) -> tuple[list[int], list[float]]:
+    """Ids of prompt and response, and the reward of each of the response's tokens."""
+    if "completions" not in row:
+        rows.require(i, "prompt", "completion", "reward")
+        prompt, answer = _sides(row, "completion", tokenizer, rows.place(i))
+        return prompt + answer, [0.0] * (len(answer) - 1) + [_number(row["reward"], "reward", rows.place(i))]
+    rows.require(i, "prompt", "completions", "rewards")
+    steps, numbers = list(row["completions"]), list(row["rewards"])
+    if len(steps) != len(numbers) or not steps:
+        raise DataError(f"{rows.place(i)}: {len(steps)} completions and {len(numbers)} rewards; each needs one")
+    sequence, given = prompt_ids(row["prompt"], tokenizer, f"{rows.place(i)}, prompt"), list[float]()
+    for number, step in enumerate(steps):
+        ids = tokenizer(str(step), add_special_tokens=False)["input_ids"]
+        ids += [_eos(tokenizer)] if number == len(steps) - 1 else []
+        if not ids:
+            raise DataError(
+                f"{rows.place(i)}: completions[{number}] is {step!r}, which has no token to bear its reward"
+            )
+        sequence = sequence + ids
+        given += [0.0] * (len(ids) - 1) + [_number(numbers[number], f"rewards[{number}]", rows.place(i))]
+    return sequence, given
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: {name} is {value!r}, expected a number")
+    return float(value)
 
 
 def prompts(rows: Rows, tokenizer: Any, max_length: int, too_long: str) -> PreparedPrompts:
@@ -240,10 +283,7 @@ def _turns(messages: Any, tokenizer: Any, where: str) -> tuple[list[int], list[i
 
 
 def _margin(row: Row, where: str) -> float:
-    margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise DataError(f"{where}: margin is {margin!r}, expected a number")
-    return float(margin)
+    return _number(row.get("margin", 0.0), "margin", where)
 
 
 def _sides(row: Row, column: str, tokenizer: Any, where: str) -> tuple[list[int], list[int]]:

@@ -27,7 +27,10 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
     rows, prompts = answers(job, job.model, held.path, job.greedy, partial(require, job))
     found = judged(job, rows, prompts)
     if job.against is not None:
-        other, _ = answers(job, job.model.model_copy(update={"path": job.against, "init": None}), held.path, job.greedy)
+        plain = job.model_copy(update={"rollout": job.rollout.unguided})
+        other, _ = answers(
+            plain, job.model.model_copy(update={"path": job.against, "init": None}), held.path, job.greedy
+        )
         found["wins"] = wins(rows, other, [t.name for t in job.rewards.terms])
     file = heldout.path(held.path, 0)
     file.parent.mkdir(exist_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import PPO, BadInput, ModelConfig, ModelReward, RLJob, Supervised
+from ..config import PPO, BadInput, ILQLJob, ModelConfig, ModelReward, RLJob, Supervised
 from ..data import tokenizer as tokenizers
 from ..learner.worker import Role
 from ..models import load as models
@@ -20,7 +21,7 @@ def prepare(
     A random masked language model's tokenizer gets a mask token if it has none. Raises BadInput where either cannot be had,
     or the vocabulary is larger than the embedding.
     """
-    ends = kind in ("policy", "scalar")
+    ends = kind in ("policy", "scalar", "values")
     if config.init is not None:
         tokenizer = tokenizers.load(config, None, ends)
         if kind == "masked" and tokenizer.mask_token_id is None:
@@ -48,7 +49,10 @@ def prepare(
 
 def supervised_roles(job: Supervised, model: ModelConfig, kind: str, labels: tuple[str, ...]) -> list[Role]:
     """The one model of a supervised job."""
-    return [Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps, labels=labels)]
+    made = Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps, labels=labels)
+    if isinstance(job, ILQLJob):
+        made = replace(made, frozen_trunk=job.behaviour_coef == 0, target_rate=job.target_rate)
+    return [made]
 
 
 def rl_roles(job: RLJob, model: ModelConfig, tokenizer: Any) -> list[Role]:

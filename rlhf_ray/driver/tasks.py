@@ -17,6 +17,7 @@ from ..config import (
     KTO,
     BadInput,
     ClassifyJob,
+    ILQLJob,
     PreferenceJob,
     PretrainJob,
     QAJob,
@@ -35,6 +36,7 @@ from ..learner.objectives import (
     StepObjective,
 )  # fmt: skip
 from ..learner.preferences import DesirableObjective, PairObjective
+from ..learner.values import ImplicitQObjective
 from ..quality import classes, intervals, reward_model, text
 
 View = Callable[[Batch, Sequence[int]], Batch]
@@ -61,7 +63,13 @@ def kind(job: Supervised) -> str:
     """The kind of model (models.load.CLASSES)."""
     if isinstance(job, PretrainJob):
         return "masked" if job.objective == "masked" else "policy"
-    kinds: dict[type, str] = {RewardJob: "scalar", ClassifyJob: "classes", TagJob: "tags", QAJob: "span"}
+    kinds: dict[type, str] = {
+        RewardJob: "scalar",
+        ClassifyJob: "classes",
+        TagJob: "tags",
+        QAJob: "span",
+        ILQLJob: "values",
+    }
     return kinds.get(type(job), "policy")
 
 
@@ -119,6 +127,12 @@ def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Pre
             "steps": (partial(batches.stepwise, separator=job.separator), StepObjective()),
         }
         return *made[job.objective], False
+    if isinstance(job, ILQLJob):
+        return (
+            batches.rewarded,
+            ImplicitQObjective(job.gamma, job.expectile, job.conservative_coef, job.behaviour_coef),
+            False,
+        )
     prepare = batches.language_model if isinstance(job, PretrainJob) else batches.supervised
     return prepare, LanguageModelObjective(), False
 

@@ -47,8 +47,8 @@ class Columns:
         setattr(self, name, column)
 
     def spread(self, values: Tensor, at: Tensor) -> Tensor:
-        """Values (R,) at flat positions (R,), zero elsewhere: (T,)."""
-        return values.new_zeros(len(self.tokens)).index_put((at,), values)
+        """Values (..., R) at flat positions (R,), zero elsewhere: (..., T)."""
+        return values.new_zeros(*values.shape[:-1], len(self.tokens)).index_copy(-1, at, values)
 
 
 @dataclass(frozen=True)

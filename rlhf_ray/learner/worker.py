@@ -17,17 +17,20 @@ from .. import metrics, weights
 from ..batch import Batch, micro_batches
 from ..config import LearnerConfig, ModelConfig
 from ..models import load as models
+from ..models import values
 from ..models.log_probs import before
 from . import zero
 from .objectives import Columns, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEADS = "heads."  # of a ValueModel: its other parameters are the language model's
 SHARED_LEAST = 0.1  # share of the tokens that shared prompts must save before groups are kept together for it
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model of the gang. ``model.path`` is a local directory; ``lr`` None means frozen."""
+    """A model of the gang. ``model.path`` is a local directory; ``lr`` None means frozen; ``frozen_trunk`` freezes all but heads of
+    kind 'values', whose targets follow at ``target_rate`` an optimizer step."""
 
     name: str
     kind: str
@@ -36,6 +39,8 @@ class Role:
     zero_head: bool = False
     num_updates: int = 1
     labels: tuple[str, ...] = ()
+    frozen_trunk: bool = False
+    target_rate: float | None = None
 
 
 class LearnerWorker:
@@ -48,6 +53,7 @@ class LearnerWorker:
         self.config, self.roles = config, {r.name: r for r in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.engines: dict[str, Any] = {}
+        self.averages: dict[str, zero.Averages] = {}
 
     def free_port(self) -> int:
         """A free port on this host, for the gang to meet at."""
@@ -81,15 +87,21 @@ class LearnerWorker:
         )
         if role.kind == "scalar" and (role.zero_head or not models.has_head(path)):
             zero.draw(model.score.weight, 0.0 if role.zero_head else 0.02)
-        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in model.parameters())
+        size = sum(_size(p) for p in model.parameters())
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
         vocab = model.config.vocab_size
         wrapped = models.finish(role.kind, model, attention=m.attention, lora=m.lora if role.lr is not None else None)
+        if role.kind == "values":
+            wrapped.heads.restore(path)
+        if role.frozen_trunk:
+            wrapped.model.requires_grad_(False)
         wrapped.to(self.device)
         if m.gradient_checkpointing and role.lr is not None:
             wrapped.core.gradient_checkpointing_enable({"use_reentrant": False})
         engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
         wrapped.train(role.lr is not None)
+        if role.target_rate is not None:
+            self.averages[role.name] = zero.Averages(wrapped.heads.averaged(), role.target_rate)
         info = {"num_parameters": size, "width": width, "num_layers": layers}
         if m.attention == "auto":
             info["packed_difference"] = wrapped.check(vocab)
@@ -162,6 +174,8 @@ class LearnerWorker:
                         flops += self._flops(role, micro)
             lr = engine.get_lr()[0]  # of this update: the step moves on to the next one's
             sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
+            if role in self.averages:
+                self.averages[role].update()
         seconds = time.monotonic() - began
         sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
         return metrics.add(sums)
@@ -238,16 +252,22 @@ class LearnerWorker:
             yield name.removeprefix(prefix).replace(".base_layer.", "."), value
 
     def export(self, directory: str, role: str = "actor") -> None:
-        """Writes the model in Hugging Face format (safetensors), adapters merged."""
+        """Writes the model in Hugging Face format (safetensors), adapters merged; value heads in a folder of it."""
         named = self.weights(role)
-        if named is not None:
-            zero.module(self.engines[role]).core.save_pretrained(directory, state_dict=named)
+        if named is None:
+            return
+        heads = {name.removeprefix(HEADS): named.pop(name) for name in list(named) if name.startswith(HEADS)}
+        zero.module(self.engines[role]).core.save_pretrained(directory, state_dict=named)
+        if heads:
+            values.save_heads(heads, directory)
 
     def save(self, directory: str) -> None:
         """Writes this rank's shards of all trained roles, and its random state."""
         for name, role in self.roles.items():
             if role.lr is not None:
                 zero.save(self.engines[name], Path(directory), name)
+        for name, averages in self.averages.items():
+            torch.save(averages.values, self._averages_file(directory, name))
         torch.save(torch.get_rng_state(), Path(directory) / f"rng-rank{self.rank:03d}.pt")
 
     def load(self, directory: str) -> None:
@@ -255,7 +275,12 @@ class LearnerWorker:
         for name, role in self.roles.items():
             if role.lr is not None:
                 zero.load(self.engines[name], Path(directory), name)
+        for name, averages in self.averages.items():
+            averages.load(torch.load(self._averages_file(directory, name)))
         torch.set_rng_state(torch.load(Path(directory) / f"rng-rank{self.rank:03d}.pt"))
+
+    def _averages_file(self, directory: str, name: str) -> Path:
+        return Path(directory) / f"{name}-averages-rank{self.rank:03d}.pt"
 
     def ping(self) -> str:
         """Answers while the worker lives."""
@@ -284,18 +309,26 @@ class LearnerWorker:
                 yield "actor"
 
     def _flops(self, role: str, micro: Batch) -> float:
-        """Forward and backward FLOPs of the real tokens: 6 N T of the layers, the head on response positions only, and
-        attention's 6 layers width s^2."""
-        core, policy = zero.module(self.engines[role]).core, self.roles[role].kind == "policy"
+        """Forward and backward FLOPs of the real tokens: 6 N T of the layers (2 where they are frozen), the heads on response
+        positions only, and attention's 6 layers width s^2."""
+        module, frozen = zero.module(self.engines[role]), self.roles[role].frozen_trunk
+        core, causal = module.core, self.roles[role].kind in ("policy", "values")
         c = core.config
         head = c.vocab_size * c.hidden_size
-        tables = head * (2 if policy and not c.tie_word_embeddings else 1)
-        size = sum(int(np.prod(getattr(p, "ds_shape", p.shape))) for p in core.parameters()) - tables
+        tables = head * (2 if causal and not c.tie_word_embeddings else 1)
+        size = sum(_size(p) for p in core.parameters()) - tables
         lengths = micro.lengths.astype(float)
         shared = micro.shared_prompts.astype(float) if micro.has("prompt_length") else np.zeros(len(micro))
         attention = c.num_hidden_layers * c.hidden_size * float((lengths**2 - shared**2).sum())
-        read = float(micro.response_mask.sum()) if policy else 0.0
-        return 6.0 * (size * float((lengths - shared).sum()) + head * read + attention)
+        read = float(micro.response_mask.sum()) if causal else 0.0
+        trunk = size * float((lengths - shared).sum()) + attention
+        heads = sum(_size(p) for n, p in module.named_parameters() if n.startswith(HEADS) and p.requires_grad) * read
+        return 2.0 * trunk + 6.0 * heads if frozen else 6.0 * (trunk + head * read + heads)
+
+
+def _size(parameter: Any) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 holds in shards."""
+    return int(np.prod(getattr(parameter, "ds_shape", parameter.shape)))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -187,6 +187,32 @@ def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
         yield
 
 
+class Averages:
+    """Parameters that follow others as Polyak averages: target += rate (source - target), in float32 whatever their dtype,
+    since bfloat16 would round small rates away. Each rank averages the shards that it holds; nobody talks.
+    """
+
+    def __init__(self, pairs: list[tuple[Any, Any]], rate: float) -> None:
+        self.pairs, self.rate = pairs, rate
+        self.values = [_local(target).float() for _, target in pairs]
+
+    def update(self) -> None:
+        """After an optimizer step."""
+        for (source, target), value in zip(self.pairs, self.values, strict=True):
+            _local(target).copy_(value.lerp_(_local(source).float(), self.rate))
+
+    def load(self, values: list[Tensor]) -> None:
+        """Takes ``values`` that were saved by this rank of as many."""
+        for (_, target), value, saved in zip(self.pairs, self.values, values, strict=True):
+            _local(target).copy_(value.copy_(saved))
+
+
+def _local(parameter: Any) -> Tensor:
+    """What this rank holds of a parameter, without its gradient."""
+    held: Tensor = parameter.ds_tensor if partitioned(parameter) else parameter
+    return held.detach()
+
+
 def save(engine: Any, directory: Path, name: str) -> None:
     """Every rank writes its shard of weights, optimizer and schedule to directory/name; no 'latest' file."""
     engine.save_checkpoint(str(directory), tag=name, save_latest=False)

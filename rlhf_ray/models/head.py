@@ -42,9 +42,20 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float, entropy
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
+class ActionLinear(nn.Linear):
+    """A linear layer that can also be asked for one output of each row: ``actions`` (R,) cost no product with the others."""
+
+    def forward(self, x: Tensor, actions: Tensor | None = None) -> Tensor:
+        """(R, out) of ``x`` (R, in), or (R,) where ``actions`` are given."""
+        if actions is None:
+            return super().forward(x)
+        found = (x * self.weight[actions]).sum(-1)
+        return found if self.bias is None else found + self.bias[actions]
+
+
 def _is_plain(head: nn.Module) -> bool:
     """Whether the head is one matrix that is here whole: no bias, no adapter, not partitioned by ZeRO-3."""
-    return type(head) is nn.Linear and head.bias is None and not hasattr(head.weight, "ds_id")
+    return type(head) in (nn.Linear, ActionLinear) and head.bias is None and not hasattr(head.weight, "ds_id")
 
 
 def _by_autograd(

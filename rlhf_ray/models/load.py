@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..config import BadInput, LoraConfig, ModelConfig
 from .heads import ClassModel, SpanModel, TokenModel
 from .log_probs import PolicyModel, Ragged, ScalarModel
+from .values import ValueModel
 
 CLASSES: dict[str, Any] = {
     "policy": AutoModelForCausalLM,
@@ -36,6 +37,7 @@ CLASSES: dict[str, Any] = {
     "classes": AutoModelForSequenceClassification,
     "tags": AutoModelForTokenClassification,
     "span": AutoModelForQuestionAnswering,
+    "values": AutoModelForCausalLM,
 }
 WRAPPERS: dict[str, type[Ragged]] = {
     "policy": PolicyModel,
@@ -44,6 +46,7 @@ WRAPPERS: dict[str, type[Ragged]] = {
     "classes": ClassModel,
     "tags": TokenModel,
     "span": SpanModel,
+    "values": ValueModel,
 }
 
 
@@ -127,7 +130,7 @@ def pretrained(
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM
 
-        if kind != "policy":
+        if CLASSES[kind] is not AutoModelForCausalLM:
             raise BadInput(
                 f"{path}: an adapter cannot be a scalar model; save it merged first (peft: merge_and_unload)"
             )
@@ -178,7 +181,8 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         from peft import LoraConfig as PeftLora
         from peft import get_peft_model
 
-        heads = [] if kind == "policy" else [n for n, _ in model.named_children() if n != model.base_model_prefix]
+        causal = CLASSES[kind] is AutoModelForCausalLM
+        heads = [] if causal else [n for n, _ in model.named_children() if n != model.base_model_prefix]
         adapter = PeftLora(
             r=lora.rank,
             lora_alpha=lora.alpha,

@@ -14,6 +14,7 @@ import torch
 from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
+from ..models import values
 from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
@@ -164,6 +165,8 @@ def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Pl
         "policy", str(model.path), dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
     )
     models.without_dropout(causal)
+    if config.guide:
+        values.guide(causal, str(model.path), config.guide)
     device = torch.device(place.device)
     return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device, config.compile)
 

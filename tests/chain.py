@@ -6,6 +6,8 @@ in between. Each step discounts. As text a walk is the positions it comes to: "p
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -92,7 +94,7 @@ def paid(prompt: str, completion: str) -> float:
     if last != "stop" or not all(word in PLACES for word in moves):
         return 0.0
     places = [PLACES.index(word) for word in [prompt, *moves]]
-    sound = all(b in (moved(a, LEFT), moved(a, RIGHT)) for a, b in zip(places, places[1:], strict=False))
+    sound = all(b in (moved(a, LEFT), moved(a, RIGHT)) for a, b in pairwise(places))
     return float(PAYS[places[-1]]) if sound else 0.0
 
 

@@ -45,7 +45,7 @@ def tiny(job, folder):
     encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
     model = {"init": BERT if encoder else TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
-    labelled = job.get("objective") == "labelled"
+    labelled = job.get("objective") == "labelled" or kind == "ilql"
     path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")
     job["data"] = {"path": path, "size": 6 if kind == "reward" and not labelled else 32}  # 6: a batch spans two epochs
     if kind != "ppo":
@@ -87,7 +87,13 @@ def stages(folder, names):
     """One pipeline of these job files, models that others take first; a pipeline file gives its stages."""
     (folder / "reward.py").write_text(REWARD)
     rows = [
-        {"text": f"the staff was {w}", "prompt": "the staff", "completion": f" was {w}", "label": label}
+        {
+            "text": f"the staff was {w}",
+            "prompt": "the staff",
+            "completion": f" was {w}",
+            "label": label,
+            "reward": label,
+        }
         for w, label in (("great", 1), ("awful", 0))
     ] * 16
     (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))

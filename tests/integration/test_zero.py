@@ -12,6 +12,7 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
 from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective, PolicyObjective, ValueObjective
+from rlhf_ray.learner.values import ImplicitQObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.metrics import add, means
 from rlhf_ray.workers import WorkerGroup
@@ -59,12 +60,13 @@ def batch(order=None):
         advantages=column(0, 1),
         returns=column(0, 1),
         values=column(0, 0.1),
+        step_rewards=column(0, 1),
     )
     return whole if order is None else whole.take(order)
 
 
 def gang(model, world, stage, budget, lora=None, num_updates=3):
-    """Actor, critic and reference on ``world`` ranks, joined; SGD on a learning rate that falls to zero."""
+    """Actor, critic, reference and two value models on ``world`` ranks, joined; SGD on a learning rate that falls to zero."""
     config = LearnerConfig(
         zero_stage=stage, optimizer="sgd", micro_batch_tokens=budget, num_workers=world, max_grad_norm=0.5,
         schedule="linear",
@@ -72,6 +74,10 @@ def gang(model, world, stage, budget, lora=None, num_updates=3):
     roles = [
         Role("actor", "policy", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
         Role("critic", "scalar", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
+        Role("values", "values", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates, target_rate=0.3),
+        Role(
+            "heads", "values", ModelConfig(path=model), 0.1, num_updates=num_updates, target_rate=0.3, frozen_trunk=True
+        ),
     ]
     if lora is None:  # else the actor without its adapter
         roles.append(Role("reference", "policy", ModelConfig(path=model), None))
@@ -93,10 +99,15 @@ POLICY = PolicyObjective(
     GRPO(entropy_coef=0.01, kl=KLConfig(coef=0.1, where="loss", estimator="k2")), 0.1, 0.7, 20, importance=True
 )
 TOKENS = replace(POLICY, algorithm=POLICY.algorithm.model_copy(update={"loss_over": "tokens"}))
+VALUES = ImplicitQObjective(gamma=0.9, expectile=0.8, conservative_coef=0.1, behaviour_coef=0.5)
 UPDATES = [
+    ("values", VALUES), ("values", VALUES), ("heads", replace(VALUES, behaviour_coef=0.0)),
     ("actor", LanguageModelObjective()), ("actor", POLICY), ("actor", TOKENS),
     ("critic", PairwiseObjective()), ("critic", ValueObjective(0.2)),
 ]  # fmt: skip
+
+
+TRAINED = ("actor", "critic", "values", "heads")
 
 
 def update(made, role, objective, rows):
@@ -106,8 +117,8 @@ def update(made, role, objective, rows):
 
 
 def state(made):
-    """Weights of actor and critic, and the actor's probe."""
-    weights = {f"{role}.{n}": t for role in ("actor", "critic") for n, t in made.broadcast("weights", role)[0].items()}
+    """Weights of all that is trained, and the actor's probe."""
+    weights = {f"{role}.{n}": t for role in TRAINED for n, t in made.broadcast("weights", role)[0].items()}
     return weights, made.broadcast("probe", np.arange(10, dtype=np.int32), 1.0)[0]
 
 
@@ -140,15 +151,17 @@ def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whol
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, whole[1][0][name], rtol=1e-4, atol=1e-5)
     made.broadcast("save", str(tmp_path))
-    last = update(made, "actor", POLICY, rows)
+    last = [update(made, role, objective, rows) for role, objective in (("actor", POLICY), ("values", VALUES))]
     made.kill()
     fresh = gang(model, 2, stage, 25, num_updates=6)  # a job made longer: half of the learning rate is left, not none
     fresh.broadcast("load", str(tmp_path))
     for name, tensor in state(fresh)[0].items():
         assert torch.equal(tensor, weights[name]), name
-    assert update(fresh, "actor", POLICY, rows) == pytest.approx({**last, "actor/lr": 0.05})
+    assert update(fresh, "actor", POLICY, rows) == pytest.approx({**last[0], "actor/lr": 0.05})
+    again = update(fresh, "values", VALUES, rows)
+    assert again == pytest.approx({**last[1], "values/lr": again["values/lr"]})  # from the same targets too
     fresh.kill()
-    assert last["actor/lr"] == 0.0
+    assert last[0]["actor/lr"] == 0.0
 
 
 def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
@@ -162,8 +175,11 @@ def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
     np.testing.assert_array_equal(shown["ref_log_probs"], shown["old_log_probs"])
     assert np.abs(after["old_log_probs"] - shown["old_log_probs"]).max() > 1e-5
     changed = {n for n, t in weights.items() if not torch.equal(t, before[n])}
-    layers = changed - {"critic.score.weight"}
-    assert {n.split(".")[0] for n in layers} == {"actor", "critic"}
+    frozen = {n for n in changed if n.startswith("heads.")}
+    assert frozen
+    assert all(n.startswith("heads.heads.") for n in frozen)
+    layers = {n for n in changed if not n.startswith(("heads.", "values.heads.")) and n != "critic.score.weight"}
+    assert {n.split(".")[0] for n in layers} == {"actor", "critic", "values"}
     assert all("q_proj" in n or "down_proj" in n for n in layers)
     assert changed - layers
     assert all(np.isfinite(value) for found in metrics for value in found.values())

@@ -263,6 +263,17 @@ def cross_entropy(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
     return -_inside(log_probs, mask).sum(), {"loss/cross_entropy": metric(-log_probs, mask)}
 
 
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Metrics]:
+    """Sum over tokens of (1 - e) -log p[target] + e mean_v -log p[v], in nats: (scalar, {`loss/cross_entropy`, without e}).
+
+    ``logits`` (R, V), ``targets`` (R,), e ``smoothing`` in [0, 1). Szegedy et al. 2016, arXiv 1512.00567, section 7.
+    """
+    log_p = logits.log_softmax(-1)
+    plain = -log_p.gather(1, targets[:, None]).squeeze(1)
+    loss = (1 - smoothing) * plain - smoothing * log_p.mean(-1) if smoothing else plain
+    return loss.sum(), {"loss/cross_entropy": metric(plain, torch.ones_like(plain))}
+
+
 def sides(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (P,) of the chosen and of the rejected side of each pair, in the order of ``group`` (B,); ``labels`` (B,) 1 and 0.
 

@@ -20,6 +20,7 @@ from .supervised import (
     PretrainJob,
     QAJob,
     RewardJob,
+    Seq2SeqJob,
     SFTJob,
     Supervised,
     TagJob,
@@ -30,6 +31,6 @@ __all__ = [
     "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob",
     "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LogConfig", "LoraConfig", "ModelConfig", "ModelReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
-    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "SimPO",
+    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "Seq2SeqJob", "SimPO",
     "Supervised", "TagJob", "TokenizerJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

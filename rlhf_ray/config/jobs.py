@@ -14,7 +14,18 @@ from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
 from .section import Section
-from .supervised import ClassifyJob, Common, ILQLJob, PreferenceJob, PretrainJob, QAJob, RewardJob, SFTJob, TagJob
+from .supervised import (
+    ClassifyJob,
+    Common,
+    ILQLJob,
+    PreferenceJob,
+    PretrainJob,
+    QAJob,
+    RewardJob,
+    Seq2SeqJob,
+    SFTJob,
+    TagJob,
+)
 
 
 class EvaluateRL(Section):
@@ -123,6 +134,7 @@ Single = (
     | ClassifyJob
     | TagJob
     | QAJob
+    | Seq2SeqJob
     | EvaluateJob
     | SampleJob
     | TokenizerJob

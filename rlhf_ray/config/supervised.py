@@ -164,3 +164,37 @@ class QAJob(Supervised):
     job: Literal["qa"] = "qa"
     stride: int = Field(64, ge=0, description="Tokens that windows of a long context share.")
     longest_answer: int = Field(30, ge=1, description="Most tokens of an answer.")
+
+
+class EvaluateTranslations(EvaluateSupervised):
+    """Held-out pairs, some of which are translated."""
+
+    translated: int = Field(
+        200, ge=0, description="How many held-out rows, the first, are translated greedily for BLEU and chrF; 0: none."
+    )
+    longest: int | None = Field(None, ge=1, description="Most tokens of such a translation; none: max_length.")
+    language: str | None = Field(
+        None, description="Of the translations, for BLEU's tokenizer: zh, ja, ko; others need none."
+    )
+
+
+class Seq2SeqJob(Supervised):
+    """An encoder-decoder (T5, BART, Marian) on `source`, `target` (or `prompt`, `completion`): translation, summaries."""
+
+    job: Literal["seq2seq"] = "seq2seq"
+    evaluate: EvaluateTranslations = Field(default_factory=EvaluateTranslations, description="Held-out evaluation.")
+    max_length: int = Field(256, ge=2, description="Longest source, and longest target, in tokens.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target's probability that is spread over the whole vocabulary."
+    )
+
+    @model_validator(mode="after")
+    def _both_sides_fit(self) -> Seq2SeqJob:
+        if 2 * self.max_length > self.learner.micro_batch_tokens:
+            raise ValueError(
+                f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than a source and a target of "
+                f"max_length = {self.max_length}"
+            )
+        if (self.evaluate.longest or 0) > self.max_length:
+            raise ValueError(f"evaluate.longest = {self.evaluate.longest} is more than max_length = {self.max_length}")
+        return self

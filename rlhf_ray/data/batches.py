@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import Batch, from_sequences
-from .examples import DataError, Row, Rows, prompt_ids, rendered, text_of
+from .examples import DataError, Row, Rows, prompt_ids, rendered, side_ids, text_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,22 @@ def supervised(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
         if len(sequence) <= max_length:
             sequences.append(sequence)
             masks.append(mask)
+            ids.append(i)
+    return Prepared(_batch(rows, sequences, masks, ids, np.arange(len(ids))), len(rows) - len(ids))
+
+
+def translations(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Source and target (or prompt and completion) for an encoder-decoder, each with its end token and at most ``max_length`` long;
+    prompt_length is the source's length, and the loss is taken on the target."""
+    sequences, masks, ids = [], [], []
+    for i, row in enumerate(rows):
+        names = ("prompt", "completion") if "prompt" in row else ("source", "target")
+        rows.require(i, *names)
+        texts = [text_of(row, name, rows.place(i)) for name in names]
+        source, target = side_ids(texts[0], tokenizer), side_ids(texts[1], tokenizer, target=True)
+        if max(len(source), len(target)) <= max_length:
+            sequences.append(source + target)
+            masks.append([0] * len(source) + [1] * len(target))
             ids.append(i)
     return Prepared(_batch(rows, sequences, masks, ids, np.arange(len(ids))), len(rows) - len(ids))
 
@@ -229,12 +245,18 @@ def _number(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
-def prompts(rows: Rows, tokenizer: Any, max_length: int, too_long: str) -> PreparedPrompts:
-    """Token ids of column prompt; longer ones than ``max_length`` are an error, dropped, or cut on the left."""
+def prompts(rows: Rows, tokenizer: Any, max_length: int, too_long: str, sources: bool = False) -> PreparedPrompts:
+    """Token ids of column prompt; longer ones than ``max_length`` are an error, dropped, or cut on the left.
+
+    ``sources``: they are an encoder-decoder's, whole texts with an end token.
+    """
     tokens, ids = [], []
     for i, row in enumerate(rows):
         rows.require(i, "prompt")
-        ids_of = prompt_ids(_filled(row["prompt"], rows.place(i)), tokenizer, rows.place(i))
+        if sources:
+            ids_of = side_ids(text_of(row, "prompt", rows.place(i)), tokenizer)
+        else:
+            ids_of = prompt_ids(_filled(row["prompt"], rows.place(i)), tokenizer, rows.place(i))
         if len(ids_of) > max_length and too_long == "error":
             raise DataError(
                 f"{rows.place(i)}: the prompt has {len(ids_of)} tokens, more than {rows.option}.max_prompt_tokens {max_length}; "

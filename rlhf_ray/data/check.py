@@ -11,7 +11,19 @@ import numpy as np
 
 from .examples import Row, Rows
 
-TEXTS = ("text", "sentence", "prompt", "completion", "chosen", "rejected", "question", "context", "messages")
+TEXTS = (
+    "text",
+    "sentence",
+    "prompt",
+    "completion",
+    "source",
+    "target",
+    "chosen",
+    "rejected",
+    "question",
+    "context",
+    "messages",
+)
 SHOWN = 12
 
 

@@ -1,8 +1,9 @@
 """Examples: rows of a file or of the offline world, as dicts, with errors that name file and line.
 
-Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``prompt``, ``chosen``,
-``rejected`` and, if wanted, ``margin`` (reward, pairs); ``text`` or ``sentence`` and ``label`` (reward, labelled); ``prompt``
-and whatever the rewards want beside it (ppo). A prompt, completion or side may be a string or a list of {role, content} messages.
+Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``source`` and ``target``
+(seq2seq); ``prompt``, ``chosen``, ``rejected`` and, if wanted, ``margin`` (reward, pairs); ``text`` or ``sentence`` and
+``label`` (reward, labelled); ``prompt`` and whatever the rewards want beside it (ppo). A prompt, completion or side may be a
+string or a list of {role, content} messages.
 """
 
 from __future__ import annotations
@@ -178,6 +179,12 @@ def prompt_ids(prompt: Any, tokenizer: Any, where: str, then: str = "") -> list[
     text = rendered(prompt, tokenizer, where, prompt=True) + then
     ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
     return ids
+
+
+def side_ids(text: str, tokenizer: Any, target: bool = False) -> list[int]:
+    """Token ids of an encoder-decoder's source, or of its ``target``, as the tokenizer has them, with an end token in any case."""
+    ids: list[int] = (tokenizer(text_target=text) if target else tokenizer(text))["input_ids"]
+    return ids if tokenizer.eos_token_id in ids[-2:] else [*ids, tokenizer.eos_token_id]  # a language may come last
 
 
 def completion(tokens: Any, prompt_length: int, tokenizer: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from ..config import Answers, ModelConfig
+from ..config import Answers, BadInput, ModelConfig, VLLMEngine
 from ..models import load as models
 from ..placement import Placement, plan
 from . import heldout, roles
@@ -22,11 +22,14 @@ def answers(
     job: Answers, which: ModelConfig, run_dir: Path, greedy: bool, check: Callable[[Prompts], None] = lambda _: None
 ) -> tuple[pa.Table, Prompts]:
     """One row an answer (heldout.table), and the prompts that were asked. ``check`` sees these before anything starts."""
-    model, tokenizer = roles.prepare(which, run_dir, job.run.seed)
+    sources = which.path is not None and models.is_encoder_decoder(models.resolve(which.path, which.revision))
+    if sources and isinstance(job.rollout.engine, VLLMEngine):
+        raise BadInput(f"rollout.engine: vllm has no encoder-decoders, and {which.path} is one; take transformers")
+    model, tokenizer = roles.prepare(which, run_dir, job.run.seed, "seq2seq" if sources else "policy")
     directory = str(model.path)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))
     most = job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data")
+    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data", sources)
     check(prompts)
     counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
     placement = Placement(plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus}), 120.0)

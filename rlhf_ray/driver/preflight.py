@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import Answers, BadInput, FunctionReward, ModelReward, PipelineJob, RLJob, Supervised, TokenizerJob
+from ..config import (
+    Answers,
+    BadInput,
+    FunctionReward,
+    ModelReward,
+    PipelineJob,
+    RLJob,
+    Seq2SeqJob,
+    Supervised,
+    TokenizerJob,
+)
 from ..config.jobs import STAGE
 from ..data import check as data_check
 from ..data import examples
@@ -59,9 +69,11 @@ def _tokenizer(job: Any, stages: dict[str, Any]) -> Any:
 
 
 def _limits(job: Any) -> dict[str, int]:
-    """Most tokens of a prompt (jobs with rollouts), or of a whole row."""
+    """Most tokens of a prompt (jobs with rollouts), of each side (seq2seq), or of a whole row."""
     if isinstance(job, TokenizerJob):
         return {}
+    if isinstance(job, Seq2SeqJob):
+        return dict.fromkeys(("source", "target", "prompt", "completion"), job.max_length)
     prompts = getattr(job.data, "max_prompt_tokens", None)
     return {"row": job.max_length} if prompts is None else {"prompt": prompts}
 

@@ -73,15 +73,19 @@ class Setup:
         return [t.name for t in self.terms[: self.num_trained]]
 
 
-def load_prompts(config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str) -> Prompts:
-    """The prompts of a dataset; a line says how many were dropped. Raises BadInput where they do not fit config or model."""
-    if config.max_prompt_tokens + max_new_tokens > context:
+def load_prompts(
+    config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str, sources: bool = False
+) -> Prompts:
+    """The prompts of a dataset (``sources``: an encoder-decoder's, beside whose context that of the answer is another); a line
+    says how many were dropped. Raises BadInput where they do not fit config or model."""
+    sizes = (config.max_prompt_tokens, max_new_tokens)
+    if (max(sizes) if sources else sum(sizes)) > context:
         raise BadInput(
-            f"{where}.max_prompt_tokens {config.max_prompt_tokens} + rollout.max_new_tokens {max_new_tokens} exceed the model's "
-            f"context of {context} tokens; lower one of them"
+            f"{where}.max_prompt_tokens {config.max_prompt_tokens} {'or' if sources else '+'} rollout.max_new_tokens "
+            f"{max_new_tokens} exceed the model's context of {context} tokens; lower one of them"
         )
     rows = examples.load(config, where)
-    kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long)
+    kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, sources)
     if kept.dropped:
         longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
         print(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out", flush=True)

@@ -19,9 +19,9 @@ def prepare(
     """The model as a local directory (a random one of this ``kind`` is written to RUN/init), and its tokenizer.
 
     A random masked language model's tokenizer gets a mask token if it has none. Raises BadInput where either cannot be had,
-    or the vocabulary is larger than the embedding.
+    the vocabulary is larger than the embedding, or the model is an encoder-decoder and the job is not for one, or the reverse.
     """
-    ends = kind in ("policy", "scalar", "values")
+    ends = kind in ("policy", "scalar", "values", "seq2seq")
     if config.init is not None:
         tokenizer = tokenizers.load(config, None, ends)
         if kind == "masked" and tokenizer.mask_token_id is None:
@@ -35,6 +35,7 @@ def prepare(
             part.rename(directory)
         return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
     directory_name = models.resolve(str(config.path), config.revision)
+    _require_sides(str(config.path), directory_name, kind)
     tokenizer = tokenizers.load(config, directory_name, ends)
     size = models.vocab_size(directory_name)
     if len(tokenizer) > size:
@@ -45,6 +46,21 @@ def prepare(
     if kind == "masked" and tokenizer.mask_token_id is None:
         raise BadInput(f"model.path: {config.path}: its tokenizer has no mask_token; a masked language model needs one")
     return config.model_copy(update={"path": directory_name}), tokenizer
+
+
+def _require_sides(name: str, directory: str, kind: str) -> None:
+    both, values = models.is_encoder_decoder(directory), models.settings(directory)
+    if both and kind == "policy":
+        raise BadInput(
+            f"model.path: {name} is an encoder-decoder; job: seq2seq trains it, job: evaluate and sample take its answers, and all "
+            "else (sft, dpo, ppo) needs a decoder"
+        )
+    if kind == "seq2seq" and not both:
+        raise BadInput(f"model.path: {name} is no encoder-decoder (T5, BART, Marian); a decoder learns with job: sft")
+    if kind == "seq2seq" and values.get("decoder_start_token_id") is None:
+        raise BadInput(
+            f"model.path: {name}: its config.json has no decoder_start_token_id, so no target could begin; set it there"
+        )
 
 
 def supervised_roles(job: Supervised, model: ModelConfig, kind: str, labels: tuple[str, ...]) -> list[Role]:

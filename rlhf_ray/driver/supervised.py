@@ -160,7 +160,8 @@ class SupervisedRun:
         if isinstance(objective, LanguageModelObjective):
             found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
         if self.task.judge is not None:
-            found |= self.task.judge(gang.predict(objective, batch))
+            judged = batch.take(np.arange(len(batch))[: self.task.num_judged])
+            found |= self.task.judge(gang.predict(objective, judged))
         part = self.run / "evaluation.tmp"
         part.write_text(json.dumps({"step": self.step, **found}, indent=1))
         part.replace(self.run / "evaluation.json")

@@ -22,12 +22,13 @@ from ..config import (
     PretrainJob,
     QAJob,
     RewardJob,
+    Seq2SeqJob,
     Supervised,
     TagJob,
 )  # fmt: skip
 from ..data import batches, tasks
 from ..data.examples import Rows
-from ..learner.heads import ClassObjective, SpanObjective, TokenObjective
+from ..learner.heads import ClassObjective, Seq2SeqObjective, SpanObjective, TokenObjective
 from ..learner.objectives import (
     LanguageModelObjective,
     Objective,
@@ -47,8 +48,8 @@ Made = TypeVar("Made")
 @dataclass(frozen=True)
 class Task:
     """``view`` is what a step or an evaluation sees of a Batch, seeded by a list of integers; ``judge`` measures predictions on
-    the held-out examples; ``reference``: the objective wants the starting model's log-probs; ``classes`` (B,) are those that
-    balanced sampling evens out."""
+    the first ``num_judged`` held-out examples (None: all); ``reference``: the objective wants the starting model's log-probs;
+    ``classes`` (B,) are those that balanced sampling evens out."""
 
     objective: Objective
     train: Batch
@@ -56,6 +57,7 @@ class Task:
     reference: bool = False
     view: View | None = None
     judge: Judge | None = None
+    num_judged: int | None = None
     classes: np.ndarray | None = field(default=None, compare=False)
 
 
@@ -64,12 +66,8 @@ def kind(job: Supervised) -> str:
     if isinstance(job, PretrainJob):
         return "masked" if job.objective == "masked" else "policy"
     kinds: dict[type, str] = {
-        RewardJob: "scalar",
-        ClassifyJob: "classes",
-        TagJob: "tags",
-        QAJob: "span",
-        ILQLJob: "values",
-    }
+        RewardJob: "scalar", ClassifyJob: "classes", TagJob: "tags", QAJob: "span", ILQLJob: "values", Seq2SeqJob: "seq2seq",
+    }  # fmt: skip
     return kinds.get(type(job), "policy")
 
 
@@ -104,6 +102,10 @@ def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, h
         judge = None if heldout is None or asked is None else partial(_answers, heldout, asked)
         return Task(
             SpanObjective(job.longest_answer), windows.batch, None if asked is None else asked.batch, judge=judge
+        )
+    if isinstance(job, Seq2SeqJob):
+        return _seq2seq(
+            job, tokenizer, heldout, *both(lambda r: _kept(batches.translations(r, tokenizer, longest), r, longest))
         )
     prepare, objective, reference = _generative(job)
     train, held = both(lambda r: _kept(prepare(r, tokenizer, longest), r, longest))
@@ -180,6 +182,25 @@ def _classes(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) ->
 def _tags(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) -> dict[str, Any]:
     truth = heldout.targets[heldout.response_mask.astype(bool)]
     return classes.classification([names[t] for t in truth], [names[i] for i in np.concatenate(found)], names)
+
+
+def _seq2seq(job: Seq2SeqJob, tokenizer: Any, rows: Rows | None, train: Batch, heldout: Batch | None) -> Task:
+    wanted = job.evaluate
+    objective = Seq2SeqObjective(label_smoothing=job.label_smoothing, longest=wanted.longest or job.max_length)
+    if rows is None or heldout is None or not wanted.translated:
+        return Task(objective, train, heldout)
+    text.sacrebleu()  # its absence shows before anything is trained
+    column = "completion" if "prompt" in rows[0] else "target"
+    references = [[str(rows[int(i)][column])] for i in heldout.example_id[: wanted.translated]]
+    judge = partial(_translations, tokenizer, references, wanted.language)
+    return Task(objective, train, heldout, judge=judge, num_judged=wanted.translated)
+
+
+def _translations(
+    tokenizer: Any, references: list[list[str]], language: str | None, found: list[np.ndarray]
+) -> dict[str, Any]:
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
+    return {"bleu": text.bleu(texts, references, language), "chrf": text.chrf(texts, references)}
 
 
 def _scores(heldout: Batch, paired: bool, found: list[np.ndarray]) -> dict[str, Any]:

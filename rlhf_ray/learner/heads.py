@@ -1,4 +1,4 @@
-"""Objectives of encoders and task heads: masked tokens, classes of texts, classes of tokens, spans."""
+"""Objectives of encoders, task heads and encoder-decoders: masked tokens, classes of texts and of tokens, spans, translations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import losses
 from ..batch import Batch
-from .objectives import Columns
+from .objectives import Columns, LanguageModelObjective
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,25 @@ class SpanObjective:
         allowed = c.response_mask.bool().index_fill(0, first, True)
         logits = model(c.tokens, c.lengths, c.prompt_length).masked_fill(~allowed[:, None], -torch.inf)
         return [row.log_softmax(0) for row in logits.split(c.lengths.tolist())]
+
+
+@dataclass(frozen=True)
+class Seq2SeqObjective(LanguageModelObjective):
+    """Cross-entropy of the target tokens (response_mask) of an encoder-decoder given the source before them (prompt_length).
+
+    ``label_smoothing`` is in the loss, never in what is measured; ``longest`` is the most tokens of a translation.
+    """
+
+    label_smoothing: float = 0.0
+    longest: int = 128
+
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+        """Summed over target tokens."""
+        c = Columns(batch, device)
+        logits = model(c.tokens, c.lengths, c.prompt_length)
+        return losses.smoothed_cross_entropy(logits, c.tokens[c.response_mask.bool()], self.label_smoothing)
+
+    def predict(self, model: Any, batch: Batch, device: torch.device) -> list[np.ndarray]:
+        """Tokens of the greedy translation of each source."""
+        c = Columns(batch, device)
+        return [row.cpu().numpy() for row in model.translate(c.tokens, c.lengths, c.prompt_length, self.longest)]

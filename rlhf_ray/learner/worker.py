@@ -183,6 +183,7 @@ class LearnerWorker:
     def evaluate(self, role: str, objective: Objective, batch: Batch) -> metrics.Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
         model, sums = self.engines[role], []
+        zero.module(model).eval()
         with torch.no_grad():
             for rows in self._plan(batch, objective.unit)[self.rank]:
                 found = objective.loss(
@@ -195,6 +196,7 @@ class LearnerWorker:
         """What the objective's model says of this rank's share: 'rows', and an array for each of them in 'found'."""
         plan = self._plan(batch, None)[self.rank]
         out: list[np.ndarray] = []
+        zero.module(self.engines[role]).eval()
         with torch.no_grad():
             for rows in plan:
                 given = batch.take(rows if len(rows) else [0])
@@ -257,7 +259,10 @@ class LearnerWorker:
         if named is None:
             return
         heads = {name.removeprefix(HEADS): named.pop(name) for name in list(named) if name.startswith(HEADS)}
-        zero.module(self.engines[role]).core.save_pretrained(directory, state_dict=named)
+        core = zero.module(self.engines[role]).core
+        saved = core.state_dict().keys()
+        buffers = {n: b.cpu() for n, b in core.named_buffers() if n in saved}
+        core.save_pretrained(directory, state_dict=named | buffers)
         if heads:
             values.save_heads(heads, directory)
 
@@ -311,8 +316,10 @@ class LearnerWorker:
     def _flops(self, role: str, micro: Batch) -> float:
         """Forward and backward FLOPs of the real tokens: 6 N T of the layers (2 where they are frozen), the heads on response
         positions only, and attention's 6 layers width s^2."""
-        module, frozen = zero.module(self.engines[role]), self.roles[role].frozen_trunk
-        core, causal = module.core, self.roles[role].kind in ("policy", "values")
+        module, kind, frozen = zero.module(self.engines[role]), self.roles[role].kind, self.roles[role].frozen_trunk
+        if kind == "seq2seq":
+            return float(module.flops(*map(torch.tensor, (micro.prompt_length, micro.response_lengths))))
+        core, causal = module.core, kind in ("policy", "values")
         c = core.config
         head = c.vocab_size * c.hidden_size
         tables = head * (2 if causal and not c.tie_word_embeddings else 1)

@@ -69,11 +69,13 @@ def build(
     with deepspeed.zero.Init(config_dict_or_path=settings(config, dtype, 3)):
         model = skeleton()
     parameters = dict(model.named_parameters())
-    missing = set(parameters)
+    buffers, missing = dict(model.named_buffers()), set(parameters)
     rank = torch.distributed.get_rank()
     for name, tensor in tensors():
         parameter = parameters.get(name)
         if parameter is None:
+            if name in buffers:
+                buffers[name].copy_(tensor)
             continue
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if rank == 0:

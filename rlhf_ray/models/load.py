@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -28,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..config import BadInput, LoraConfig, ModelConfig
 from .heads import ClassModel, SpanModel, TokenModel
 from .log_probs import PolicyModel, Ragged, ScalarModel
+from .seq2seq import Seq2SeqModel
 from .values import ValueModel
 
 CLASSES: dict[str, Any] = {
@@ -38,7 +40,9 @@ CLASSES: dict[str, Any] = {
     "tags": AutoModelForTokenClassification,
     "span": AutoModelForQuestionAnswering,
     "values": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
+WHOLE = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)  # the head is the language model's own
 WRAPPERS: dict[str, type[Ragged]] = {
     "policy": PolicyModel,
     "scalar": ScalarModel,
@@ -47,6 +51,7 @@ WRAPPERS: dict[str, type[Ragged]] = {
     "tags": TokenModel,
     "span": SpanModel,
     "values": ValueModel,
+    "seq2seq": Seq2SeqModel,
 }
 
 
@@ -85,6 +90,9 @@ def create(
     values = {**(config.init or {}), **_labels(kind, labels)}
     architecture = values.pop("model_type")
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    if kind == "seq2seq":  # a target begins with the padding token, as T5's and Marian's do, and no end is forced on it
+        pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
+        ids |= {"pad_token_id": pad, "decoder_start_token_id": pad, "forced_eos_token_id": None}
     try:
         settings = AutoConfig.for_model(architecture, **{"vocab_size": len(tokenizer), **ids, **values})
         torch.manual_seed(seed)
@@ -128,13 +136,14 @@ def pretrained(
     """The transformers model of a local directory; an adapter is merged into its base. ``labels`` are a head's classes."""
     extra = _labels(kind, labels)
     if (Path(path) / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
+        from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 
-        if CLASSES[kind] is not AutoModelForCausalLM:
+        if CLASSES[kind] not in WHOLE:
             raise BadInput(
                 f"{path}: an adapter cannot be a scalar model; save it merged first (peft: merge_and_unload)"
             )
-        return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).merge_and_unload()
+        adapted = AutoPeftModelForSeq2SeqLM if kind == "seq2seq" else AutoPeftModelForCausalLM
+        return adapted.from_pretrained(path, dtype=dtype).merge_and_unload()
     try:
         return CLASSES[kind].from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
     except (ValueError, OSError) as error:
@@ -181,8 +190,8 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         from peft import LoraConfig as PeftLora
         from peft import get_peft_model
 
-        causal = CLASSES[kind] is AutoModelForCausalLM
-        heads = [] if causal else [n for n, _ in model.named_children() if n != model.base_model_prefix]
+        whole = CLASSES[kind] in WHOLE
+        heads = [] if whole else [n for n, _ in model.named_children() if n != model.base_model_prefix]
         adapter = PeftLora(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -197,12 +206,12 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability to 0, in modules and in attributes such as ``attention_dropout``."""
+    """Sets every dropout probability to 0, in modules and in attributes such as ``attention_dropout`` or ``layerdrop``."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if name.endswith("dropout") and isinstance(value, float):
+            if name.endswith(("dropout", "layerdrop")) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
@@ -222,6 +231,11 @@ def settings(path: str) -> dict[str, Any]:
 def has_head(path: str) -> bool:
     """Whether a local directory holds a sequence-classification model, so that its scalar head is a trained one."""
     return any("SequenceClassification" in name for name in settings(path).get("architectures") or [])
+
+
+def is_encoder_decoder(path: str) -> bool:
+    """Whether a local directory holds an encoder-decoder: T5, BART, Marian and others."""
+    return bool(settings(path).get("is_encoder_decoder"))
 
 
 def context_length(path: str) -> int:

@@ -25,6 +25,25 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 ADMIT_SHARE = 8  # rows are refilled when one in so many is free: a prefill costs as much as a decode step
 
 
+def draw(
+    logits: Tensor, temperature: float, uniform: Tensor, greedy: Sequence[bool], marks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A token (B, 1) of each row's softmax(logits (B, V) / temperature), and its log-prob (B, 1): where the cumulative softmax
+    reaches the row's number ``uniform`` (B, 1), or the likeliest where ``greedy``; ``marks`` (B, 1) is the same on the device."""
+    probability = torch.softmax(logits.float() / temperature, -1)
+    if all(greedy):
+        token = logits.argmax(-1, keepdim=True)
+    else:
+        mass = probability.cumsum(-1)
+        total = mass[:, -1:]  # below it, so that rounding cannot reach a last token of probability 0
+        below = torch.nextafter(total, torch.zeros_like(total))
+        target = torch.minimum(uniform * total, below)
+        token = torch.searchsorted(mass, target, right=True).clamp_(max=logits.shape[-1] - 1)
+        if any(greedy):
+            token = torch.where(marks, logits.argmax(-1, keepdim=True), token)
+    return token, probability.gather(1, token).log_()
+
+
 class TransformersEngine:
     """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time.
 
@@ -142,19 +161,10 @@ class TransformersEngine:
         rows = slice(first, first + len(logits))
         at = self.count[rows, None]
         greedy = [r.greedy for r in self.rows[rows]]
-        probability = torch.softmax(logits.float() / self.sampling.temperature, -1)
-        if all(greedy):
-            token = logits.argmax(-1, keepdim=True)
-        else:
-            mass = probability.cumsum(-1)
-            total = mass[:, -1:]  # below it, so that rounding cannot reach a last token of probability 0
-            below = torch.nextafter(total, torch.zeros_like(total))
-            target = torch.minimum(self.uniform[rows].gather(1, at) * total, below)
-            token = torch.searchsorted(mass, target, right=True).clamp_(max=logits.shape[-1] - 1)
-            if any(greedy):
-                token = torch.where(self.greedy[rows, None], logits.argmax(-1, keepdim=True), token)
+        uniform = self.uniform[rows].gather(1, at)
+        token, log_prob = draw(logits, self.sampling.temperature, uniform, greedy, self.greedy[rows, None])
         self.tokens[rows].scatter_(1, at, token)
-        self.chosen[rows].scatter_(1, at, probability.gather(1, token).log_())
+        self.chosen[rows].scatter_(1, at, log_prob)
         self.count[rows] += 1
 
     def _finish(self) -> list[Completion]:

@@ -18,6 +18,7 @@ from ..models import values
 from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
+from .seq2seq_engine import Seq2SeqEngine
 from .transformers_engine import TransformersEngine
 from .vllm_engine import VLLMEngine
 
@@ -161,14 +162,18 @@ class RolloutWorker:
 
 
 def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
-    causal = models.pretrained(
-        "policy", str(model.path), dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
+    path, sides = str(model.path), models.is_encoder_decoder(str(model.path))
+    loaded = models.pretrained(
+        "seq2seq" if sides else "policy", path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
     )
-    models.without_dropout(causal)
+    models.without_dropout(loaded)
     if config.guide:
-        values.guide(causal, str(model.path), config.guide)
+        values.guide(loaded, path, config.guide)
     device = torch.device(place.device)
-    return TransformersEngine(causal.to(device).eval(), sampling, config.max_rows, device, config.compile)
+    loaded = loaded.to(device).eval()
+    if sides:
+        return Seq2SeqEngine(loaded, sampling, config.max_rows, device)
+    return TransformersEngine(loaded, sampling, config.max_rows, device, config.compile)
 
 
 def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:

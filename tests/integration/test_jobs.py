@@ -6,7 +6,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.helpers import ROOT, TINY
+from tests.helpers import ROOT, T5, TINY
 
 pytestmark = pytest.mark.integration
 
@@ -31,6 +31,7 @@ def reward(prompts, completions, **columns):
 DATA = {
     "pretrain": "toy:reviews/text", "sft": "toy:reviews/sft", "ppo": "toy:reviews/prompts",
     "classify": "toy:reviews/labels", "tag": "toy:reviews/tags", "qa": "toy:reviews/questions",
+    "seq2seq": "toy:translation",
 }  # fmt: skip
 BERT = {k: v for k, v in TINY.items() if k != "num_key_value_heads"} | {"model_type": "bert"}
 
@@ -43,7 +44,7 @@ def tiny(job, folder):
     if kind == "tokenizer":
         return {**job, "data": {"path": "toy:reviews/text", "size": 50}, "vocab_size": 300}
     encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
-    model = {"init": BERT if encoder else TINY, "tokenizer": "toy"}
+    model = {"init": BERT if encoder else T5 if kind == "seq2seq" else TINY, "tokenizer": "toy"}
     job = {**job, "num_steps": 2, "model": {**job["model"], **model, "path": None, "dtype": "float32"}}
     labelled = job.get("objective") == "labelled" or kind == "ilql"
     path = str(folder / "labelled.jsonl") if labelled else DATA.get(kind, "toy:reviews/pairs")

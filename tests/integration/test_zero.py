@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
+from rlhf_ray.learner.heads import Seq2SeqObjective
 from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective, PolicyObjective, ValueObjective
 from rlhf_ray.learner.values import ImplicitQObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
@@ -19,6 +20,11 @@ from rlhf_ray.workers import WorkerGroup
 from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration
+BART = {
+    "vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "init_std": 0.2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 32,
+    "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,8 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **values)).save_pretrained(path)
+    settings = AutoConfig.for_model("bart", **BART)
+    AutoModelForSeq2SeqLM.from_config(settings).save_pretrained(path / "bart")
     return str(path)
 
 
@@ -79,6 +87,9 @@ def gang(model, world, stage, budget, lora=None, num_updates=3):
             "heads", "values", ModelConfig(path=model), 0.1, num_updates=num_updates, target_rate=0.3, frozen_trunk=True
         ),
     ]
+    sides = None if lora is None else lora.model_copy(update={"targets": ["q_proj", "fc1"]})
+    translator = ModelConfig(path=f"{model}/bart", lora=sides)
+    roles.append(Role("translator", "seq2seq", translator, 0.1, num_updates=num_updates))
     if lora is None:  # else the actor without its adapter
         roles.append(Role("reference", "policy", ModelConfig(path=model), None))
     made = WorkerGroup(
@@ -104,10 +115,11 @@ UPDATES = [
     ("values", VALUES), ("values", VALUES), ("heads", replace(VALUES, behaviour_coef=0.0)),
     ("actor", LanguageModelObjective()), ("actor", POLICY), ("actor", TOKENS),
     ("critic", PairwiseObjective()), ("critic", ValueObjective(0.2)),
+    ("translator", Seq2SeqObjective(label_smoothing=0.1)),
 ]  # fmt: skip
 
 
-TRAINED = ("actor", "critic", "values", "heads")
+TRAINED = ("actor", "critic", "values", "heads", "translator")
 
 
 def update(made, role, objective, rows):
@@ -122,6 +134,16 @@ def state(made):
     return weights, made.broadcast("probe", np.arange(10, dtype=np.int32), 1.0)[0]
 
 
+def translations(made, rows):
+    """What the translator makes of each row's prompt."""
+    parts = made.broadcast("predict", "translator", Seq2SeqObjective(longest=12), rows)
+    found = {
+        int(rows.example_id[i]): t.tolist() for part in parts for i, t in zip(part["rows"], part["found"], strict=True)
+    }
+    assert len(found) == len(rows)
+    return found
+
+
 def learn(made, rows):
     """An SGD step of each objective; the metrics of each, and the state after them."""
     return [update(made, role, objective, rows) for role, objective in UPDATES], state(made)
@@ -130,8 +152,9 @@ def learn(made, rows):
 @pytest.fixture(scope="module")
 def whole(model):
     made = gang(model, 1, 0, 1000)
-    found = learn(made, batch())
+    found = (*learn(made, batch()), translations(made, batch()))
     made.kill()
+    assert len({len(t) for t in found[2].values()}) > 1  # ranks are not done at once
     return found
 
 
@@ -150,6 +173,7 @@ def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whol
     assert weights.keys() == whole[1][0].keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, whole[1][0][name], rtol=1e-4, atol=1e-5)
+    assert translations(made, rows) == whole[2]
     made.broadcast("save", str(tmp_path))
     last = [update(made, role, objective, rows) for role, objective in (("actor", POLICY), ("values", VALUES))]
     made.kill()
@@ -179,7 +203,7 @@ def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
     assert frozen
     assert all(n.startswith("heads.heads.") for n in frozen)
     layers = {n for n in changed if not n.startswith(("heads.", "values.heads.")) and n != "critic.score.weight"}
-    assert {n.split(".")[0] for n in layers} == {"actor", "critic", "values"}
-    assert all("q_proj" in n or "down_proj" in n for n in layers)
+    assert {n.split(".")[0] for n in layers} == {"actor", "critic", "values", "translator"}
+    assert all(any(target in n for target in ("q_proj", "down_proj", "fc1")) for n in layers)
     assert changed - layers
     assert all(np.isfinite(value) for found in metrics for value in found.values())

@@ -18,6 +18,7 @@ from ..batch import Batch
 from ..config import BadInput, Supervised
 from ..data import examples
 from ..data.sampler import Sampler
+from ..learner.heads import Seq2SeqObjective
 from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
 from ..metrics import Sinks
@@ -157,7 +158,7 @@ class SupervisedRun:
         batch = self.heldout if self.task.view is None else self.task.view(self.heldout, [self.job.run.seed, SEED_STEP])
         objective, rows = self._settled(gang, batch, np.arange(len(batch)))
         found: dict[str, Any] = gang.evaluate(objective, ray.put(batch.take(rows)))
-        if isinstance(objective, LanguageModelObjective):
+        if isinstance(objective, LanguageModelObjective | Seq2SeqObjective):
             found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
         if self.task.judge is not None:
             judged = batch.take(np.arange(len(batch))[: self.task.num_judged])

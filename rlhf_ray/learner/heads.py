@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import losses
 from ..batch import Batch
-from .objectives import Columns, LanguageModelObjective
+from .objectives import Columns
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class SpanObjective:
 
 
 @dataclass(frozen=True)
-class Seq2SeqObjective(LanguageModelObjective):
+class Seq2SeqObjective:
     """Cross-entropy of the target tokens (response_mask) of an encoder-decoder given the source before them (prompt_length).
 
     ``label_smoothing`` is in the loss, never in what is measured; ``longest`` is the most tokens of a translation.
@@ -136,6 +136,11 @@ class Seq2SeqObjective(LanguageModelObjective):
 
     label_smoothing: float = 0.0
     longest: int = 128
+    unit: str | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """Target tokens."""
+        return float(batch.response_mask.sum())
 
     def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
         """Summed over target tokens."""

@@ -41,7 +41,7 @@ class Batch:
     group: Array = _column("int64", "sequence", "rollout or data")
     example_id: Array = _column("int64", "sequence", "rollout or data")
     sample: Array = _column("int32", "sequence", "rollout")
-    seed: Array = _column("uint64", "sequence", "rollout")
+    seed: Array = _column("uint64", "sequence", "rollout or data")
     rollout_log_probs: Array = _column("float32", "token", "rollout")
     policy_version: Array = _column("int64", "sequence", "rollout")
     truncated: Array = _column("uint8", "sequence", "rollout")

@@ -82,6 +82,9 @@ class SFTJob(Supervised):
     """Supervised fine-tuning on `prompt`, `completion` (or `messages`)."""
 
     job: Literal["sft"] = "sft"
+    neftune_alpha: float = Field(
+        0.0, ge=0, description="Scale of the noise on embeddings in training (NEFTune; 5 is usual); 0: none."
+    )
 
 
 class RewardJob(Supervised):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,6 +244,12 @@ def _number(value: Any, name: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{where}: {name} is {value!r}, expected a number")
     return float(value)
+
+
+def seeded(batch: Batch, seed: Sequence[int]) -> Batch:
+    """The Batch with a seed for each row, a function of ``seed`` and of its example alone."""
+    each = [np.random.SeedSequence([*seed, int(i)]).generate_state(1, np.uint64)[0] for i in batch.example_id]
+    return batch.replace(seed=np.array(each, np.uint64))
 
 
 def prompts(rows: Rows, tokenizer: Any, max_length: int, too_long: str, sources: bool = False) -> PreparedPrompts:

@@ -23,6 +23,7 @@ from ..config import (
     QAJob,
     RewardJob,
     Seq2SeqJob,
+    SFTJob,
     Supervised,
     TagJob,
 )  # fmt: skip
@@ -109,6 +110,8 @@ def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, h
         )
     prepare, objective, reference = _generative(job)
     train, held = both(lambda r: _kept(prepare(r, tokenizer, longest), r, longest))
+    if isinstance(job, SFTJob) and job.neftune_alpha:
+        return Task(LanguageModelObjective(neftune_alpha=job.neftune_alpha), train, held, view=batches.seeded)
     judge = None
     if isinstance(job, RewardJob) and held is not None and job.objective in ("pairwise", "labelled"):
         judge = partial(_scores, held, objective.unit is not None)

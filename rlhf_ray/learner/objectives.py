@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import kl, losses
+from ..algorithms.noise import embedding_noise
 from ..batch import Batch
 from ..config import AlgorithmConfig
 
@@ -156,9 +157,13 @@ class ValueObjective:
 
 @dataclass(frozen=True)
 class LanguageModelObjective:
-    """Cross-entropy of the tokens in response_mask: pre-training, supervised fine-tuning, PPO-ptx."""
+    """Cross-entropy of the tokens in response_mask: pre-training, supervised fine-tuning, PPO-ptx.
+
+    ``neftune_alpha`` above 0 puts noise on the embeddings where a gradient is taken, each row's from its ``seed``.
+    """
 
     unit: str | None = None
+    neftune_alpha: float = 0.0
 
     def weight(self, batch: Batch) -> float:
         """Tokens the loss is taken on."""
@@ -168,7 +173,10 @@ class LanguageModelObjective:
         """Summed negative log-probs in nats."""
         c = Columns(batch, device)
         at = torch.nonzero(c.response_mask).squeeze(-1)
-        log_probs, _ = model(c.tokens, c.lengths, at)
+        noise = None
+        if self.neftune_alpha and torch.is_grad_enabled():
+            noise = embedding_noise(c.lengths, model.embedding_width, self.neftune_alpha, batch.seed.tolist())
+        log_probs, _ = model(c.tokens, c.lengths, at, noise=noise)
         return losses.cross_entropy(log_probs, torch.ones_like(log_probs, dtype=torch.bool))
 
 

@@ -6,7 +6,9 @@ hidden state of position i - 1.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,27 +43,49 @@ class Ragged(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "peft_config") else model
 
-    def hidden(self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None) -> Tensor:
+    @property
+    def embedding_width(self) -> int:
+        """Numbers of a token's embedding."""
+        return int(self.core.get_input_embeddings().embedding_dim)
+
+    @contextlib.contextmanager
+    def _noisy(self, noise: Tensor | None) -> Iterator[None]:
+        """Adds ``noise`` (in the layout of the input ids, with the embeddings' width) to the embeddings while the block runs."""
+        if noise is None:
+            yield
+            return
+        embeddings = self.core.get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda _, __, found: found + noise.to(found.dtype))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def hidden(
+        self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,).
 
-        ``shared`` (B,) leading tokens that a sequence has in common with the one before it are computed once.
+        ``shared`` (B,) leading tokens that a sequence has in common with the one before it are computed once. ``noise``
+        (T, width) is added to the embeddings (shared tokens get that of the sequence they are computed in).
         """
         body = self.core.base_model
         if self.packed:
             packing = pack(lengths, shared)
-            out = body(
-                input_ids=tokens[packing.kept][None],
-                position_ids=packing.positions[None],
-                sequence_lengths=packing.lengths,
-                sequence_prefixes=packing.prefixes,
-                use_cache=False,
-                return_dict=True,
-            )
+            with self._noisy(None if noise is None else noise[packing.kept][None]):
+                out = body(
+                    input_ids=tokens[packing.kept][None],
+                    position_ids=packing.positions[None],
+                    sequence_lengths=packing.lengths,
+                    sequence_prefixes=packing.prefixes,
+                    use_cache=False,
+                    return_dict=True,
+                )
             return out.last_hidden_state[0, packing.place[at]]
         ids, mask, row, column = rectangle(tokens, lengths, at)
-        return body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state[
-            row, column
-        ]
+        with self._noisy(None if noise is None else padded(noise, lengths)):
+            out = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
+        return out.last_hidden_state[row, column]
 
     def _switch(self, implementation: str) -> None:
         self.core.set_attn_implementation(implementation)
@@ -118,23 +142,25 @@ class PolicyModel(Ragged):
         temperature: float = 1.0,
         entropy_grad: bool = False,
         shared: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its sequence's start.
 
         ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so that
         no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it, and is
-        NaN where no gradient is taken at all (:func:`head_log_probs`).
+        NaN where no gradient is taken at all (:func:`head_log_probs`). ``shared`` and ``noise`` are :meth:`hidden`'s.
         """
         if self.packed:
             return head_log_probs(
                 self.core.get_output_embeddings(),
-                self.hidden(tokens, lengths, at - 1, shared),
+                self.hidden(tokens, lengths, at - 1, shared, noise),
                 tokens[at],
                 temperature,
                 entropy_grad,
             )
         ids, mask, row, column = rectangle(tokens, lengths, at - 1)
-        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
+        with self._noisy(None if noise is None else padded(noise, lengths)):
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
         return token_log_probs(logits, tokens[at], temperature, entropy_grad)
 
     def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
@@ -165,3 +191,8 @@ def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tens
     ids[rows, columns] = tokens
     mask[rows, columns] = 1
     return ids, mask, rows[at], columns[at]
+
+
+def padded(values: Tensor, lengths: Tensor) -> Tensor:
+    """(B, S, D): flat ``values`` (T, D) of sequences of ``lengths`` (B,), right-padded with zeros."""
+    return nn.utils.rnn.pad_sequence(list(values.split(lengths.tolist())), batch_first=True)

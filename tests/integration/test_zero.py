@@ -61,6 +61,7 @@ def batch(order=None):
         prompt_length=[2] * 8,
         group=np.repeat(np.arange(4), 2),
         example_id=np.arange(8),
+        seed=np.arange(8),
         labels=np.tile([[1.0, 0.5], [0.0, 0.5]], (4, 1)),
         old_log_probs=column(-3.9, 0.2),
         ref_log_probs=column(-3.9, 0.2),
@@ -113,7 +114,7 @@ TOKENS = replace(POLICY, algorithm=POLICY.algorithm.model_copy(update={"loss_ove
 VALUES = ImplicitQObjective(gamma=0.9, expectile=0.8, conservative_coef=0.1, behaviour_coef=0.5)
 UPDATES = [
     ("values", VALUES), ("values", VALUES), ("heads", replace(VALUES, behaviour_coef=0.0)),
-    ("actor", LanguageModelObjective()), ("actor", POLICY), ("actor", TOKENS),
+    ("actor", LanguageModelObjective(neftune_alpha=5.0)), ("actor", POLICY), ("actor", TOKENS),
     ("critic", PairwiseObjective()), ("critic", ValueObjective(0.2)),
     ("translator", Seq2SeqObjective(label_smoothing=0.1)),
 ]  # fmt: skip

@@ -179,7 +179,8 @@ def _classes(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) ->
     probability = np.stack(found)
     measured = classes.classification([names[t] for t in truth], [names[i] for i in probability.argmax(1)], names)
     right = (probability.argmax(1) == truth).astype(float)
-    return measured | {"calibration_error": reward_model.calibration_error(probability.max(1), right)}
+    bins = reward_model.reliability(probability.max(1), right)
+    return measured | {"calibration_error": reward_model.calibration_error(bins), "reliability": bins}
 
 
 def _tags(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _translations(
 
 
 def _scores(heldout: Batch, paired: bool, found: list[np.ndarray]) -> dict[str, Any]:
-    return reward_model.bias_and_calibration(heldout, np.array(found), paired)
+    return reward_model.report(heldout, np.array(found), paired)
 
 
 def _answers(rows: Rows, windows: tasks.Windows, found: list[np.ndarray]) -> dict[str, Any]:

@@ -36,15 +36,20 @@ class FunctionReward(RewardTerm):
     retries: int = Field(2, ge=0, description="How often a failed call is tried again.")
 
 
-class ModelReward(RewardTerm):
-    """A sequence-classification model with one logit."""
+class NeuralReward(RewardTerm):
+    """What terms with a model have."""
 
-    type: Literal["model"] = "model"
     path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' for an earlier pipeline stage.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass.")
     standardise: bool = Field(
         True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
     )
+
+
+class ModelReward(NeuralReward):
+    """A sequence-classification model with one logit."""
+
+    type: Literal["model"] = "model"
     steps: str | None = Field(
         None,
         min_length=1,
@@ -52,7 +57,13 @@ class ModelReward(RewardTerm):
     )
 
 
-Reward = Annotated[RuleReward | FunctionReward | ModelReward, Field(discriminator="type")]
+class LikelihoodReward(NeuralReward):
+    """Fluency: the mean log-prob of an answer's tokens, in nats, under a causal language model that stays as it is."""
+
+    type: Literal["likelihood"] = "likelihood"
+
+
+Reward = Annotated[RuleReward | FunctionReward | ModelReward | LikelihoodReward, Field(discriminator="type")]
 
 
 class RewardsConfig(Section):

@@ -11,7 +11,7 @@ from ..config import (
     Answers,
     BadInput,
     FunctionReward,
-    ModelReward,
+    NeuralReward,
     PipelineJob,
     RLJob,
     Seq2SeqJob,
@@ -86,13 +86,13 @@ def _check(job: Any) -> None:
     sections, paths, terms = {}, [job.model.path], []
     if isinstance(job, Answers):
         terms = [*job.rewards.terms]
-        paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, ModelReward))]
+        paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, NeuralReward))]
     else:
         sections["evaluate.data"] = job.evaluate.data
     if isinstance(job, RLJob):
         sections["ptx_data"] = job.ptx_data
         terms = [*job.rewards.terms, *job.evaluate.terms]
-        paths += [job.critic.path, *(t.path for t in terms if isinstance(t, ModelReward))]
+        paths += [job.critic.path, *(t.path for t in terms if isinstance(t, NeuralReward))]
     for option, section in sections.items():
         if section is not None and not section.path.startswith(STAGE):
             examples.find(section, option)

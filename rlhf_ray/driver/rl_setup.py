@@ -17,7 +17,7 @@ from ..config import (
     ClusterConfig,
     FunctionReward,
     ModelConfig,
-    ModelReward,
+    NeuralReward,
     PromptConfig,
     Reward,
     RewardsConfig,
@@ -161,7 +161,7 @@ def rollout_group(
 
 def local(term: Reward) -> Reward:
     """The term with a path that means the same to a worker, whose working directory may be another."""
-    if isinstance(term, ModelReward):
+    if isinstance(term, NeuralReward):
         return term.model_copy(update={"path": models.resolve(term.path)})
     if isinstance(term, FunctionReward):
         return term.model_copy(update={"path": str(Path(term.path).expanduser().absolute())})

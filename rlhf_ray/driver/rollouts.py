@@ -12,7 +12,7 @@ import torch
 
 from ..algorithms import advantages as A
 from ..batch import Batch, cat
-from ..config import ModelReward, RLJob
+from ..config import NeuralReward, RLJob
 from ..data.sampler import Sampler
 from ..rewards.reward import RewardError, combine
 from . import trajectories
@@ -126,7 +126,7 @@ class Rollouts:
             self.statistics = {
                 t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
                 for i, t in enumerate(terms)
-                if isinstance(t, ModelReward) and t.standardise and t.steps is None
+                if isinstance(t, NeuralReward) and t.standardise and getattr(t, "steps", None) is None
             }
         return batch.replace(rewards=combine(batch.reward_parts, terms, self.statistics))
 

@@ -46,6 +46,15 @@ def token_f1(text: str, references: Sequence[str]) -> float:
     return max(_f1(normalised(text).split(), normalised(r).split()) for r in references)
 
 
+def token_recall(text: str, references: Sequence[str]) -> float:
+    """Share of a reference's normalised words that the text has too, the best over references; of an empty reference 1."""
+    return max(_recall(normalised(text).split(), normalised(r).split()) for r in references)
+
+
+def _recall(found: list[str], wanted: list[str]) -> float:
+    return sum((Counter(found) & Counter(wanted)).values()) / len(wanted) if wanted else 1.0
+
+
 def _f1(found: list[str], wanted: list[str]) -> float:
     if not found or not wanted:
         return float(found == wanted)
@@ -86,14 +95,14 @@ def rouge_l(texts: Sequence[str], references: References) -> list[float]:
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all n-grams of all texts, 0 to 1 (Li et al. 2016, arXiv 1510.03055)."""
-    every = [gram for text in texts for gram in _grams(text, n)]
+    every = [gram for text in texts for gram in grams(text, n)]
     return len(set(every)) / len(every) if every else 0.0
 
 
 def repetition(text: str, n: int = 3) -> float:
     """Share of a text's n-grams that it had before, 0 to 1."""
-    grams = _grams(text, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    every = grams(text, n)
+    return 1 - len(set(every)) / len(every) if every else 0.0
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -106,7 +115,8 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+def grams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The n-grams of a text's words, in order."""
     words = text.split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 

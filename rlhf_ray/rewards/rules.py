@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,10 +61,13 @@ def layout(prompts: list[str], completions: list[str], *, pattern: str, **column
     return [float(wanted.fullmatch(c.strip()) is not None) for c in completions]
 
 
-def exact_answer(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where the completion's number (after '####', else the last one) equals that of the column ``answer``."""
-    pairs = [(_number(c), _number(str(a))) for c, a in zip(completions, answer, strict=True)]
-    return [float(found is not None and found == wanted) for found, wanted in pairs]
+def exact_answer(
+    prompts: list[str], completions: list[str], *, answer: Sequence[Any], strict: bool = False, **columns: Any
+) -> list[float]:
+    """1 where the completion's number equals that of the column ``answer``: the first after '####', or, where there is no such
+    mark, the last one; ``strict`` takes none without the mark."""
+    read = [None if strict and "####" not in c else _number(c) for c in completions]
+    return [float(f is not None and f == _number(str(a))) for f, a in zip(read, answer, strict=True)]
 
 
 def exact_match(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
@@ -85,6 +89,23 @@ def token_f1(prompts: list[str], completions: list[str], *, answer: Sequence[Any
     return [texts.token_f1(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
 
 
+def token_recall(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
+    """Completeness: the share of the answer's words that the completion has, the best of the answers."""
+    return [texts.token_recall(c, texts.references(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def coherence(prompts: list[Any], completions: list[str], *, n: int = 2, ends: str = "", **columns: Any) -> list[float]:
+    """The share of a completion's words that the prompt has too, times the share of its n-grams that are new in it; 0 for an
+    empty one and, with ``ends``, for one whose last character is none of these."""
+    found = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        words, known = _tokens(completion), set(_tokens(_said(prompt)))
+        ended = not ends or completion.rstrip().endswith(tuple(ends))
+        grounded = sum(w in known for w in words) / len(words) if words and ended else 0.0
+        found.append(grounded * (1.0 - texts.repetition(completion, n)))
+    return found
+
+
 def chrf(prompts: list[str], completions: list[str], *, answer: Sequence[Any], **columns: Any) -> list[float]:
     """chrF2 of the completion against the answers, 0 to 1."""
     return texts.sentence_chrf(completions, [texts.references(a) for a in answer])
@@ -98,6 +119,28 @@ def rouge_l(prompts: list[str], completions: list[str], *, answer: Sequence[Any]
 def no_repetition(prompts: list[str], completions: list[str], *, n: int = 3, **columns: Any) -> list[float]:
     """Share of a completion's n-grams that are new in it; 1 for one without any."""
     return [1.0 - texts.repetition(c, n) for c in completions]
+
+
+def diversity(prompts: list[Any], completions: list[str], *, n: int = 2, **columns: Any) -> list[float]:
+    """Each different n-gram is worth 1, shared equally by the samples of the prompt that have it; the sum over a completion's
+    n-grams divided by their number. So repeating oneself costs as much as repeating another sample, and weighted by their
+    numbers of n-grams the samples' mean is distinct-n of them all (Li et al. 2016, arXiv 1510.03055)."""
+    every = [texts.grams(c, n) for c in completions]
+    keys = [_said(p) for p in prompts]
+    holders = Counter((key, gram) for key, grams in zip(keys, every, strict=True) for gram in set(grams))
+    rows = zip(keys, every, strict=True)
+    return [sum(1 / holders[key, gram] for gram in set(grams)) / max(1, len(grams)) for key, grams in rows]
+
+
+def prompt_words(
+    prompts: list[Any], completions: list[str], *, ignore: Sequence[str] = (), **columns: Any
+) -> list[float]:
+    """Consistency: the share of the prompt's different words, those in ``ignore`` aside, that the completion has; 1 where none is left."""
+    aside, found = _word_set(ignore), []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        wanted = set(_tokens(_said(prompt))) - aside
+        found.append(len(wanted & set(_tokens(completion))) / len(wanted) if wanted else 1.0)
+    return found
 
 
 def toy_truth(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -131,9 +174,13 @@ RULES: dict[str, Rule] = {
     "exact_match": exact_match,
     "right_class": right_class,
     "token_f1": token_f1,
+    "token_recall": token_recall,
+    "coherence": coherence,
     "chrf": chrf,
     "rouge_l": rouge_l,
     "no_repetition": no_repetition,
+    "diversity": diversity,
+    "prompt_words": prompt_words,
     "toy_truth": toy_truth,
     "toy_sentiment": toy_sentiment,
     "toy_validity": toy_validity,
@@ -176,8 +223,18 @@ def _word_set(words: Sequence[str]) -> set[str]:
     return {w.lower() for w in words}
 
 
+def _said(prompt: Any) -> str:
+    """The text of a prompt, of a conversation that of all its messages."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
+
+
+def _tokens(text: str) -> list[str]:
+    """Runs of letters and digits of any script, lower case."""
+    return re.findall(r"\w+", text.lower())
 
 
 def _number(text: str) -> float | None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import torch
 
 from ..batch import Batch
-from ..config import FunctionReward, ModelConfig, ModelReward, RewardsConfig, RuleReward
+from ..config import FunctionReward, LikelihoodReward, ModelConfig, ModelReward, NeuralReward, RewardsConfig, RuleReward
 from ..data import examples
 from ..data import tokenizer as tokenizers
 from .function import UserFunction
+from .likelihood import LikelihoodScorer
 from .model import ModelScorer
 from .reward import RewardError, checked
 from .rules import rule
@@ -39,7 +40,7 @@ class RewardWorker:
         for term in self.config.terms:
             if term.name not in self.terms:
                 self.terms[term.name] = self._build(term)
-            if isinstance(term, ModelReward):
+            if isinstance(term, NeuralReward):
                 self.terms[term.name].require(longest)
 
     def _build(self, term: Any) -> Any:
@@ -47,7 +48,8 @@ class RewardWorker:
             return rule(term.rule, term.options)
         if isinstance(term, FunctionReward):
             return UserFunction(term)
-        return ModelScorer(term, self.tokenizer, self.device)
+        scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer
+        return scorer(term, self.tokenizer, self.device)
 
     def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> Batch:
         """The batch with reward_parts (B, k), in the order of the terms named in ``only`` (all of them by default).
@@ -73,7 +75,7 @@ class RewardWorker:
         self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
     ) -> np.ndarray:
         scorer, ids = self.terms[term.name], batch.example_id.tolist()
-        if isinstance(term, ModelReward):
+        if isinstance(term, NeuralReward):
             return checked(term.name, term.path, scorer(batch, prompts, completions), ids, term.on_error)
         if isinstance(term, FunctionReward):
             answers = [_message(p, c) for p, c in zip(prompts, completions, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -104,7 +105,8 @@ class RolloutWorker:
         return received
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
-        """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last.
+        """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last; all samples of a prompt together,
+        since a reward may compare them.
 
         Raises StaleWeights where this worker does not hold ``version`` (an actor restarted after a crash holds none).
         """
@@ -114,9 +116,13 @@ class RolloutWorker:
             raise StaleWeights(f"asked for policy version {version}, holding {self.version}")
         rows = _rows(chunk)
         self.engine.add([request for request, _ in rows])
-        finished: list[Completion] = []
+        per, finished = chunk.samples + chunk.greedy_extra, []
+        groups: dict[int, list[Completion]] = defaultdict(list)
         while self.engine.busy:
-            finished.extend(self.engine.step())
+            for completion in self.engine.step():
+                group = groups[completion.id // per]
+                group.append(completion)
+                finished.extend(group if len(group) == per else [])
             if len(finished) >= piece or not self.engine.busy:
                 yield self._batch(chunk, [rows[c.id] for c in finished], finished)
                 finished = []

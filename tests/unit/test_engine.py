@@ -286,6 +286,13 @@ def test_pieces_are_the_whole_chunk_whatever_their_size(worker):
     assert generated(worker, 0, chunk(), piece=1) == generated(worker, 0, chunk(), piece=100)
 
 
+def test_a_prompts_samples_come_in_one_piece(worker):
+    """Three samples each, four rows decoded together: the second prompt begins before the first has ended."""
+    worker.load_weights(*ticket(0, made()))
+    pieces = list(worker.generate(0, replace(chunk(), samples=3), 1))
+    assert sorted(sorted(p.group.tolist()) for p in pieces) == [[0, 0, 0], [1, 1, 1]]
+
+
 def test_the_greedy_extra_is_a_row_that_is_never_learnt_from(worker):
     worker.load_weights(*ticket(0, made()))
     (batch,) = worker.generate(0, chunk(greedy_extra=True), 100)

@@ -1,5 +1,6 @@
 """Rules, a user's function in its killable process, reward models by text, and the weighted sum."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -8,20 +9,22 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import processors
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from tokenizers import Tokenizer, models, processors
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import ModelConfig, ModelReward, RewardsConfig
-from rlhf_ray.config.rewards import FunctionReward, RuleReward
+from rlhf_ray.config.rewards import FunctionReward, LikelihoodReward, RuleReward
 from rlhf_ray.data import tokenizer as tokenizers
 from rlhf_ray.data import toy
+from rlhf_ray.quality import text as quality
 from rlhf_ray.rewards.function import UserFunction
 from rlhf_ray.rewards.reward import RewardError, checked, combine
 from rlhf_ray.rewards.rules import rule
 from rlhf_ray.rewards.worker import RewardWorker
 from tests.helpers import TINY
 
+TALK = [{"role": "user", "content": "the view"}]
 FUNCTIONS = """
 import asyncio, os, time, sys
 
@@ -71,6 +74,14 @@ def second_time(prompts, completions, **columns):
         ("length", {"target": 4, "unit": "chars"}, "abcdef", 0.5),
         ("regex_match", {"pattern": r"\d+"}, "no number", 0.0),
         ("format", {"pattern": r"<a>.*</a>"}, " <a>x\ny</a> ", 1.0),
+        ("coherence", {}, "the Cafe was fresh", 3 / 4),
+        ("coherence", {}, "fresh view fresh view", 2 / 3),
+        ("coherence", {"n": 1}, "fresh view fresh view", 1 / 2),
+        ("coherence", {"ends": ".!"}, "we had no view", 0.0),
+        ("coherence", {"ends": ".!"}, "we had no view! ", 1.0),
+        ("coherence", {}, " ", 0.0),
+        ("prompt_words", {"ignore": ["Review", "of", "the", "we", "had", "no"]}, "a view of a CAFE.", 2 / 3),
+        ("prompt_words", {"ignore": ["review", "of", "the", "cafe", "we", "had", "no", "fresh", "view"]}, "", 1.0),
         ("toy_truth", {}, " the staff was lovely . the price was awful .", 0.0),
         ("toy_validity", {}, " the staff was lovely . staff the was .", 0.5),
     ],
@@ -88,10 +99,58 @@ def test_a_rule_scores(name, options, completion, score):
         ("it is -2", "2", 0),
         ("none", "1", 0),
         ("7.0", 7, 1),
+        ("It costs $18.", "6 x 3 = <<6*3=18>>18 dollars\n#### 18", 1),
+        ("9 eggs at $2 each\n#### $18.00 a day", "#### 18", 1),
+        ("She makes $1,234,567", "#### 1,234,567", 1),
+        ("from 12,50", "1250", 0),
+        ("\\boxed{-3}", "#### -3", 1),
+        ("18 of 100 %", "#### 18", 0),
+        ("#### eighteen", "18", 0),
     ],
 )
 def test_the_last_number_is_the_answer(completion, answer, score):
     assert rule("exact_answer", {})(["?"], [completion], answer=[answer]) == [score]
+    strict = rule("exact_answer", {"strict": True})(["?"], [completion], answer=[answer])
+    assert strict == [score * ("####" in completion)]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "recall"),
+    [
+        ("It was the Norman conquest of England", {"text": ["the Norman conquest"], "answer_start": [0]}, 1.0),
+        ("Norman", ["Norman conquest", "conquest of England"], 1 / 2),
+        ("cat", "cat cat dog", 1 / 3),
+        ("nothing", "the", 1.0),
+    ],
+)
+def test_completeness_is_how_much_of_the_answer_is_there(completion, answer, recall):
+    assert rule("token_recall", {})(["?"], [completion], answer=[answer]) == [pytest.approx(recall)]
+
+
+def test_the_samples_of_a_prompt_share_the_worth_of_their_n_grams():
+    """Against a loop over n-grams; and weighted by their number the mean is distinct-n, whatever the order of the rows."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(list("abcd"), size)) for size in (7, 1, 5, 9, 6, 5)]
+    prompts = ["p", "p", "p", TALK, TALK, "alone"]
+    found = rule("diversity", {"n": 2})(prompts, texts)
+
+    def grams(text):
+        words = text.split()
+        return list(itertools.pairwise(words))
+
+    for i, text in enumerate(texts):
+        group = [t for p, t in zip(prompts, texts, strict=True) if p == prompts[i]]
+        worth = sum(1 / sum(g in grams(t) for t in group) for g in set(grams(text)))
+        assert found[i] == pytest.approx(worth / max(1, len(grams(text))))
+    for key in ("p", TALK):
+        rows = [i for i, p in enumerate(prompts) if p == key]
+        counts = [len(grams(texts[i])) for i in rows]
+        mean = sum(found[i] * c for i, c in zip(rows, counts, strict=True)) / sum(counts)
+        assert mean == pytest.approx(quality.distinct([texts[i] for i in rows], 2))
+
+
+def test_a_conversation_is_read_as_its_messages():
+    assert rule("coherence", {})([TALK], ["the other view"]) == [pytest.approx(2 / 3)]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +335,54 @@ def test_a_process_reward_is_the_score_at_each_steps_end(twin, tmp_path):
     assert total.tolist() == found.reward_parts[:, 1].tolist()  # the steps' rewards come at their steps
 
 
+def make_language(path, tokenizer):
+    """A random causal language model with this tokenizer at a path, and itself."""
+    tokenizer.save_pretrained(path)
+    settings = {k: v for k, v in TINY.items() if k != "model_type"} | {"initializer_range": 0.3}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **settings)).eval()
+    model.save_pretrained(path)
+    return model
+
+
+def mean_log_prob(model, ids, first):
+    """Naive: of the tokens from ``first`` on, one at a time."""
+    with torch.no_grad():
+        found = [
+            float(model(torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]]) for i in range(first, len(ids))
+        ]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_likelihood_is_the_mean_log_prob_of_what_was_sampled(tmp_path, same):
+    """The first answer ended and the second was cut; with another tokenizer the same words have other ids."""
+    policy, other = toy.tokenizer(), toy.tokenizer()
+    if not same:
+        words = policy.get_vocab()
+        ids = {w: (i if i < 4 else len(words) + 3 - i) for w, i in words.items()}
+        other = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel(ids, unk_token="<unk>")),
+            eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False,
+        )  # fmt: skip
+        other.backend_tokenizer.pre_tokenizer = policy.backend_tokenizer.pre_tokenizer
+    model = make_language(tmp_path / "language", other)
+    prompts, answers = ["the view was", "we had a"], [" great . <eos>", " dull view . its"]
+    whole = [policy(p + a)["input_ids"] for p, a in zip(prompts, answers, strict=True)]
+    batch = from_sequences(whole, prompt_length=[3, 3], truncated=[False, True], example_id=[0, 1])
+    worker = worker_of([LikelihoodReward(name="fluent", path=str(tmp_path / "language"))], tmp_path)
+    worker.check(128)  # nothing is added where the tokens are the policy's: the whole context may be used
+    found = worker.score(batch, pa.table({"example_id": [0, 1], "prompt": prompts})).reward_parts[:, 0]
+    wanted = [mean_log_prob(model, other(p + a)["input_ids"], 3) for p, a in zip(prompts, answers, strict=True)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    assert len(set(wanted)) == 2
+
+
+def test_a_reward_model_has_no_likelihood(judge, tmp_path):
+    with pytest.raises(RewardError, match=r"reward 'fluent': .* holds a reward model"):
+        worker_of([LikelihoodReward(name="fluent", path=judge)], tmp_path).check()
+
+
 def test_steps_need_the_policys_tokenizer(judge, tmp_path):
     worker = worker_of([ModelReward(name="steps", path=judge, steps=".")], tmp_path)
     batch = from_sequences([[5, 6]], prompt_length=[1], response_mask=[[0, 1]], group=[0], example_id=[0])
@@ -287,9 +394,6 @@ def logit(judge, ids):
     """What transformers gives for one sequence without padding: the score of its last token."""
     model = LlamaForSequenceClassification.from_pretrained(judge).eval()
     return float(model(torch.tensor([ids])).logits[0, 0].detach())
-
-
-TALK = [{"role": "user", "content": "the view"}]
 
 
 def talked(terms, tmp_path):

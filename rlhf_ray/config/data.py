@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from .section import Section
 
+Form = str | list[dict[Literal["role", "content"], str]]
+"""A format string of a row's columns, or messages whose contents are such strings."""
+
 
 class DataConfig(Section):
     """Examples from a file or from the offline world."""
@@ -23,8 +26,9 @@ class DataConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")
     parallel: str | None = Field(None, description="A second text file, line by line the translation of path's.")
     columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
-    formats: dict[str, str] = Field(
-        default_factory=dict, description="Makes columns of others: {'prompt': 'English: {source} German:'}."
+    formats: dict[str, Form] = Field(
+        default_factory=dict,
+        description="Makes columns of others: {'prompt': 'English: {source} German:'}; a list of role and content makes messages.",
     )
     redact: list[Literal["email", "phone", "card", "iban", "ip", "key"]] = Field(
         default_factory=list, description="Personal data that is replaced by its kind, and counted."

@@ -157,7 +157,7 @@ class PipelineJob(Section):
     log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
     files: dict[StageName, str | dict[str, Any]] = Field(
         default_factory=dict,
-        description="Data by name, as a path or as keys of a data section: a stage's 'path: file:NAME' takes it, said once.",
+        description="Data (or a model) by name, as a path or as keys of a section: a stage's 'path: file:NAME' takes it, said once.",
     )
     stages: dict[StageName, SingleJob] = Field(..., min_length=1, description="Name: job.")
 

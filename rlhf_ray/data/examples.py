@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ..config import BadInput, DataConfig
+from ..config.data import Form
 from . import redact, toy
 
 Row = dict[str, Any]
@@ -76,10 +77,16 @@ def load(config: DataConfig, option: str) -> Rows:
     return kept
 
 
-def _formatted(row: Row, formats: dict[str, str], where: str) -> Row:
-    """The row with columns made of others: {'prompt': '{source} =>'}."""
+def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:
+    """The row with columns made of others: {'prompt': '{source} =>'}, or with messages made of them."""
+
+    def filled(form: Form) -> Any:
+        if isinstance(form, str):
+            return form.format(**row)
+        return [{key: text.format(**row) for key, text in message.items()} for message in form]
+
     try:
-        return {**row, **{name: form.format(**row) for name, form in formats.items()}}
+        return {**row, **{name: filled(form) for name, form in formats.items()}}
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{where}: formats does not fit the row ({type(error).__name__}: {error}), which has {', '.join(row)}"

@@ -67,6 +67,9 @@ def test_columns_are_made_of_others(tmp_path):
     config = DataConfig(path=str(tmp_path / "x.jsonl"), columns={"q": "question"}, formats=formats)
     (row,) = load(config, "data")
     assert (row["prompt"], row["completion"]) == ("Q: why A:", " 7")
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{question}"}]
+    config = DataConfig(path=str(tmp_path / "x.jsonl"), columns={"q": "question"}, formats={"prompt": talk})
+    assert load(config, "data")[0]["prompt"] == [talk[0], {"role": "user", "content": "why"}]
     with pytest.raises(DataError, match=r"x.jsonl:1: formats does not fit the row \(KeyError: 'b'\), which has q, a"):
         load(DataConfig(path=str(tmp_path / "x.jsonl"), formats={"prompt": "{b}"}), "data")
 

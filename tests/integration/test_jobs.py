@@ -2,9 +2,12 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import ROOT, T5, TINY
 
@@ -14,10 +17,14 @@ LATER = (
     "cispo",
     "classification",
     "dr_grpo",
+    "generation",
+    "gsm8k",
+    "question_answering",
     "reinforce",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "reviews",
+    "stories_generation",
     "stories_grpo",
     "stories_ppo",
     "stories_reward",
@@ -54,7 +61,7 @@ def tiny(job, folder):
         job |= {"batch_size": 4, "max_length": 64, "evaluate": {**job.get("evaluate", {}), "every": 1, "data": heldout}}
         job |= {"stride": 8} if kind == "qa" else {}
         return job
-    if any(t.get("rule") in ("right_class", "chrf") for t in job["rewards"]["terms"]):
+    if any(t.get("rule") in ("right_class", "chrf", "token_f1", "exact_answer") for t in job["rewards"]["terms"]):
         job["data"]["path"] = "toy:arithmetic/prompts"  # rules that want an answer
     job["data"]["max_prompt_tokens"] = 32
     job["evaluate"] = {}
@@ -80,7 +87,7 @@ def asked(job, folder):
 
 def term(value, folder):
     """The reward term, at a place that exists here."""
-    places = {"model": "stage:reward", "function": f"{folder}/reward.py:reward"}
+    places = {"model": "stage:reward", "likelihood": "stage:sft", "function": f"{folder}/reward.py:reward"}
     return {**value, "path": places[value["type"]]} if value["type"] in places else value
 
 
@@ -122,9 +129,42 @@ def run(train, folder, every):
             assert steps[-1]["kl/update"] < 1e-10, name  # k3 is 0 only where no ratio is below 1 either
 
 
+QWEN = {**TINY, "model_type": "qwen2", "max_position_embeddings": 512}
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SUMS = [
+    {
+        "question": f"Ann has {n} hens and buys {n}. How many?",
+        "answer": f"{n} + {n} = <<{n}+{n}={2 * n}>>\n#### {2 * n}",
+    }
+    for n in range(8)
+]
+
+
+def mathematics(job, folder):
+    """The GSM8K job's questions as the file asks them, of a model of the same family with a chat template, on rows of that form."""
+    written = yaml.safe_load((ROOT / "jobs" / "gsm8k.yaml").read_text())
+    inner = ByteLevelBPETokenizer()
+    inner.train_from_iterator([json.dumps(SUMS)] * 2, vocab_size=300, show_progress=False)
+    tokens = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"], "chat_template": CHAT}
+    PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, **tokens).save_pretrained(folder / "qwen")
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)))
+    data = {"path": str(folder / "sums.jsonl"), "formats": written["data"]["formats"], "max_prompt_tokens": 256}
+    model = {**job["model"], "init": QWEN, "tokenizer": str(folder / "qwen")}
+    judges = {**written["evaluate"], "every": 0, "data": data}
+    return {**job, "model": model, "data": data, "evaluate": judges}
+
+
 @pytest.mark.learning
 def test_the_other_job_files_run_two_steps(train, tmp_path):
-    run(train, tmp_path, stages(tmp_path, ["reward", "sft", *LATER]))
+    every = stages(tmp_path, ["reward", "sft", *LATER])
+    every["gsm8k"] = mathematics(every["gsm8k"], tmp_path)
+    run(train, tmp_path, every)
+    (asked, *_) = pq.read_table(tmp_path / "all" / "gsm8k" / "evaluations" / "step-000002.parquet").to_pylist()
+    assert json.loads(asked["prompt"])[-1]["content"].startswith(SUMS[0]["question"])
+    assert {"part/right", "part/lenient"} <= set(asked)
 
 
 def test_job_files_run_two_steps(train, tmp_path):

@@ -115,7 +115,7 @@ def load(
     zero_head: bool = False,
     lora: LoraConfig | None = None,
 ) -> Any:
-    """A PolicyModel or ScalarModel (``kind`` 'policy' or 'scalar') of a local directory, dropout off.
+    """A PolicyModel, ScalarModel or ValueModel (``kind`` 'policy', 'scalar', 'values' with new heads) of a directory, dropout off.
 
     ``zero_head`` starts a scalar head at zero. Raises BadInput where the architecture has no such head.
     """

@@ -148,7 +148,7 @@ def guide(model: Any, path: str, beta: float) -> None:
         raise BadInput(
             f"{path}: no {FILE} there, so there are no values to guide by; train them with job: ilql, or set rollout.engine.guide to 0"
         )
-    model.set_output_embeddings(GuidedHead(model.get_output_embeddings(), heads.to(model.dtype), beta))
+    model.set_output_embeddings(GuidedHead(model.get_output_embeddings(), heads.to(model.device, model.dtype), beta))
 
 
 def save_heads(named: dict[str, Tensor], directory: str) -> None:

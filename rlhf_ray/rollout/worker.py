@@ -173,13 +173,14 @@ def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Pl
         "seq2seq" if sides else "policy", path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
     )
     models.without_dropout(loaded)
-    if config.guide:
-        values.guide(loaded, path, config.guide)
     device = torch.device(place.device)
     loaded = loaded.to(device).eval()
     if sides:
         return Seq2SeqEngine(loaded, sampling, config.max_rows, device)
-    return TransformersEngine(loaded, sampling, config.max_rows, device, config.compile)
+    engine = TransformersEngine(loaded, sampling, config.max_rows, device, config.compile)
+    if config.guide:  # after the engine has compared its cache with the model: beta would magnify what they differ by
+        values.guide(loaded, path, config.guide)
+    return engine
 
 
 def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:

@@ -49,7 +49,7 @@ def job(folder):
         "cluster": {"num_threads": 1},
         "stages": {
             "ilql": learned,
-            "plain": {**asked, "greedy": False, "samples": 20, "rollout": {"max_new_tokens": 16}},
+            "plain": {**asked, "greedy": False, "samples": 100, "rollout": {"max_new_tokens": 16}},
             "guided": {**asked, "against": "stage:ilql", "rollout": guided},
         },
     }

@@ -8,7 +8,16 @@ from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
 from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
-from .rewards import FunctionReward, LikelihoodReward, ModelReward, NeuralReward, Reward, RewardsConfig, RuleReward
+from .rewards import (
+    Ensemble,
+    FunctionReward,
+    LikelihoodReward,
+    ModelReward,
+    NeuralReward,
+    Reward,
+    RewardsConfig,
+    RuleReward,
+)
 from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
@@ -28,7 +37,7 @@ from .supervised import (
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "BadInput", "CheckpointConfig",
-    "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "EvaluateJob",
+    "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "Ensemble", "EvaluateJob",
     "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
     "ModelReward", "NeuralReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",

@@ -66,15 +66,46 @@ class LikelihoodReward(NeuralReward):
 Reward = Annotated[RuleReward | FunctionReward | ModelReward | LikelihoodReward, Field(discriminator="type")]
 
 
+class Ensemble(Section):
+    """Reward models that count as one term, with their common weight: their standardised scores are combined.
+
+    Coste et al. 2023, arXiv 2310.02743.
+    """
+
+    members: list[str] = Field(..., min_length=2, description="Names of the terms, standardised reward models.")
+    combine: Literal["mean", "min", "uncertainty"] = Field(
+        "min", description="The mean of the scores, the lowest, or the mean less coef times the variance."
+    )
+    coef: float = Field(0.1, ge=0, description="Of uncertainty: what a variance of 1 costs.")
+
+
 class RewardsConfig(Section):
     """The terms and who computes them."""
 
     num_workers: int = Field(1, ge=1, description="Reward workers.")
     terms: list[Reward] = Field(..., min_length=1, description="The named terms; the reward is their weighted sum.")
+    ensembles: list[Ensemble] = Field(
+        default_factory=list, description="Terms that are reward models of one thing, and count as one."
+    )
 
     @model_validator(mode="after")
     def _distinct_names(self) -> RewardsConfig:
         names = [t.name for t in self.terms]
         if len(set(names)) < len(names):
             raise ValueError(f"two terms share a name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ensembles_are_sound(self) -> RewardsConfig:
+        terms, seen = {t.name: t for t in self.terms}, set[str]()
+        for ensemble in self.ensembles:
+            for name in ensemble.members:
+                term = terms.get(name)
+                if not isinstance(term, ModelReward) or not term.standardise or term.steps is not None:
+                    raise ValueError(f"ensembles: '{name}' is no standardised reward model among the terms")
+                if name in seen:
+                    raise ValueError(f"ensembles: '{name}' is a member twice")
+                seen.add(name)
+            if len({terms[name].weight for name in ensemble.members}) > 1:
+                raise ValueError(f"ensembles: {', '.join(ensemble.members)} have different weights; give all the same")
         return self

@@ -11,6 +11,7 @@ import ray
 from ..config import Answers, BadInput, ModelConfig, VLLMEngine
 from ..models import load as models
 from ..placement import Placement, plan
+from ..rewards.reward import scales
 from . import heldout, roles
 from .experience import Collector, Order, Prompts
 from .rl_setup import load_prompts, reward_group, rollout_group
@@ -46,5 +47,6 @@ def answers(
         for group in (rollout, reward):
             group.kill()
         placement.remove()
-    terms = job.rewards.terms
-    return heldout.table(batch, terms, terms, {}, prompts.rows, tokenizer), prompts
+    members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}  # all else counts as it scores
+    own = {n: s for n, s in scales(batch.reward_parts, job.rewards).items() if n in members}
+    return heldout.table(batch, job.rewards.terms, job.rewards, own, prompts.rows, tokenizer), prompts

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..batch import Batch
+from ..config import RewardsConfig
 from ..config.jobs import EvaluateRL
 from ..data.examples import completion
 from ..quality import intervals
@@ -32,11 +33,11 @@ class Difference:
 
 
 def table(
-    batch: Batch, terms: list[Any], weighted: list[Any], statistics: Any, prompts: pa.Table, tokenizer: Any
+    batch: Batch, terms: list[Any], rewards: RewardsConfig, statistics: Any, prompts: pa.Table, tokenizer: Any
 ) -> pa.Table:
     """One row a completion: example_id, sample, prompt, completion, reward, each part, KL to the reference in nats, length."""
     names = [t.name for t in terms]
-    own = [names.index(t.name) for t in weighted]
+    own = [names.index(t.name) for t in rewards.terms]
     rows = {int(i): n for n, i in enumerate(prompts["example_id"].to_pylist())}
     columns: dict[str, Any] = {
         "example_id": batch.example_id,
@@ -45,7 +46,7 @@ def table(
         "completion": [
             completion(t, int(n), tokenizer) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)
         ],
-        "reward": combine(batch.reward_parts[:, own], weighted, statistics or {}),
+        "reward": combine(batch.reward_parts[:, own], rewards, statistics or {}),
     }
     columns |= {f"part/{name}": batch.reward_parts[:, i] for i, name in enumerate(names)}
     if batch.has("ref_log_probs"):

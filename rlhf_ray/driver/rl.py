@@ -223,9 +223,7 @@ class RL:
         order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
         batch = self.collector.collect(order, s.heldout)
         batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
-        rows = heldout.table(
-            batch, s.terms, self.job.rewards.terms, self.rollouts.statistics, s.heldout.rows, s.tokenizer
-        )
+        rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
         heldout.write(heldout.path(self.run, self.step), rows, e)
         found = heldout.metrics(rows)
         if self.job.log.progress:

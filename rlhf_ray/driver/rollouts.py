@@ -12,9 +12,9 @@ import torch
 
 from ..algorithms import advantages as A
 from ..batch import Batch, cat
-from ..config import NeuralReward, RLJob
+from ..config import RLJob
 from ..data.sampler import Sampler
-from ..rewards.reward import RewardError, combine
+from ..rewards.reward import RewardError, combine, scales
 from . import trajectories
 from .experience import Collection, Collector, Order, Prompts
 
@@ -120,15 +120,10 @@ class Rollouts:
 
     def _total(self, batch: Batch) -> Batch:
         """rewards from reward_parts; a reward model's scale is frozen by the first rollouts of the starting policy."""
-        terms = self.job.rewards.terms
+        rewards = self.job.rewards
         if self.statistics is None:
-            parts = batch.reward_parts
-            self.statistics = {
-                t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
-                for i, t in enumerate(terms)
-                if isinstance(t, NeuralReward) and t.standardise and getattr(t, "steps", None) is None
-            }
-        return batch.replace(rewards=combine(batch.reward_parts, terms, self.statistics))
+            self.statistics = scales(batch.reward_parts, rewards)
+        return batch.replace(rewards=combine(batch.reward_parts, rewards, self.statistics))
 
     def _sound(self, collection: Collection, metrics: dict[str, float]) -> Batch:
         """The scored rows without dropped samples, groups they leave alone, and (if asked) groups of equal rewards."""

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config import BadInput
-from ..config import Reward as RewardTerm
+from ..config import BadInput, Ensemble, NeuralReward, RewardsConfig
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -57,15 +56,47 @@ def _number(value: Any) -> float:
     return float(value) if abs(float(value)) <= FLOAT32_MAX else math.nan
 
 
-def combine(parts: np.ndarray, terms: Sequence[RewardTerm], statistics: dict[str, tuple[float, float]]) -> np.ndarray:
-    """The weighted sum (B,) float32 of parts (B, k), those with (mean, deviation) in ``statistics`` standardised first.
+Scales = dict[str, tuple[float, float]]
+"""Mean and deviation of each term that is standardised."""
+
+
+def scales(parts: np.ndarray, rewards: RewardsConfig) -> Scales:
+    """Those of the reward models' scores in ``parts`` (B, k), the starting policy's; 1 stands for a deviation of 0."""
+    return {
+        t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
+        for i, t in enumerate(rewards.terms)
+        if isinstance(t, NeuralReward) and t.standardise and getattr(t, "steps", None) is None
+    }
+
+
+def combine(parts: np.ndarray, rewards: RewardsConfig, statistics: Scales) -> np.ndarray:
+    """The weighted sum (B,) float32 of parts (B, k), those in ``statistics`` standardised first; an ensemble is one term of it.
 
     A NaN part (a dropped sample) makes the sum NaN. Process rewards are not in it: they come at their steps.
     """
     total = np.zeros(len(parts), np.float64)
-    for i, term in enumerate(terms):
+    members = {name: i for i, ensemble in enumerate(rewards.ensembles) for name in ensemble.members}
+    scores: list[list[np.ndarray]] = [[] for _ in rewards.ensembles]
+    weights = [0.0] * len(rewards.ensembles)
+    for i, term in enumerate(rewards.terms):
         if getattr(term, "steps", None) is not None:
             continue
         mean, deviation = statistics.get(term.name, (0.0, 1.0))
-        total += term.weight * (parts[:, i] - mean) / deviation
+        score = (parts[:, i] - mean) / deviation
+        if term.name in members:
+            scores[members[term.name]].append(score)
+            weights[members[term.name]] = term.weight
+        else:
+            total += term.weight * score
+    for ensemble, weight, each in zip(rewards.ensembles, weights, scores, strict=True):
+        total += weight * together(np.stack(each, 1), ensemble)
     return total.astype(np.float32)
+
+
+def together(scores: np.ndarray, ensemble: Ensemble) -> np.ndarray:
+    """One score (B,) of an ensemble's standardised scores (B, m): their mean, the lowest (worst-case optimisation), or the mean
+    less coef times their variance (uncertainty-weighted optimisation; Coste et al. 2023, arXiv 2310.02743, section 3)."""
+    if ensemble.combine == "min":
+        return scores.min(1)
+    mean: np.ndarray = scores.mean(1)
+    return mean - ensemble.coef * scores.var(1) if ensemble.combine == "uncertainty" else mean

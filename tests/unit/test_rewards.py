@@ -19,7 +19,7 @@ from rlhf_ray.data import tokenizer as tokenizers
 from rlhf_ray.data import toy
 from rlhf_ray.quality import text as quality
 from rlhf_ray.rewards.function import UserFunction
-from rlhf_ray.rewards.reward import RewardError, checked, combine
+from rlhf_ray.rewards.reward import RewardError, checked, combine, scales
 from rlhf_ray.rewards.rules import rule
 from rlhf_ray.rewards.worker import RewardWorker
 from tests.helpers import TINY
@@ -244,7 +244,49 @@ def test_single_values_can_be_dropped():
 def test_the_reward_is_the_weighted_sum_with_models_standardised():
     terms = [RuleReward(name="a", rule="length", weight=2.0), ModelReward(name="m", path="x", weight=0.5)]
     parts = np.array([[1.0, 10.0], [0.0, 14.0]], np.float32)
-    assert combine(parts, terms, {"m": (10.0, 2.0)}).tolist() == [2.0, 1.0]
+    assert combine(parts, RewardsConfig(terms=terms), {"m": (10.0, 2.0)}).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ["mean", "min", "uncertainty"])
+def test_an_ensemble_counts_once(how):
+    models = [ModelReward(name=name, path=name, weight=3.0) for name in "abc"]
+    terms = [models[0], RuleReward(name="r", rule="length", weight=2.0), *models[1:], ModelReward(name="d", path="d")]
+    ensemble = {"members": ["c", "a", "b"], "combine": how, "coef": 0.5}
+    rewards = RewardsConfig(terms=terms, ensembles=[ensemble])
+    parts = np.random.default_rng(0).normal(2, 5, (40, 5)).astype(np.float32)
+    statistics = scales(parts[:20], rewards)  # of the first rollouts, kept for those that come
+    assert statistics.keys() == set("abcd")
+    found = combine(parts, rewards, statistics)
+    for row, value in zip(parts, found, strict=True):
+        each = [(row[i] - statistics[n][0]) / statistics[n][1] for n, i in (("a", 0), ("b", 2), ("c", 3))]
+        mean = sum(each) / 3
+        variance = sum((x - mean) ** 2 for x in each) / 3
+        one = {"mean": mean, "min": min(each), "uncertainty": mean - 0.5 * variance}[how]
+        alone = (row[4] - statistics["d"][0]) / statistics["d"][1]
+        assert value == pytest.approx(3.0 * one + 2.0 * row[1] + alone, rel=1e-4, abs=1e-4)
+    parts[3, 2] = np.nan
+    assert np.flatnonzero(np.isnan(combine(parts, rewards, statistics))).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("members", "changes", "says"),
+    [
+        (["a", "x"], {}, "'x' is no standardised reward model"),
+        (["a", "r"], {}, "'r' is no standardised reward model"),
+        (["a", "b"], {"standardise": False}, "'b' is no standardised reward model"),
+        (["a", "b"], {"steps": "."}, "'b' is no standardised reward model"),
+        (["a", "a"], {}, "'a' is a member twice"),
+        (["a", "b"], {"weight": 2.0}, "a, b have different weights"),
+    ],
+)
+def test_an_ensemble_that_is_none(members, changes, says):
+    terms = [
+        RuleReward(name="r", rule="length"),
+        ModelReward(name="a", path="a"),
+        ModelReward(name="b", path="b", **changes),
+    ]
+    with pytest.raises(ValueError, match=says):
+        RewardsConfig(terms=terms, ensembles=[{"members": members}])
 
 
 def make_judge(path, tokenizer):
@@ -331,7 +373,7 @@ def test_a_process_reward_is_the_score_at_each_steps_end(twin, tmp_path):
         wanted = 0.5 * logit(twin, ends[place]) if place in ends else 0.0
         assert value == pytest.approx(wanted, abs=1e-5), place
     assert found.reward_parts[:, 0].tolist() == pytest.approx([2 * v for v in found.step_rewards[[7, 11]]])
-    total = combine(found.reward_parts, [term, plain], {})
+    total = combine(found.reward_parts, RewardsConfig(terms=[term, plain]), {})
     assert total.tolist() == found.reward_parts[:, 1].tolist()  # the steps' rewards come at their steps
 
 

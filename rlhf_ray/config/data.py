@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ Form = str | list[dict[Literal["role", "content"], str]]
 """A format string of a row's columns, or messages whose contents are such strings."""
 
 
-class DataConfig(Section):
+class Source(Section):
     """Examples from a file or from the offline world."""
 
     path: str = Field(
@@ -35,12 +36,46 @@ class DataConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _only_toy_has_splits(self) -> DataConfig:
+    def _only_toy_has_splits(self) -> Source:
         if not self.path.startswith("toy:") and (self.split != "train" or self.seed):
             raise ValueError(
                 f"split and seed belong to 'toy:' data; give held-out rows of {self.path} a file of their own"
             )
         return self
+
+
+class Part(Source):
+    """A source of a mixture."""
+
+    weight: float = Field(
+        1.0, gt=0, description="Its share of the training examples, against the other parts' weights."
+    )
+
+
+class DataConfig(Source):
+    """Examples from one source, or from several."""
+
+    path: str = Field("", description=f"{Source.model_fields['path'].description} Required where there is no mix.")
+    mix: list[Part] = Field(
+        default_factory=list,
+        description="Several sources, each as a data section; a small one is repeated, each of its epochs a shuffle.",
+    )
+
+    @model_validator(mode="after")
+    def _path_or_mix(self) -> DataConfig:
+        if not self.mix and not self.path:
+            raise ValueError("path is missing: a file, 'toy:TASK', or several of them as mix")
+        beside = sorted(self.model_fields_set & set(Source.model_fields)) if self.mix else []
+        fields = type(self).model_fields
+        own = [k for k in beside if getattr(self, k) != fields[k].get_default(call_default_factory=True)]
+        if own:
+            raise ValueError(f"{', '.join(own)} beside mix would belong to no part; give it to the parts that need it")
+        return self
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The parts of the mixture, or the one source."""
+        return self.mix or [self]
 
 
 class PromptConfig(DataConfig):

@@ -153,6 +153,14 @@ class ClassifyJob(Supervised):
         "natural", description="Batches as the data are, or with all classes equally often."
     )
 
+    @model_validator(mode="after")
+    def _one_says_how_often(self) -> ClassifyJob:
+        if self.sampling == "balanced" and self.data.mix:
+            raise ValueError(
+                "sampling: balanced and the weights of data.mix both say how often an example comes; drop one"
+            )
+        return self
+
 
 class TagJob(Supervised):
     """A classifier of words: lists `words` and `tags`."""

@@ -8,19 +8,22 @@ string or a list of {role, content} messages.
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
 from ..config import BadInput, DataConfig
-from ..config.data import Form
+from ..config.data import Form, Source
 from . import redact, toy
+from .sampler import Shares
 
 Row = dict[str, Any]
 TOY = "toy:"
@@ -47,6 +50,11 @@ class Rows(list[Row]):
         """'file:line', or 'file, row N' where lines are not known."""
         return f"{self.source}, row {index + 1}" if self.lines is None else f"{self.source}:{self.lines[index]}"
 
+    @property
+    def shares(self) -> Shares:
+        """How often training draws the rows: all equally often."""
+        return Shares()
+
     def require(self, index: int, *columns: str) -> None:
         """Raises DataError unless the row has these columns, none of them null."""
         row = self[index]
@@ -58,8 +66,44 @@ class Rows(list[Row]):
                 )
 
 
+class Mixed(Rows):
+    """The rows of several parts, one after the other, each with its own file and key."""
+
+    def __init__(self, parts: Sequence[Rows], weights: Sequence[float], option: str) -> None:
+        super().__init__((row for part in parts for row in part), " + ".join(p.source for p in parts), None, option)
+        self.parts, self.weights = parts, tuple(weights)
+        self.ends = np.cumsum([len(p) for p in parts]).tolist()
+
+    @property
+    def shares(self) -> Shares:
+        """Each part as often as its weight says."""
+        return Shares(tuple(self.ends), self.weights, tuple(p.option for p in self.parts))
+
+    def place(self, index: int) -> str:
+        """As the part has it."""
+        part, within = self._part(index)
+        return part.place(within)
+
+    def require(self, index: int, *columns: str) -> None:
+        """As the part does."""
+        part, within = self._part(index)
+        part.require(within, *columns)
+
+    def _part(self, index: int) -> tuple[Rows, int]:
+        at = bisect.bisect_right(self.ends, index)
+        return self.parts[at], index - (self.ends[at - 1] if at else 0)
+
+
 def load(config: DataConfig, option: str) -> Rows:
-    """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, columns renamed. Raises DataError."""
+    """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, of all its parts. Raises DataError."""
+    if not config.mix:
+        return _loaded(config, option)
+    parts = [_loaded(part, f"{option}.mix.{i}") for i, part in enumerate(config.mix)]
+    return Mixed(parts, [part.weight for part in config.mix], option)
+
+
+def _loaded(config: Source, option: str) -> Rows:
+    """The rows of one source, columns renamed, made and redacted."""
     toys = config.path.startswith(TOY)
     rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option, config.parallel)
     new = config.columns
@@ -106,8 +150,8 @@ def read(path: str | Path, option: str = "data", parallel: str | None = None) ->
     return rows
 
 
-def find(config: DataConfig, option: str) -> None:
-    """Raises DataError unless the section's file or task is there; reads no rows."""
+def find(config: Source, option: str) -> None:
+    """Raises DataError unless a source's file or task is there; reads no rows."""
     if config.path.startswith(TOY):
         _generated(config, 1, option)
     elif config.parallel is not None:
@@ -118,7 +162,7 @@ def find(config: DataConfig, option: str) -> None:
         _find(Path(config.path).expanduser(), option)
 
 
-def _generated(config: DataConfig, size: int, option: str) -> Rows:
+def _generated(config: Source, size: int, option: str) -> Rows:
     task, _, split = config.path.removeprefix(TOY).partition(":")
     try:
         rows = toy.generate(task, split or config.split, size, config.seed)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+
+from ..config import BadInput
 
 KEPT = 4  # epochs whose order is remembered
 
@@ -10,14 +16,13 @@ KEPT = 4  # epochs whose order is remembered
 class Sampler:
     """Endless shuffled epochs over ``num_examples``. Position p means the same example whoever asks and whenever.
 
-    With ``classes`` (num_examples,) an epoch has every class equally often (but for a remainder), rare examples repeated.
+    ``part`` tells the epochs of a mixture's sources apart.
     """
 
-    def __init__(self, num_examples: int, seed: int, classes: np.ndarray | None = None) -> None:
+    def __init__(self, num_examples: int, seed: int, part: int = 0) -> None:
         if num_examples < 1:
             raise ValueError("a sampler needs at least one example")
-        self.num_examples, self.seed = num_examples, seed
-        self.members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        self.num_examples, self.seed, self.part = num_examples, seed, part
         self.epochs: dict[int, np.ndarray] = {}
 
     def indices(self, start: int, count: int) -> np.ndarray:
@@ -31,12 +36,66 @@ class Sampler:
         if number not in self.epochs:
             if len(self.epochs) >= KEPT:
                 self.epochs.pop(next(iter(self.epochs)))
-            self.epochs[number] = self._drawn(np.random.default_rng([self.seed, number]))
+            draw = np.random.default_rng([self.seed, number, self.part])
+            self.epochs[number] = draw.permutation(self.num_examples)
         return self.epochs[number]
 
-    def _drawn(self, draw: np.random.Generator) -> np.ndarray:
-        if self.members is None:
-            return draw.permutation(self.num_examples)
-        each = -(-self.num_examples // len(self.members))
-        picked = [np.concatenate([draw.permutation(m) for _ in range(-(-each // len(m)))])[:each] for m in self.members]
-        return draw.permutation(np.stack(picked, 1).reshape(-1)[: self.num_examples])
+
+class Mixture:
+    """Several sources, each in shuffled epochs of its own; ``members`` are their examples, ``weights`` their shares.
+
+    Positions come in blocks in which every source has its share, in a shuffled order: after n positions a source has had its
+    share of n to within one block. A function of the position alone, as :class:`Sampler` is.
+    """
+
+    def __init__(self, members: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
+        shares = np.array(weights, float) / sum(weights)
+        self.members, self.seed = members, seed
+        self.samplers = [Sampler(len(m), seed, part) for part, m in enumerate(members, 1)]
+        self.num_examples = sum(len(m) for m in members)
+        self.edges = np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
+        self.block = math.ceil(2 / shares.min())  # room enough that no rounding takes an example from a source
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """(count,) int64: the examples at positions start, start + 1, ..."""
+        first, last = start // self.block, -(-(start + count) // self.block)
+        drawn = [self._drawn(number) for number in range(first, last)]
+        at = start - first * self.block
+        return np.concatenate([*drawn, np.zeros(0, np.int64)])[at : at + count].astype(np.int64)
+
+    def _drawn(self, number: int) -> np.ndarray:
+        """The examples of a block, in order."""
+        begin, end = (np.diff(np.floor(self.edges * n * self.block + 0.5).astype(int)) for n in (number, number + 1))
+        found = [
+            m[s.indices(int(b), int(e - b))] for m, s, b, e in zip(self.members, self.samplers, begin, end, strict=True)
+        ]
+        return np.random.default_rng([self.seed, number]).permutation(np.concatenate(found))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often the rows of a dataset are drawn: where each part of it ends, the parts' weights and what they are.
+
+    Without parts all rows are drawn equally often.
+    """
+
+    ends: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def sampler(self, rows: np.ndarray, seed: int) -> Sampler | Mixture:
+        """The sampler of examples that were made of ``rows`` (n,). Raises BadInput where a part has none."""
+        if not self.ends:
+            return Sampler(len(rows), seed)
+        part = np.searchsorted(self.ends, rows, side="right")
+        members = [np.flatnonzero(part == p) for p in range(len(self.ends))]
+        for name, member in zip(self.names, members, strict=True):
+            if not len(member):
+                raise BadInput(f"{name}: no example of this part of the mixture is left, so it cannot have its share")
+        return Mixture(members, self.weights, seed)
+
+
+def balanced(classes: np.ndarray, seed: int) -> Mixture:
+    """A sampler of examples with these ``classes`` (n,) that has all classes equally often, rare examples repeated."""
+    members = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+    return Mixture(members, [1.0] * len(members), seed)

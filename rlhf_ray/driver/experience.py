@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ..batch import Batch, cat
+from ..data.sampler import Shares
 from ..rollout.chunk import Chunk
 from ..weights import StaleWeights
 from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
@@ -27,11 +28,12 @@ from ..workers import DEAD, StageTimeout, WorkerGroup, unwrap
 
 @dataclass(frozen=True)
 class Prompts:
-    """A dataset of prompts: token ids, and the rows (Arrow, with example_id) that rewards read."""
+    """A dataset of prompts: token ids, the rows (Arrow, with example_id) that rewards read, and how often they are drawn."""
 
     tokens: list[np.ndarray]
     rows: pa.Table
     example_id: np.ndarray
+    shares: Shares = Shares()
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import (
     Answers,
     BadInput,
+    DataConfig,
     FunctionReward,
     NeuralReward,
     PipelineJob,
@@ -45,7 +46,7 @@ def data_report(job: Any) -> Iterator[str]:
         sections = {"data": stage.data}
         if isinstance(stage, Supervised | RLJob):
             sections["evaluate.data"] = stage.evaluate.data
-        given = {o: s for o, s in sections.items() if s is not None and not s.path.startswith(STAGE)}
+        given = {o: s for o, s in sections.items() if s is not None and not _waits(s)}
         found = {option: examples.load(section, option) for option, section in given.items()}
         tokenizer = _tokenizer(stage, getattr(job, "stages", {}))
         yield f"{name}: {stage.job}" if name else stage.job
@@ -79,8 +80,7 @@ def _limits(job: Any) -> dict[str, int]:
 
 
 def _check(job: Any) -> None:
-    if not job.data.path.startswith(STAGE):
-        examples.find(job.data, "data")
+    _find(job.data, "data")
     if isinstance(job, TokenizerJob):
         return
     sections, paths, terms = {}, [job.model.path], []
@@ -94,14 +94,26 @@ def _check(job: Any) -> None:
         terms = [*job.rewards.terms, *job.evaluate.terms]
         paths += [job.critic.path, *(t.path for t in terms if isinstance(t, NeuralReward))]
     for option, section in sections.items():
-        if section is not None and not section.path.startswith(STAGE):
-            examples.find(section, option)
+        if section is not None:
+            _find(section, option)
     for path in paths:
         if path is not None and not path.startswith(STAGE):
             models.find(path)
     for term in terms:
         if isinstance(term, FunctionReward):
             find_function(term)
+
+
+def _waits(section: DataConfig) -> bool:
+    """Whether a source of the section is what an earlier stage will write."""
+    return any(source.path.startswith(STAGE) for source in section.sources)
+
+
+def _find(section: DataConfig, option: str) -> None:
+    """Raises BadInput unless every source is there that no earlier stage writes."""
+    for i, source in enumerate(section.sources):
+        if not source.path.startswith(STAGE):
+            examples.find(source, f"{option}.mix.{i}" if section.mix else option)
 
 
 def find_function(term: FunctionReward) -> None:

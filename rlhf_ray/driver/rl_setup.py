@@ -26,7 +26,7 @@ from ..config import (
     TransformersEngine,
 )  # fmt: skip
 from ..data import batches, examples
-from ..data.sampler import Sampler
+from ..data.sampler import Mixture, Sampler
 from ..models import load as models
 from ..placement import Placement, plan
 from ..rewards.worker import RewardWorker
@@ -42,7 +42,7 @@ class Ptx:
     """Pre-training text for the joint objective: a reference to its Batch, and which rows a mini-batch takes."""
 
     batch: Any
-    sampler: Sampler
+    sampler: Sampler | Mixture
 
     def rows(self, step: int, mini: int, num_minis: int, count: int) -> np.ndarray:
         """As many rows as the mini-batch has samples; a function of (step, mini) alone."""
@@ -89,7 +89,7 @@ def load_prompts(
     if kept.dropped:
         longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
         print(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out", flush=True)
-    return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64))
+    return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64), rows.shares)
 
 
 @contextmanager
@@ -205,4 +205,4 @@ def _ptx(job: RLJob, tokenizer: Any, context: int) -> Ptx | None:
         return None
     rows = examples.load(job.ptx_data, "ptx_data")
     made = batches.language_model(rows, tokenizer, min(context, job.learner.micro_batch_tokens))
-    return Ptx(ray.put(made.batch), Sampler(len(made.batch), job.run.seed))
+    return Ptx(ray.put(made.batch), rows.shares.sampler(made.batch.example_id, job.run.seed))

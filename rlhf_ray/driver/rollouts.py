@@ -13,7 +13,6 @@ import torch
 from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import RLJob
-from ..data.sampler import Sampler
 from ..rewards.reward import RewardError, combine, scales
 from . import trajectories
 from .experience import Collection, Collector, Order, Prompts
@@ -37,7 +36,7 @@ class Rollouts:
 
     def __init__(self, job: RLJob, collector: Collector, prompts: Prompts) -> None:
         self.job, self.collector, self.prompts = job, collector, prompts
-        self.sampler = Sampler(len(prompts), job.run.seed)
+        self.sampler = prompts.shares.sampler(prompts.example_id, job.run.seed)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self.futures: dict[int, Future[Generated]] = {}
         self.reset()

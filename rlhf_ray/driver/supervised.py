@@ -17,7 +17,7 @@ from ..algorithms.preferences import reference_point
 from ..batch import Batch
 from ..config import BadInput, Supervised
 from ..data import examples
-from ..data.sampler import Sampler
+from ..data.sampler import balanced
 from ..learner.heads import Seq2SeqObjective
 from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
@@ -46,7 +46,11 @@ class SupervisedRun:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
         self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
         self.rows, self.heldout = self.task.train, self.task.heldout
-        self.sampler = Sampler(len(np.unique(self.rows.group)), job.run.seed, self.task.classes)
+        first = np.unique(self.rows.group, return_index=True)[1]
+        if self.task.classes is None:
+            self.sampler = rows.shares.sampler(self.rows.example_id[first], job.run.seed)
+        else:
+            self.sampler = balanced(self.task.classes, job.run.seed)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
         self.best = Checkpoints(self.run / "best", 1)
         self.step = 0

@@ -12,7 +12,7 @@ from rlhf_ray.config import BadInput, ClassifyJob, ModelConfig, PretrainJob, QAJ
 from rlhf_ray.data import tasks as data
 from rlhf_ray.data import toy
 from rlhf_ray.data.examples import DataError, Rows
-from rlhf_ray.data.sampler import Sampler
+from rlhf_ray.data.sampler import balanced
 from rlhf_ray.driver import roles, tasks
 from rlhf_ray.learner.heads import ClassObjective, SpanObjective, TokenObjective
 from rlhf_ray.models import load
@@ -161,13 +161,10 @@ def test_examples_that_cannot_be_used(make, says):
 
 def test_a_balanced_epoch_has_every_class_equally_often():
     given = np.array([0] * 30 + [1] * 7 + [2] * 3)
-    sampler = Sampler(40, 3, given)
-    epoch = sampler.indices(0, 40)
-    assert np.bincount(given[epoch]).tolist() in ([14, 13, 13], [13, 14, 13], [13, 13, 14])
-    assert set(epoch[given[epoch] == 1].tolist()) == set(
-        range(30, 37)
-    )  # all of a rare class before one repeats too often
-    np.testing.assert_array_equal(Sampler(40, 3, given).indices(10, 60), np.r_[epoch, sampler.indices(40, 40)][10:70])
+    drawn = balanced(given, 3).indices(0, 42)
+    assert np.bincount(given[drawn]).tolist() == [14, 14, 14]
+    assert len(set(drawn[given[drawn] == 0].tolist())) == 14  # nothing of a frequent class twice
+    assert sorted(drawn[given[drawn] == 1].tolist()) == sorted([*range(30, 37)] * 2)  # all of a rare one equally often
 
 
 # models and objectives ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .answers import Answers, EvaluateJob, SampleJob, TokenizerJob
-from .data import DataConfig, PromptConfig
+from .data import DataConfig, PromptConfig, TrainingData
 from .jobs import Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, parse
@@ -42,5 +42,5 @@ __all__ = [
     "ModelReward", "NeuralReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "Seq2SeqJob", "SimPO",
-    "Supervised", "TagJob", "TokenizerJob", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
+    "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ class Source(Section):
     path: str = Field(
         ...,
         min_length=1,
-        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, "
+        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, 'hf:NAME:SPLIT', "
         "'toy:reviews/sft' or 'toy:reviews/sft:heldout'.",
     )
     split: Literal["train", "heldout"] = Field("train", description="Split of the offline world; a file is one split.")
@@ -76,6 +76,15 @@ class DataConfig(Source):
     def sources(self) -> Sequence[Source]:
         """The parts of the mixture, or the one source."""
         return self.mix or [self]
+
+
+class TrainingData(DataConfig):
+    """Examples that may be more than memory holds."""
+
+    stream: bool = Field(
+        False,
+        description="Tokenise a block at a time into files of the run directory, so that memory does not grow with the data.",
+    )
 
 
 class PromptConfig(DataConfig):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .data import DataConfig
+from .data import DataConfig, TrainingData
 from .learner import LearnerConfig
 from .model import ModelConfig
 from .preferences import DPO, PreferenceConfig
@@ -74,6 +74,7 @@ class PretrainJob(Supervised):
     """Language modelling on the column `text`."""
 
     job: Literal["pretrain"] = "pretrain"
+    data: TrainingData = Field(..., description="Examples to train on.")
     objective: Literal["causal", "masked"] = Field("causal", description="Predict the next token, or masked ones.")
     mask: MaskConfig = Field(default_factory=MaskConfig, description="What is masked; read by masked alone.")
 
@@ -82,6 +83,7 @@ class SFTJob(Supervised):
     """Supervised fine-tuning on `prompt`, `completion` (or `messages`)."""
 
     job: Literal["sft"] = "sft"
+    data: TrainingData = Field(..., description="Examples to train on.")
     neftune_alpha: float = Field(
         0.0, ge=0, description="Scale of the noise on embeddings in training (NEFTune; 5 is usual); 0: none."
     )
@@ -92,6 +94,7 @@ class RewardJob(Supervised):
     reasoning in steps with a label each (`prompt`, `completions`, `labels`)."""
 
     job: Literal["reward"] = "reward"
+    data: TrainingData = Field(..., description="Examples to train on.")
     objective: Literal["pairwise", "labelled", "scores", "steps"] = Field(
         "pairwise",
         description="Bradley-Terry on pairs, cross-entropy on labels 0 and 1, squared error on scores, cross-entropy at each step's end.",

@@ -13,6 +13,10 @@ from ..batch import Batch, from_sequences
 from .examples import DataError, Row, Rows, prompt_ids, rendered, side_ids, text_of
 
 
+class NothingFits(DataError):
+    """Every example is too long."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A Batch, and how many examples were left out because they are too long."""
@@ -352,7 +356,7 @@ def _batch(
     labels: np.ndarray | None = None,
 ) -> Batch:
     if not sequences:
-        raise DataError(f"{rows.source}: every example is longer than max_length; raise it")
+        raise NothingFits(f"{rows.source}: every example is longer than max_length; raise it")
     extra = {} if labels is None else {"labels": labels}
     arrays = [np.array(s, dtype=np.int32) for s in sequences]
     leading = np.array([m.index(1) if 1 in m else len(m) for m in masks])

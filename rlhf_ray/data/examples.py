@@ -9,51 +9,50 @@ string or a list of {role, content} messages.
 from __future__ import annotations
 
 import bisect
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
-from ..config import BadInput, DataConfig
+from ..config import DataConfig
 from ..config.data import Form, Source
-from . import redact, toy
+from . import files, redact, toy
+from .files import DataError, Numbered, Row
 from .sampler import Shares
 
-Row = dict[str, Any]
 TOY = "toy:"
-
-
-class DataError(BadInput):
-    """Data that cannot be used: one sentence with place and remedy."""
+BLOCK = 1000  # rows that are held together where a dataset is not held whole
 
 
 class Rows(list[Row]):
-    """Rows that know where they come from, for messages: the file, the line where its kind has lines, the config key."""
+    """Rows that know where they come from, for messages: the file, the line where its kind has lines (else how many rows of it
+    came ``first``), the config key."""
 
     def __init__(
-        self, rows: Iterable[Row], source: str, lines: Sequence[int] | None = None, option: str = "data"
+        self,
+        rows: Iterable[Row],
+        source: str,
+        lines: Sequence[int] | None = None,
+        option: str = "data",
+        first: int = 0,
     ) -> None:
         super().__init__(rows)
-        self.source, self.lines, self.option = source, lines, option
+        self.source, self.lines, self.option, self.first = source, lines, option, first
+        self.shares = Shares()
 
     def changed(self, rows: Iterable[Row]) -> Rows:
         """Other rows at the same places."""
-        return Rows(rows, self.source, self.lines, self.option)
+        return Rows(rows, self.source, self.lines, self.option, self.first)
 
     def place(self, index: int) -> str:
         """'file:line', or 'file, row N' where lines are not known."""
-        return f"{self.source}, row {index + 1}" if self.lines is None else f"{self.source}:{self.lines[index]}"
-
-    @property
-    def shares(self) -> Shares:
-        """How often training draws the rows: all equally often."""
-        return Shares()
+        if self.lines is None:
+            return f"{self.source}, row {self.first + index + 1}"
+        return f"{self.source}:{self.lines[index]}"
 
     def require(self, index: int, *columns: str) -> None:
         """Raises DataError unless the row has these columns, none of them null."""
@@ -69,15 +68,9 @@ class Rows(list[Row]):
 class Mixed(Rows):
     """The rows of several parts, one after the other, each with its own file and key."""
 
-    def __init__(self, parts: Sequence[Rows], weights: Sequence[float], option: str) -> None:
+    def __init__(self, parts: Sequence[Rows], shares: Shares, option: str) -> None:
         super().__init__((row for part in parts for row in part), " + ".join(p.source for p in parts), None, option)
-        self.parts, self.weights = parts, tuple(weights)
-        self.ends = np.cumsum([len(p) for p in parts]).tolist()
-
-    @property
-    def shares(self) -> Shares:
-        """Each part as often as its weight says."""
-        return Shares(tuple(self.ends), self.weights, tuple(p.option for p in self.parts))
+        self.parts, self.shares = parts, shares
 
     def place(self, index: int) -> str:
         """As the part has it."""
@@ -90,35 +83,86 @@ class Mixed(Rows):
         part.require(within, *columns)
 
     def _part(self, index: int) -> tuple[Rows, int]:
-        at = bisect.bisect_right(self.ends, index)
-        return self.parts[at], index - (self.ends[at - 1] if at else 0)
+        ends = self.shares.ends
+        at = bisect.bisect_right(ends, index)
+        return self.parts[at], index - (ends[at - 1] if at else 0)
 
 
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, of all its parts. Raises DataError."""
+    parts = [_loaded(source, key) for key, source in named(config, option)]
+    return (
+        Mixed(parts, shares(config, option, np.cumsum([len(p) for p in parts]).tolist()), option)
+        if config.mix
+        else parts[0]
+    )
+
+
+def named(config: DataConfig, option: str) -> list[tuple[str, Source]]:
+    """The sources of a section, each with its key."""
+    return [(f"{option}.mix.{i}" if config.mix else option, source) for i, source in enumerate(config.sources)]
+
+
+def shares(config: DataConfig, option: str, ends: Sequence[int]) -> Shares:
+    """How often training draws the rows of the sources, which end at these rows."""
     if not config.mix:
-        return _loaded(config, option)
-    parts = [_loaded(part, f"{option}.mix.{i}") for i, part in enumerate(config.mix)]
-    return Mixed(parts, [part.weight for part in config.mix], option)
+        return Shares()
+    return Shares(
+        tuple(ends), tuple(part.weight for part in config.mix), tuple(key for key, _ in named(config, option))
+    )
 
 
 def _loaded(config: Source, option: str) -> Rows:
-    """The rows of one source, columns renamed, made and redacted."""
-    toys = config.path.startswith(TOY)
-    rows = _generated(config, config.size or 1000, option) if toys else read(config.path, option, config.parallel)
-    new = config.columns
-    kept = Rows(rows[: config.size], rows.source, rows.lines, option)
-    if new:
-        for index in range(len(kept)):
-            kept.require(index, *new)
-        kept = kept.changed({new.get(k, k): v for k, v in row.items()} for row in kept)
-    if config.formats:
-        kept = kept.changed(_formatted(row, config.formats, kept.place(i)) for i, row in enumerate(kept))
+    """All rows of one source."""
+    found = list(blocks(config, option))
+    lined = found[0].lines is not None
+    numbers = [n for block in found for n in block.lines or ()] if lined else None
+    return Rows((row for block in found for row in block), found[0].source, numbers, option)
+
+
+def blocks(config: Source, option: str) -> Iterator[Rows]:
+    """The rows of one source in bounded pieces, columns renamed, made and redacted. Raises DataError."""
+    numbered, lined = _opened(config, option)
+    counts: Counter[str] = Counter()
+    done, numbered = 0, islice(numbered, config.size)
+    while part := list(islice(numbered, BLOCK)):
+        given = Rows((r for _, r in part), _name(config), [n for n, _ in part] if lined else None, option, done)
+        yield _changed(given, config, counts)
+        done += len(part)
+    if not done:
+        raise DataError(f"{_name(config)}: there are no rows in it")
     if config.redact:
-        counts: Counter[str] = Counter()
-        kept = kept.changed([redact.row(row, config.redact, counts) for row in kept])
         print(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}", flush=True)
-    return kept
+
+
+def _name(config: Source) -> str:
+    return config.path if config.path.startswith((TOY, files.HUB)) else str(Path(config.path).expanduser())
+
+
+def _opened(config: Source, option: str) -> tuple[Numbered, bool]:
+    """The rows of a source as its file has them, numbered, and whether the numbers are lines."""
+    if config.path.startswith(TOY):
+        return enumerate(_generated(config, config.size or 1000, option), 1), False
+    if config.path.startswith(files.HUB):
+        return files.hub(config.path), False
+    find(config, option)
+    path = Path(config.path).expanduser()
+    if config.parallel is not None:
+        return files.parallel(path, Path(config.parallel).expanduser()), True
+    kind = files.reader(path)
+    return kind.rows(path), kind.lined
+
+
+def _changed(rows: Rows, config: Source, counts: Counter[str]) -> Rows:
+    """The rows with columns renamed, made of others, and redacted (``counts``: how often)."""
+    new = config.columns
+    if new:
+        for index in range(len(rows)):
+            rows.require(index, *new)
+        rows = rows.changed({new.get(k, k): v for k, v in row.items()} for row in rows)
+    if config.formats:
+        rows = rows.changed(_formatted(row, config.formats, rows.place(i)) for i, row in enumerate(rows))
+    return rows.changed(redact.row(row, config.redact, counts) for row in rows) if config.redact else rows
 
 
 def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:
@@ -137,19 +181,6 @@ def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:
         ) from None
 
 
-def read(path: str | Path, option: str = "data", parallel: str | None = None) -> Rows:
-    """All rows of a file (READERS), of a saved Hugging Face dataset, or of two text files with as many lines (columns
-    source and target). Raises DataError."""
-    path = Path(path).expanduser()
-    if parallel is not None:
-        return _parallel(path, Path(parallel).expanduser())
-    _find(path, option)
-    rows = _saved_dataset(path) if path.is_dir() else READERS[path.suffix](path)
-    if not rows:
-        raise DataError(f"{path}: there are no rows in it")
-    return rows
-
-
 def find(config: Source, option: str) -> None:
     """Raises DataError unless a source's file or task is there; reads no rows."""
     if config.path.startswith(TOY):
@@ -159,25 +190,15 @@ def find(config: Source, option: str) -> None:
             if not Path(file).expanduser().is_file():
                 raise DataError(f"{file}: no such file; {option}.path and {option}.parallel are two text files")
     else:
-        _find(Path(config.path).expanduser(), option)
+        files.find(config.path, option)
 
 
-def _generated(config: Source, size: int, option: str) -> Rows:
+def _generated(config: Source, size: int, option: str) -> list[Row]:
     task, _, split = config.path.removeprefix(TOY).partition(":")
     try:
-        rows = toy.generate(task, split or config.split, size, config.seed)
+        return toy.generate(task, split or config.split, size, config.seed)
     except ValueError as error:
         raise DataError(f"{option}.path: {error}") from None
-    return Rows(rows, config.path, None, option)
-
-
-def _find(path: Path, option: str) -> None:
-    if path.is_dir():
-        return
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {option}.path is a file, a saved dataset, or toy:TASK")
-    if path.suffix not in READERS:
-        raise DataError(f"{path}: unknown kind of file; known are {', '.join(READERS)}")
 
 
 def table(rows: Rows, kept: Sequence[int]) -> pa.Table:
@@ -246,140 +267,3 @@ def completion(tokens: Any, prompt_length: int, tokenizer: Any) -> str:
         return whole[len(head) :]
     rest: str = tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
     return rest
-
-
-def _utf8(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file with that encoding"
-        ) from None
-
-
-def _jsonl(path: Path) -> Rows:
-    rows, lines = [], []
-    for number, line in enumerate(
-        _utf8(path).split("\n"), 1
-    ):  # splitlines would cut at U+2028, which JSON allows in text
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or remove the line"
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a {type(row).__name__}, expected an object with columns")
-        rows.append(row)
-        lines.append(number)
-    return Rows(rows, str(path), lines)
-
-
-def _json(path: Path) -> Rows:
-    try:
-        rows = json.loads(_utf8(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}); for one object a line use the ending .jsonl"
-        ) from None
-    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
-        try:
-            return Rows(_squad(rows["data"]), str(path))
-        except (KeyError, TypeError) as error:
-            kind = f"{type(error).__name__}: {error}"
-            raise DataError(f"{path}: has 'data' as SQuAD does, but not all of its form ({kind})") from None
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise DataError(f"{path}: expected a list of objects, or SQuAD's form")
-    return Rows(rows, str(path))
-
-
-def _squad(articles: list[Any]) -> Iterable[Row]:
-    """SQuAD as published: a row for each question."""
-    for article in articles:
-        for paragraph in article["paragraphs"]:
-            for asked in paragraph["qas"]:
-                given = asked.get("answers", [])
-                answers = {key: [a[key] for a in given] for key in ("text", "answer_start")}
-                more = {"id": asked.get("id"), "title": article.get("title")}
-                yield {"question": asked["question"], "context": paragraph["context"], "answers": answers, **more}
-
-
-def _lines(path: Path) -> list[str]:
-    text = _utf8(path)
-    return text.removesuffix("\n").split("\n")
-
-
-def _text_file(path: Path) -> Rows:
-    """A row with column text for each line that is not blank."""
-    numbered = [(n, line) for n, line in enumerate(_lines(path), 1) if line.strip()]
-    return Rows(({"text": line} for _, line in numbered), str(path), [n for n, _ in numbered])
-
-
-def _parallel(source: Path, target: Path) -> Rows:
-    one, other = _lines(source), _lines(target)
-    if len(one) != len(other):
-        raise DataError(
-            f"{source} has {len(one)} lines and {target} {len(other)}; line i of one must translate line i of the other"
-        )
-    rows = ({"source": s, "target": t} for s, t in zip(one, other, strict=True))
-    return Rows(rows, str(source), range(1, len(one) + 1))
-
-
-def _delimited(delimiter: str) -> Callable[[Path], Rows]:
-    def reader(path: Path) -> Rows:
-        quoting = pa.csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
-        )
-        try:
-            found = pa.csv.read_csv(path, parse_options=quoting)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
-        if any(pa.types.is_binary(kind) for kind in found.schema.types):
-            _utf8(path)  # Arrow's name for text that is not UTF-8
-        return Rows(found.to_pylist(), str(path))
-
-    return reader
-
-
-def _parquet(path: Path) -> Rows:
-    try:
-        return Rows(pa.parquet.read_table(path).to_pylist(), str(path))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _arrow(path: Path) -> Rows:
-    """An Arrow file (Feather version 2), or a stream as datasets writes it."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            try:
-                return Rows(pa.ipc.open_file(source).read_all().to_pylist(), str(path))
-            except pa.ArrowInvalid:
-                source.seek(0)
-                return Rows(pa.ipc.open_stream(source).read_all().to_pylist(), str(path))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not an Arrow file ({str(error).splitlines()[0]})") from None
-
-
-def _saved_dataset(path: Path) -> Rows:
-    """The Arrow files of datasets' save_to_disk, read without that library."""
-    files = sorted(path.glob("*.arrow"))
-    if not files:
-        raise DataError(f"{path}: a directory without .arrow files; give a file, or a dataset saved with save_to_disk")
-    return Rows((row for f in files for row in pa.ipc.open_stream(f).read_all().to_pylist()), str(path))
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".parquet": _parquet,
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".txt": _text_file,
-    ".arrow": _arrow,
-    ".feather": _arrow,
-}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import Array, Batch, from_sequences
+from .batches import NothingFits, Prepared
 from .examples import DataError, Rows, text_of
 
 FREE = -1  # the word of a token that belongs to none: special tokens
@@ -49,7 +50,7 @@ def encode(tokenizer: Any, *texts: str) -> Encoded:
     return Encoded(ids, words, second, np.array(offsets).reshape(-1, 2))
 
 
-def masked_text(rows: Rows, tokenizer: Any, max_length: int) -> Batch:
+def masked_text(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     """Column text in pieces of at most ``max_length`` tokens; response_mask marks the tokens that may be masked, words their words."""
     pieces, words, ids = [], [], []
     for i, row in enumerate(rows):
@@ -61,10 +62,13 @@ def masked_text(rows: Rows, tokenizer: Any, max_length: int) -> Batch:
                 pieces.append(np.array(whole.ids[part]))
                 words.append(np.array(whole.words[part]))
                 ids.append(i)
-    return from_sequences(
+    if not pieces:
+        raise NothingFits(f"{rows.source}: no text has a word to be predicted")
+    made = from_sequences(
         pieces, words=words, response_mask=[w != FREE for w in words], example_id=np.array(ids), group=np.arange(len(ids)),
         prompt_length=np.zeros(len(ids)),
     )  # fmt: skip
+    return Prepared(made, 0)
 
 
 def mask(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -34,3 +37,11 @@ def load(config: ModelConfig, default: str | None, ends: bool = True) -> Any:
             f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"
         )
     return tokenizer
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A hash of all that the tokenizer is saved as."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        return hashlib.sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()

@@ -111,9 +111,9 @@ def _waits(section: DataConfig) -> bool:
 
 def _find(section: DataConfig, option: str) -> None:
     """Raises BadInput unless every source is there that no earlier stage writes."""
-    for i, source in enumerate(section.sources):
+    for key, source in examples.named(section, option):
         if not source.path.startswith(STAGE):
-            examples.find(source, f"{option}.mix.{i}" if section.mix else option)
+            examples.find(source, key)
 
 
 def find_function(term: FunctionReward) -> None:

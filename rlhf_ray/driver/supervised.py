@@ -15,9 +15,9 @@ import ray
 
 from ..algorithms.preferences import reference_point
 from ..batch import Batch
-from ..config import BadInput, Supervised
+from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
-from ..data.sampler import balanced
+from ..data.stream import Stream
 from ..learner.heads import Seq2SeqObjective
 from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
@@ -37,20 +37,18 @@ class SupervisedRun:
 
     def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
         self.job, self.run, self.stop = job, run.path, stop
-        rows = examples.load(job.data, "data")
+        streamed = isinstance(job.data, TrainingData) and job.data.stream
+        rows = Stream(job.data, "data", self.run) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
-        self.kind, self.labels = tasks.kind(job), tasks.labels(job, rows)
+        self.kind = tasks.kind(job)
+        self.labels = () if isinstance(rows, Stream) else tasks.labels(job, rows)
         self.model, self.tokenizer = roles.prepare(job.model, self.run, job.run.seed, self.kind, self.labels)
         context = models.context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
         self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
         self.rows, self.heldout = self.task.train, self.task.heldout
-        first = np.unique(self.rows.group, return_index=True)[1]
-        if self.task.classes is None:
-            self.sampler = rows.shares.sampler(self.rows.example_id[first], job.run.seed)
-        else:
-            self.sampler = balanced(self.task.classes, job.run.seed)
+        self.sampler = self.task.sampler(job.run.seed)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
         self.best = Checkpoints(self.run / "best", 1)
         self.step = 0
@@ -105,18 +103,14 @@ class SupervisedRun:
         self.sinks = Sinks(self.run, self.step, log.tensorboard, log.wandb, config)
 
     def _loop(self, gang: Gang) -> None:
-        job, data = self.job, None if self.task.view else ray.put(self.rows)
+        job = self.job
         while self.step < job.num_steps:
             began = time.monotonic()
-            rows = self._expand(self.sampler.indices(self.step * job.batch_size, job.batch_size))
-            objective, rows = self._settled(gang, self.rows, rows)
-            if self.task.view is None:
-                metrics = gang.update("actor", [(objective, 1.0)], [[rows]], data)
-            else:
-                seen = self.task.view(self.rows.take(rows), [job.run.seed, self.step])
-                metrics = gang.update("actor", [(objective, 1.0)], [[np.arange(len(seen))]], seen)
+            seen = self._seen()
+            objective, rows = self._settled(gang, seen, np.arange(len(seen)))
+            metrics = gang.update("actor", [(objective, 1.0)], [[rows]], seen)
             metrics["time/step"] = time.monotonic() - began
-            metrics["step/tokens_per_second"] = float(self.rows.lengths[rows].sum()) / metrics["time/step"]
+            metrics["step/tokens_per_second"] = float(seen.lengths[rows].sum()) / metrics["time/step"]
             self.step += 1
             last = self.step == job.num_steps
             stopping = self.stop.requested and not last
@@ -132,12 +126,13 @@ class SupervisedRun:
             if stopping:
                 raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 
-    def _expand(self, units: np.ndarray) -> np.ndarray:
-        """Rows of these groups: a pair is two rows side by side, and counts once in a batch that spans two epochs."""
-        if self.sampler.num_examples == len(self.rows):
-            return units
-        pairs = np.unique(units)
-        return np.stack([2 * pairs, 2 * pairs + 1], 1).reshape(-1)
+    def _seen(self) -> Batch:
+        """The step's examples: rows of a group side by side (one drawn twice is two groups), with masks of this step's own."""
+        units = np.sort(self.sampler.indices(self.step * self.job.batch_size, self.job.batch_size))
+        size = len(self.rows) // self.sampler.num_examples
+        rows = (size * units[:, None] + np.arange(size)).reshape(-1)
+        seen = self.rows.take(rows).replace(group=np.repeat(np.arange(len(units)), size))
+        return seen if self.task.view is None else self.task.view(seen, [self.job.run.seed, self.step])
 
     def _save(self, gang: Gang) -> None:
         self.checkpoints.write(self.step, partial(_shards, gang), {"step": self.step})

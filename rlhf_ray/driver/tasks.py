@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,6 +29,9 @@ from ..config import (
 )  # fmt: skip
 from ..data import batches, tasks
 from ..data.examples import Rows
+from ..data.sampler import Mixture, Sampler, Shares, balanced
+from ..data.stream import Stream
+from ..data.tokenizer import fingerprint
 from ..learner.heads import ClassObjective, Seq2SeqObjective, SpanObjective, TokenObjective
 from ..learner.objectives import (
     LanguageModelObjective,
@@ -50,7 +53,7 @@ Made = TypeVar("Made")
 class Task:
     """``view`` is what a step or an evaluation sees of a Batch, seeded by a list of integers; ``judge`` measures predictions on
     the first ``num_judged`` held-out examples (None: all); ``reference``: the objective wants the starting model's log-probs;
-    ``classes`` (B,) are those that balanced sampling evens out."""
+    ``classes`` (B,) are those that balanced sampling evens out, else ``shares`` says how often examples are drawn."""
 
     objective: Objective
     train: Batch
@@ -60,6 +63,14 @@ class Task:
     judge: Judge | None = None
     num_judged: int | None = None
     classes: np.ndarray | None = field(default=None, compare=False)
+    shares: Shares = Shares()
+
+    def sampler(self, seed: int) -> Sampler | Mixture:
+        """The order in which the groups of ``train`` come. Raises BadInput where a part of a mixture has none."""
+        if self.classes is not None:
+            return balanced(self.classes, seed)
+        first = np.unique(self.train.group, return_index=True)[1]
+        return self.shares.sampler(self.train.example_id[first], seed)
 
 
 def kind(job: Supervised) -> str:
@@ -83,42 +94,59 @@ def labels(job: Supervised, rows: Rows) -> tuple[str, ...]:
     return ()
 
 
-def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, heldout: Rows | None) -> Task:
+def build(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows | Stream, heldout: Rows | None) -> Task:
     """The task of a job. Raises BadInput for examples that do not fit it."""
+    if isinstance(rows, Rows) and isinstance(job, ClassifyJob | TagJob | QAJob):
+        made = _headed(job, names, tokenizer, rows, heldout)
+    else:
+        made = _generative(job, tokenizer, rows, heldout)
+    return replace(made, shares=rows.shares)
+
+
+def _headed(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows, heldout: Rows | None) -> Task:
+    """Classes of texts or of words, or spans."""
 
     def both(make: Callable[[Rows], Made]) -> tuple[Made, Made | None]:
         return make(rows), None if heldout is None else make(heldout)
 
     longest = job.max_length
-    if isinstance(job, PretrainJob) and job.objective == "masked":
-        return _masked(job, tokenizer, *both(lambda r: tasks.masked_text(r, tokenizer, longest)))
     if isinstance(job, ClassifyJob):
         return _classify(job, names, *both(lambda r: tasks.classified(r, tokenizer, longest, names)))
     if isinstance(job, TagJob):
         train, held = both(lambda r: tasks.tagged(r, tokenizer, longest, names))
         return Task(TokenObjective("tags"), train, held, judge=None if held is None else partial(_tags, names, held))
-    if isinstance(job, QAJob):
-        stride = job.stride
-        windows, asked = both(lambda r: tasks.answered(r, tokenizer, longest, stride))
-        judge = None if heldout is None or asked is None else partial(_answers, heldout, asked)
-        return Task(
-            SpanObjective(job.longest_answer), windows.batch, None if asked is None else asked.batch, judge=judge
-        )
+    assert isinstance(job, QAJob)
+    stride = job.stride
+    windows, asked = both(lambda r: tasks.answered(r, tokenizer, longest, stride))
+    judge = None if heldout is None or asked is None else partial(_answers, heldout, asked)
+    return Task(SpanObjective(job.longest_answer), windows.batch, None if asked is None else asked.batch, judge=judge)
+
+
+def _generative(job: Supervised, tokenizer: Any, rows: Rows | Stream, heldout: Rows | None) -> Task:
+    """Language models, preferences and rewards, whose training examples may be streamed."""
+    prepare, objective, reference = _prepare(job)
+    longest = job.max_length
+
+    def make(given: Rows) -> batches.Prepared:
+        return prepare(given, tokenizer, longest)
+
+    key = job.model_dump_json(include={"job", "objective", "separator", "max_length"})
+    made = rows.prepared(make, key + fingerprint(tokenizer)) if isinstance(rows, Stream) else make(rows)
+    train = _kept(made, rows, longest)
+    held = None if heldout is None else _kept(make(heldout), heldout, longest)
     if isinstance(job, Seq2SeqJob):
-        return _seq2seq(
-            job, tokenizer, heldout, *both(lambda r: _kept(batches.translations(r, tokenizer, longest), r, longest))
-        )
-    prepare, objective, reference = _generative(job)
-    train, held = both(lambda r: _kept(prepare(r, tokenizer, longest), r, longest))
+        return _seq2seq(job, objective, tokenizer, heldout, train, held)
+    judge, view = None, None
     if isinstance(job, SFTJob) and job.neftune_alpha:
-        return Task(LanguageModelObjective(neftune_alpha=job.neftune_alpha), train, held, view=batches.seeded)
-    judge = None
+        view = batches.seeded
     if isinstance(job, RewardJob) and held is not None and job.objective in ("pairwise", "labelled"):
         judge = partial(_scores, held, objective.unit is not None)
-    return Task(objective, train, held, reference=reference, judge=judge)
+    if isinstance(job, PretrainJob) and job.objective == "masked":
+        view = _masks(job, tokenizer)
+    return Task(objective, train, held, reference=reference, view=view, judge=judge)
 
 
-def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepared], Objective, bool]:
+def _prepare(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepared], Objective, bool]:
     """How rows become a Batch, the objective, and whether it wants the starting model's log-probs."""
     if isinstance(job, PreferenceJob):
         if isinstance(job.objective, KTO):
@@ -138,24 +166,26 @@ def _generative(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Pre
             ImplicitQObjective(job.gamma, job.expectile, job.conservative_coef, job.behaviour_coef),
             False,
         )
-    prepare = batches.language_model if isinstance(job, PretrainJob) else batches.supervised
-    return prepare, LanguageModelObjective(), False
+    if isinstance(job, PretrainJob) and job.objective == "masked":
+        return tasks.masked_text, TokenObjective("masked"), False
+    if isinstance(job, Seq2SeqJob):
+        longest = job.evaluate.longest or job.max_length
+        return batches.translations, Seq2SeqObjective(label_smoothing=job.label_smoothing, longest=longest), False
+    if isinstance(job, SFTJob):
+        return batches.supervised, LanguageModelObjective(neftune_alpha=job.neftune_alpha), False
+    return batches.language_model, LanguageModelObjective(), False
 
 
-def _kept(made: batches.Prepared, rows: Rows, max_length: int) -> Batch:
+def _kept(made: batches.Prepared, rows: Rows | Stream, max_length: int) -> Batch:
     if made.dropped:
         longest = f"max_length {max_length}"
         print(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out", flush=True)
     return made.batch
 
 
-def _masked(job: PretrainJob, tokenizer: Any, train: Batch, heldout: Batch | None) -> Task:
+def _masks(job: PretrainJob, tokenizer: Any) -> View:
     m, size = job.mask, len(tokenizer)
-
-    def view(batch: Batch, seed: Sequence[int]) -> Batch:
-        return tasks.mask(batch, seed, m.probability, m.whole_words, tokenizer.mask_token_id, size)
-
-    return Task(TokenObjective("masked"), train, heldout, view=view)
+    return lambda batch, seed: tasks.mask(batch, seed, m.probability, m.whole_words, tokenizer.mask_token_id, size)
 
 
 def _classify(job: ClassifyJob, names: tuple[str, ...], train: Batch, heldout: Batch | None) -> Task:
@@ -188,9 +218,10 @@ def _tags(names: tuple[str, ...], heldout: Batch, found: list[np.ndarray]) -> di
     return classes.classification([names[t] for t in truth], [names[i] for i in np.concatenate(found)], names)
 
 
-def _seq2seq(job: Seq2SeqJob, tokenizer: Any, rows: Rows | None, train: Batch, heldout: Batch | None) -> Task:
+def _seq2seq(
+    job: Seq2SeqJob, objective: Objective, tokenizer: Any, rows: Rows | None, train: Batch, heldout: Batch | None
+) -> Task:
     wanted = job.evaluate
-    objective = Seq2SeqObjective(label_smoothing=job.label_smoothing, longest=wanted.longest or job.max_length)
     if rows is None or heldout is None or not wanted.translated:
         return Task(objective, train, heldout)
     text.sacrebleu()  # its absence shows before anything is trained

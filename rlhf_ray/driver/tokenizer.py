@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from rich.console import Console
@@ -24,27 +26,33 @@ SPECIAL = {
 
 def run(job: TokenizerJob, held: RunDir, console: Console) -> dict[str, Any]:
     """Writes RUN/model, a tokenizer's directory; returns its size and how many tokens a word of the corpus takes."""
-    rows = examples.load(job.data, "data")
-    texts = [str(row[c]) for row in rows for c in (job.texts or row) if isinstance(row.get(c), str)]
-    if not texts:
-        raise examples.DataError(
-            f"{rows.source}: no text in columns {', '.join(job.texts or rows[0])}; name some with texts"
-        )
-    made = train(job.algorithm, texts, job.vocab_size, job.lowercase)
+    found = _texts(job)
+    first = list(islice(found, 1000))
+    if not first:
+        there = job.texts or next(examples.blocks(job.data.sources[0], "data"))[0]
+        raise examples.DataError(f"data: no text in columns {', '.join(there)}; name some with texts")
+    made = train(job.algorithm, chain(first, found), job.vocab_size, job.lowercase)
     directory = held.path / "model"
     part = directory.with_suffix(".tmp")
     shutil.rmtree(part, ignore_errors=True)
     made.save_pretrained(str(part))
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)
-    words = sum(len(t.split()) for t in texts[:1000])
-    tokens = sum(len(ids) for ids in made(texts[:1000], add_special_tokens=False)["input_ids"])
+    words = sum(len(t.split()) for t in first)
+    tokens = sum(len(ids) for ids in made(first, add_special_tokens=False)["input_ids"])
     fertility = tokens / max(1, words)
-    console.print(f"tokenizer: {len(made)} tokens from {len(texts)} texts, {fertility:.2f} a word: {directory}")
+    console.print(f"tokenizer: {len(made)} tokens, {fertility:.2f} a word of the first {len(first)} texts: {directory}")
     return {"vocab_size": float(len(made)), "tokens_per_word": fertility}
 
 
-def train(algorithm: str, texts: list[str], vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+def _texts(job: TokenizerJob) -> Iterator[str]:
+    """The corpus, never held whole."""
+    for key, source in examples.named(job.data, "data"):
+        for rows in examples.blocks(source, key):
+            yield from (row[c] for row in rows for c in (job.texts or row) if isinstance(row.get(c), str))
+
+
+def train(algorithm: str, texts: Iterable[str], vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE (any text comes back as it was) or a WordPiece tokenizer, special tokens first."""
     names = list(SPECIAL.values())
     if algorithm == "bpe":

@@ -170,6 +170,7 @@ def test_the_other_job_files_run_two_steps(train, tmp_path):
 def test_job_files_run_two_steps(train, tmp_path):
     every = stages(tmp_path, [n for n in FILES if n not in LATER])
     every["grpo"]["model"]["lora"] = {"rank": 2}
+    every["pretrain"]["data"]["stream"] = True
     answers = {"path": str(tmp_path / "labelled.jsonl")}
     every["kto"] = {**every["dpo"], "objective": {"type": "kto"}, "data": answers, "evaluate": {"data": answers}}
     every["ppo"] |= {"ptx_data": {"path": "toy:reviews/text", "size": 16}}

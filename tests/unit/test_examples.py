@@ -1,6 +1,7 @@
 """Reading examples: every kind of file, and errors that say where and how to mend."""
 
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,12 +9,16 @@ import pytest
 
 from rlhf_ray.config import BadInput, DataConfig
 from rlhf_ray.data import toy
-from rlhf_ray.data.examples import DataError, Rows, load, read, rendered, table, text_of
+from rlhf_ray.data.examples import DataError, Rows, find, load, rendered, table, text_of
 
 ROWS = [{"text": "a, b", "label": 1}, {"text": 'say "c"', "label": 0}]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
 )
+
+
+def read(path):
+    return load(DataConfig(path=str(path)), "data")
 
 
 def _jsonl(path):
@@ -79,6 +84,26 @@ def test_what_is_not_there_is_named(tmp_path):
         read(tmp_path / "gone.jsonl")
     with pytest.raises(DataError, match=r"without \.arrow files; give a file"):
         read(tmp_path)
+
+
+def test_a_hubs_dataset_needs_its_library_and_has_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"hf:org/name: needs the datasets library; pip install 'rlhf-ray\[datasets\]'"):
+        find(DataConfig(path="hf:org/name"), "data")
+    with pytest.raises(DataError, match="needs the datasets library"):
+        load(DataConfig(path="hf:org/name:train"), "data")
+
+
+def test_a_hubs_dataset_is_read_by_its_library(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="pip install 'rlhf-ray[datasets]'")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own").mkdir()
+    _jsonl(tmp_path / "own" / "train.jsonl")  # a directory is a dataset to it as a name of the hub is
+    rows = load(DataConfig(path=f"hf:{tmp_path}/own:train[:1]"), "data")
+    assert rows == ROWS[:1]
+    assert rows.place(0) == f"hf:{tmp_path}/own:train[:1], row 1"
+    with pytest.raises(DataError, match=r"own:gone: cannot be had \(ValueError: .*the name and the split"):
+        load(DataConfig(path=f"hf:{tmp_path}/own:gone"), "data")
 
 
 def test_data_errors_are_bad_input_and_value_errors():

@@ -60,7 +60,7 @@ def test_a_sequence_has_the_tokenizers_special_tokens_or_bos_and_eos():
 
 def test_masks_are_berts():
     text = " ".join(["the view was great"] * 12)
-    batch = data.masked_text(rows(*[{"text": text}] * 50), toy.tokenizer(), 64)
+    batch = data.masked_text(rows(*[{"text": text}] * 50), toy.tokenizer(), 64).batch
     size = 70
     seen = data.mask(batch, [1, 2], 0.15, False, 69, size)
     chosen = seen.response_mask.astype(bool)
@@ -79,7 +79,7 @@ def test_masks_are_berts():
 
 
 def test_every_sequence_has_a_mask_and_a_word_is_masked_whole():
-    batch = data.masked_text(rows(*[{"text": "unlikely book"}] * 40), wordpiece(), 16)
+    batch = data.masked_text(rows(*[{"text": "unlikely book"}] * 40), wordpiece(), 16).batch
     assert (data.mask(batch, [0], 1e-9, False, 4, 18).response_lengths == 1).all()
     whole = data.mask(batch, [0], 0.4, True, 4, 18)
     for marks, words in zip(whole.sequences("response_mask"), batch.sequences("words"), strict=True):

@@ -9,6 +9,7 @@ from .load import ConfigError, apply_overrides, load, parse
 from .model import LoraConfig, ModelConfig
 from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
 from .rewards import (
+    ClassifierReward,
     Ensemble,
     FunctionReward,
     LikelihoodReward,
@@ -22,6 +23,7 @@ from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
 from .supervised import (
+    AugmentConfig,
     ClassifyJob,
     Common,
     ILQLJob,
@@ -36,9 +38,9 @@ from .supervised import (
 )
 
 __all__ = [
-    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "BadInput", "CheckpointConfig",
-    "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "Ensemble", "EvaluateJob",
-    "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
+    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "AugmentConfig", "BadInput", "CheckpointConfig",
+    "ClassifierReward", "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "Ensemble",
+    "EvaluateJob", "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
     "ModelReward", "NeuralReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "Seq2SeqJob", "SimPO",

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from .section import Section
 
+STANDARDISE: bool = Field(
+    True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
+)
+
 
 class RewardTerm(Section):
     """What every term has."""
@@ -17,6 +21,11 @@ class RewardTerm(Section):
     on_error: Literal["fail", "drop"] = Field(
         "fail", description="Where there is no finite number: stop the run, or drop the samples, counted."
     )
+
+    @property
+    def standardised(self) -> bool:
+        """Whether its scores are put on the starting policy's scale."""
+        return False
 
 
 class RuleReward(RewardTerm):
@@ -41,29 +50,48 @@ class NeuralReward(RewardTerm):
 
     path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' for an earlier pipeline stage.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass.")
-    standardise: bool = Field(
-        True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
-    )
 
 
 class ModelReward(NeuralReward):
     """A sequence-classification model with one logit."""
 
     type: Literal["model"] = "model"
+    standardise: bool = STANDARDISE
     steps: str | None = Field(
         None,
         min_length=1,
         description="A process reward: score each step of an answer at its end, which is this text; not standardised.",
     )
 
+    @property
+    def standardised(self) -> bool:
+        """Whether its scores are put on the starting policy's scale."""
+        return self.standardise and self.steps is None
+
 
 class LikelihoodReward(NeuralReward):
     """Fluency: the mean log-prob of an answer's tokens, in nats, under a causal language model that stays as it is."""
 
     type: Literal["likelihood"] = "likelihood"
+    standardise: bool = STANDARDISE
+
+    @property
+    def standardised(self) -> bool:
+        """Whether its scores are put on the starting policy's scale."""
+        return self.standardise
 
 
-Reward = Annotated[RuleReward | FunctionReward | ModelReward | LikelihoodReward, Field(discriminator="type")]
+class ClassifierReward(NeuralReward):
+    """A classifier's probability that a completion is of a class."""
+
+    type: Literal["classifier"] = "classifier"
+    column: str = Field("label", description="The dataset's column that names the class of each example.")
+    label: str | None = Field(None, description="One class for all, in place of a column.")
+
+
+Reward = Annotated[
+    RuleReward | FunctionReward | ModelReward | LikelihoodReward | ClassifierReward, Field(discriminator="type")
+]
 
 
 class Ensemble(Section):
@@ -101,7 +129,7 @@ class RewardsConfig(Section):
         for ensemble in self.ensembles:
             for name in ensemble.members:
                 term = terms.get(name)
-                if not isinstance(term, ModelReward) or not term.standardise or term.steps is not None:
+                if not isinstance(term, ModelReward) or not term.standardised:
                     raise ValueError(f"ensembles: '{name}' is no standardised reward model among the terms")
                 if name in seen:
                     raise ValueError(f"ensembles: '{name}' is a member twice")

@@ -142,6 +142,20 @@ class ILQLJob(Supervised):
         return self
 
 
+class AugmentConfig(Section):
+    """Changed copies of the training texts (Wei & Zou, 2019): one has words deleted, the next swapped, and so on."""
+
+    copies: int = Field(2, ge=1, description="Changed copies of each text, beside the text itself.")
+    delete: float = Field(0.1, ge=0, lt=1, description="Chance of a word to be deleted; 0: no copy is made this way.")
+    swap: float = Field(0.1, ge=0, lt=1, description="Swaps of two words for each word; 0: no copy is made this way.")
+
+    @model_validator(mode="after")
+    def _some(self) -> AugmentConfig:
+        if not self.delete and not self.swap:
+            raise ValueError("delete and swap are both 0, so a copy would be the text itself; raise one of them")
+        return self
+
+
 class ClassifyJob(Supervised):
     """A classifier of texts: `text` (or `sentence`) and `label`."""
 
@@ -155,6 +169,7 @@ class ClassifyJob(Supervised):
     sampling: Literal["natural", "balanced"] = Field(
         "natural", description="Batches as the data are, or with all classes equally often."
     )
+    augment: AugmentConfig | None = Field(None, description="Changed copies of the training texts; none: no copies.")
 
     @model_validator(mode="after")
     def _one_says_how_often(self) -> ClassifyJob:

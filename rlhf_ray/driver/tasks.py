@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..batch import Batch
+from ..batch import Batch, cat
 from ..config import (
     DPO,
     IPO,
@@ -27,7 +27,7 @@ from ..config import (
     Supervised,
     TagJob,
 )  # fmt: skip
-from ..data import batches, tasks
+from ..data import augment, batches, tasks
 from ..data.examples import Rows
 from ..data.sampler import Mixture, Sampler, Shares, balanced
 from ..data.stream import Stream
@@ -111,7 +111,10 @@ def _headed(job: Supervised, names: tuple[str, ...], tokenizer: Any, rows: Rows,
 
     longest = job.max_length
     if isinstance(job, ClassifyJob):
-        return _classify(job, names, *both(lambda r: tasks.classified(r, tokenizer, longest, names)))
+        train, held = both(lambda r: tasks.classified(r, tokenizer, longest, names))
+        more = [tasks.classified(r, tokenizer, longest, names) for r in _augmented(job, rows)]
+        train = cat([train, *more]).replace(group=np.arange(len(rows) * (1 + len(more))))
+        return _classify(job, names, train, held)
     if isinstance(job, TagJob):
         train, held = both(lambda r: tasks.tagged(r, tokenizer, longest, names))
         return Task(TokenObjective("tags"), train, held, judge=None if held is None else partial(_tags, names, held))
@@ -186,6 +189,18 @@ def _kept(made: batches.Prepared, rows: Rows | Stream, max_length: int) -> Batch
 def _masks(job: PretrainJob, tokenizer: Any) -> View:
     m, size = job.mask, len(tokenizer)
     return lambda batch, seed: tasks.mask(batch, seed, m.probability, m.whole_words, tokenizer.mask_token_id, size)
+
+
+def _augmented(job: ClassifyJob, rows: Rows) -> list[Rows]:
+    """Changed copies of the training rows, each by the next of the operations; a line says what was done."""
+    if job.augment is None:
+        return []
+    shares = {name: share for name in augment.OPERATIONS if (share := getattr(job.augment, name)) > 0}
+    kinds = [list(shares)[i % len(shares)] for i in range(job.augment.copies)]
+    copies = [augment.changed(rows, kind, shares[kind], [job.run.seed, i]) for i, kind in enumerate(kinds)]
+    done = ", ".join(f"{kinds.count(kind)} with {kind} {share:g}" for kind, share in shares.items() if kind in kinds)
+    print(f"data: augmented {len(rows)} examples by {len(copies)} copies of each ({done})", flush=True)
+    return copies
 
 
 def _classify(job: ClassifyJob, names: tuple[str, ...], train: Batch, heldout: Batch | None) -> Task:

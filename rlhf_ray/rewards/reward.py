@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config import BadInput, Ensemble, NeuralReward, RewardsConfig
+from ..config import BadInput, Ensemble, RewardsConfig
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -65,7 +65,7 @@ def scales(parts: np.ndarray, rewards: RewardsConfig) -> Scales:
     return {
         t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
         for i, t in enumerate(rewards.terms)
-        if isinstance(t, NeuralReward) and t.standardise and getattr(t, "steps", None) is None
+        if t.standardised
     }
 
 

@@ -10,9 +10,19 @@ import pyarrow as pa
 import torch
 
 from ..batch import Batch
-from ..config import FunctionReward, LikelihoodReward, ModelConfig, ModelReward, NeuralReward, RewardsConfig, RuleReward
+from ..config import (
+    ClassifierReward,
+    FunctionReward,
+    LikelihoodReward,
+    ModelConfig,
+    ModelReward,
+    NeuralReward,
+    RewardsConfig,
+    RuleReward,
+)
 from ..data import examples
 from ..data import tokenizer as tokenizers
+from .classifier import ClassifierScorer
 from .function import UserFunction
 from .likelihood import LikelihoodScorer
 from .model import ModelScorer
@@ -48,6 +58,8 @@ class RewardWorker:
             return rule(term.rule, term.options)
         if isinstance(term, FunctionReward):
             return UserFunction(term)
+        if isinstance(term, ClassifierReward):
+            return ClassifierScorer(term, self.device)
         scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer
         return scorer(term, self.tokenizer, self.device)
 
@@ -81,6 +93,8 @@ class RewardWorker:
             answers = [_message(p, c) for p, c in zip(prompts, completions, strict=True)]
             tokens = [t[n:].tolist() for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
             return scorer(prompts, answers, ids, completion_ids=tokens, **columns)
+        if isinstance(term, ClassifierReward):
+            return checked(term.name, term.path, scorer(prompts, completions, **columns), ids, term.on_error)
         try:
             values = scorer(prompts, completions, **columns)
         except Exception as error:

@@ -14,9 +14,11 @@ from tests.helpers import ROOT, T5, TINY
 pytestmark = pytest.mark.integration
 
 LATER = (
+    "back_translation",
     "cispo",
     "classification",
     "dr_grpo",
+    "generated_classes",
     "generation",
     "gsm8k",
     "question_answering",
@@ -87,7 +89,11 @@ def asked(job, folder):
 
 def term(value, folder):
     """The reward term, at a place that exists here."""
-    places = {"model": "stage:reward", "likelihood": "stage:sft", "function": f"{folder}/reward.py:reward"}
+    places = {
+        "model": "stage:reward", "likelihood": "stage:sft", "classifier": "stage:classify",
+        "function": f"{folder}/reward.py:reward",
+    }  # fmt: skip
+    value = {**value, "label": "good"} if value["type"] == "classifier" else value  # sums have no label
     return {**value, "path": places[value["type"]]} if value["type"] in places else value
 
 
@@ -112,7 +118,7 @@ def stages(folder, names):
         found |= {n: tiny(s, folder) for n, s in inner.items()}
     for job in found.values():
         job.pop("run", None)
-    return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft"), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft", "classify"), item[0])))
 
 
 def run(train, folder, every):
@@ -159,7 +165,7 @@ def mathematics(job, folder):
 
 @pytest.mark.learning
 def test_the_other_job_files_run_two_steps(train, tmp_path):
-    every = stages(tmp_path, ["reward", "sft", *LATER])
+    every = stages(tmp_path, ["reward", "sft", "classify", *LATER])
     every["gsm8k"] = mathematics(every["gsm8k"], tmp_path)
     run(train, tmp_path, every)
     (asked, *_) = pq.read_table(tmp_path / "all" / "gsm8k" / "evaluations" / "step-000002.parquet").to_pylist()

@@ -12,18 +12,8 @@ import numpy as np
 from .examples import Row, Rows
 
 TEXTS = (
-    "text",
-    "sentence",
-    "prompt",
-    "completion",
-    "source",
-    "target",
-    "chosen",
-    "rejected",
-    "question",
-    "context",
-    "messages",
-)
+    "text", "sentence", "prompt", "completion", "source", "target", "chosen", "rejected", "question", "context", "messages",
+)  # fmt: skip
 SHOWN = 12
 
 

@@ -35,7 +35,7 @@ from .supervised import (
     SFTJob,
     Supervised,
     TagJob,
-)  # fmt: skip
+)
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "AugmentConfig", "BadInput", "CheckpointConfig",

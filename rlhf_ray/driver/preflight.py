@@ -18,7 +18,7 @@ from ..config import (
     Seq2SeqJob,
     Supervised,
     TokenizerJob,
-)  # fmt: skip
+)
 from ..config.jobs import STAGE
 from ..data import check as data_check
 from ..data import examples

@@ -22,11 +22,6 @@ class RewardTerm(Section):
         "fail", description="Where there is no finite number: stop the run, or drop the samples, counted."
     )
 
-    @property
-    def standardised(self) -> bool:
-        """Whether its scores are put on the starting policy's scale."""
-        return False
-
 
 class RuleReward(RewardTerm):
     """A rule that ships with the package (rewards/rules.py)."""
@@ -63,22 +58,12 @@ class ModelReward(NeuralReward):
         description="A process reward: score each step of an answer at its end, which is this text; not standardised.",
     )
 
-    @property
-    def standardised(self) -> bool:
-        """Whether its scores are put on the starting policy's scale."""
-        return self.standardise and self.steps is None
-
 
 class LikelihoodReward(NeuralReward):
     """Fluency: the mean log-prob of an answer's tokens, in nats, under a causal language model that stays as it is."""
 
     type: Literal["likelihood"] = "likelihood"
     standardise: bool = STANDARDISE
-
-    @property
-    def standardised(self) -> bool:
-        """Whether its scores are put on the starting policy's scale."""
-        return self.standardise
 
 
 class ClassifierReward(NeuralReward):
@@ -129,7 +114,7 @@ class RewardsConfig(Section):
         for ensemble in self.ensembles:
             for name in ensemble.members:
                 term = terms.get(name)
-                if not isinstance(term, ModelReward) or not term.standardised:
+                if not isinstance(term, ModelReward) or not term.standardise or term.steps is not None:
                     raise ValueError(f"ensembles: '{name}' is no standardised reward model among the terms")
                 if name in seen:
                     raise ValueError(f"ensembles: '{name}' is a member twice")

@@ -139,7 +139,8 @@ def _generative(job: Supervised, tokenizer: Any, rows: Rows | Stream, heldout: R
     held = None if heldout is None else _kept(make(heldout), heldout, longest)
     if isinstance(job, Seq2SeqJob):
         return _seq2seq(job, objective, tokenizer, heldout, train, held)
-    judge, view = None, None
+    judge: Judge | None = None
+    view: View | None = None
     if isinstance(job, SFTJob) and job.neftune_alpha:
         view = batches.seeded
     if isinstance(job, RewardJob) and held is not None and job.objective in ("pairwise", "labelled"):

@@ -65,7 +65,7 @@ def scales(parts: np.ndarray, rewards: RewardsConfig) -> Scales:
     return {
         t.name: (float(np.nanmean(parts[:, i])), float(np.nanstd(parts[:, i])) or 1.0)
         for i, t in enumerate(rewards.terms)
-        if t.standardised
+        if getattr(t, "standardise", False) and getattr(t, "steps", None) is None
     }
 
 

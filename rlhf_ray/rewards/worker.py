@@ -16,7 +16,6 @@ from ..config import (
     LikelihoodReward,
     ModelConfig,
     ModelReward,
-    NeuralReward,
     RewardsConfig,
     RuleReward,
 )
@@ -25,7 +24,7 @@ from ..data import tokenizer as tokenizers
 from .classifier import ClassifierScorer
 from .function import UserFunction
 from .likelihood import LikelihoodScorer
-from .model import ModelScorer
+from .model import ModelScorer, Scorer
 from .reward import RewardError, checked
 from .rules import rule
 
@@ -50,8 +49,9 @@ class RewardWorker:
         for term in self.config.terms:
             if term.name not in self.terms:
                 self.terms[term.name] = self._build(term)
-            if isinstance(term, NeuralReward):
-                self.terms[term.name].require(longest)
+            scorer = self.terms[term.name]
+            if isinstance(scorer, Scorer):
+                scorer.require(longest)
 
     def _build(self, term: Any) -> Any:
         if isinstance(term, RuleReward):
@@ -87,7 +87,7 @@ class RewardWorker:
         self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
     ) -> np.ndarray:
         scorer, ids = self.terms[term.name], batch.example_id.tolist()
-        if isinstance(term, NeuralReward):
+        if isinstance(scorer, Scorer):
             return checked(term.name, term.path, scorer(batch, prompts, completions), ids, term.on_error)
         if isinstance(term, FunctionReward):
             answers = [_message(p, c) for p, c in zip(prompts, completions, strict=True)]

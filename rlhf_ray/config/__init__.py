@@ -1,7 +1,7 @@
 """The whole config tree, a file per section; no torch, no ray."""
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import Answers, EvaluateJob, SampleJob, TokenizerJob
+from .answers import Answers, EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .data import DataConfig, PromptConfig, TrainingData
 from .jobs import Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
@@ -43,6 +43,6 @@ __all__ = [
     "EvaluateJob", "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
     "ModelReward", "NeuralReward", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
-    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "Section", "Seq2SeqJob", "SimPO",
+    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Section", "Seq2SeqJob", "SimPO",
     "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from .data import DataConfig, PromptConfig
 from .model import ModelConfig
-from .rewards import RewardsConfig
+from .rewards import ModelReward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
 from .section import Section
@@ -74,6 +74,28 @@ class SampleJob(Answers):
     def _pairs_need_two(self) -> SampleJob:
         if self.keep == "pairs" and self.samples < 2:
             raise ValueError("keep: pairs compares the answers to a prompt: samples must be at least 2")
+        return self
+
+
+class ScoreJob(Section):
+    """Judges the texts of a dataset with reward terms, without a model that answers: RUN/scored.jsonl."""
+
+    job: Literal["score"] = "score"
+    run: RunConfig = Field(default_factory=RunConfig, description="Run directory and seed.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster and devices.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go.")
+    data: DataConfig = Field(..., description="Rows with `text`, or with `prompt` and `completion`.")
+    rewards: RewardsConfig = Field(
+        ..., description="What judges each text: rules, your functions, models, classifiers."
+    )
+
+    @model_validator(mode="after")
+    def _whole_texts(self) -> ScoreJob:
+        steps = [t.name for t in self.rewards.terms if isinstance(t, ModelReward) and t.steps is not None]
+        if steps:
+            raise ValueError(
+                f"rewards.terms: '{steps[0]}' rewards the steps of an answer's tokens; texts have one score"
+            )
         return self
 
 

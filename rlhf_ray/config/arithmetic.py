@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .answers import Answers, TokenizerJob
+from .answers import Answers, ScoreJob, TokenizerJob
 from .jobs import PipelineJob, RLJob
 
 
@@ -14,6 +14,8 @@ def lines(job: Any) -> list[str]:
         return [f"{name}: {line}" for name, stage in job.stages.items() for line in lines(stage)]
     if isinstance(job, TokenizerJob):
         return [f"{job.job}: {job.algorithm} with {job.vocab_size} tokens"]
+    if isinstance(job, ScoreJob):
+        return [f"{job.job}: each text by {job.rewards.num_workers} reward worker(s)"]
     if isinstance(job, Answers):
         workers = f"{job.rollout.num_workers} rollout and {job.rewards.num_workers} reward worker(s)"
         return [f"{job.samples} answer(s) to each prompt by {workers}"]

@@ -13,6 +13,13 @@ Form = str | list[dict[Literal["role", "content"], str]]
 """A format string of a row's columns, or messages whose contents are such strings."""
 
 
+class SamplingConfig(Section):
+    """How often a row is drawn for training: in proportion to exp(column / temperature), its epochs as even as that allows."""
+
+    by: str = Field(..., min_length=1, description="Column with a number, such as the score of job: score.")
+    temperature: float = Field(1.0, gt=0, description="The lower, the more the highest numbers are drawn.")
+
+
 class Source(Section):
     """Examples from a file or from the offline world."""
 
@@ -31,6 +38,10 @@ class Source(Section):
         default_factory=dict,
         description="Makes columns of others: {'prompt': 'English: {source} German:'}; a list of role and content makes messages.",
     )
+    above: dict[str, float] = Field(
+        default_factory=dict, description="Leaves out rows whose number in a column is not above this: {'score': 0.5}."
+    )
+    sampling: SamplingConfig | None = Field(None, description="Draws rows by a number; none: all equally often.")
     redact: list[Literal["email", "phone", "card", "iban", "ip", "key"]] = Field(
         default_factory=list, description="Personal data that is replaced by its kind, and counted."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import EvaluateJob, SampleJob, TokenizerJob
+from .answers import EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .data import DataConfig, PromptConfig
 from .learner import CriticConfig
 from .rewards import ModelReward, Reward, RewardsConfig
@@ -137,6 +137,7 @@ Single = (
     | Seq2SeqJob
     | EvaluateJob
     | SampleJob
+    | ScoreJob
     | TokenizerJob
 )
 SingleJob = Annotated[Single, Field(discriminator="job")]

@@ -173,9 +173,9 @@ class ClassifyJob(Supervised):
 
     @model_validator(mode="after")
     def _one_says_how_often(self) -> ClassifyJob:
-        if self.sampling == "balanced" and self.data.mix:
+        if self.sampling == "balanced" and (self.data.mix or self.data.sampling is not None):
             raise ValueError(
-                "sampling: balanced and the weights of data.mix both say how often an example comes; drop one"
+                "sampling: balanced and data.mix or data.sampling both say how often an example comes; drop one"
             )
         return self
 

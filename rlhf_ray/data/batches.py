@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import Batch, from_sequences
-from .examples import DataError, Row, Rows, prompt_ids, rendered, side_ids, text_of
+from .examples import DataError, Row, Rows, number, prompt_ids, rendered, side_ids, text_of
 
 
 class NothingFits(DataError):
@@ -163,7 +162,7 @@ def scored(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
     sequences, labels, ids = [], [], []
     for i, row in enumerate(rows):
         rows.require(i, "score")
-        score = _number(row["score"], "score", rows.place(i))
+        score = number(row["score"], "score", rows.place(i))
         if "completion" in row:
             rows.require(i, "prompt", "completion")
             prompt, completion = _sides(row, "completion", tokenizer, rows.place(i))
@@ -226,28 +225,20 @@ def _rewarded(rows: Rows, i: int, row: Row, tokenizer: Any) -> tuple[list[int], 
     if "completions" not in row:
         rows.require(i, "prompt", "completion", "reward")
         prompt, answer = _sides(row, "completion", tokenizer, rows.place(i))
-        return prompt + answer, [0.0] * (len(answer) - 1) + [_number(row["reward"], "reward", rows.place(i))]
+        return prompt + answer, [0.0] * (len(answer) - 1) + [number(row["reward"], "reward", rows.place(i))]
     rows.require(i, "prompt", "completions", "rewards")
     steps, numbers = list(row["completions"]), list(row["rewards"])
     if len(steps) != len(numbers) or not steps:
         raise DataError(f"{rows.place(i)}: {len(steps)} completions and {len(numbers)} rewards; each needs one")
     sequence, given = prompt_ids(row["prompt"], tokenizer, f"{rows.place(i)}, prompt"), list[float]()
-    for number, step in enumerate(steps):
+    for k, step in enumerate(steps):
         ids = tokenizer(str(step), add_special_tokens=False)["input_ids"]
-        ids += [_eos(tokenizer)] if number == len(steps) - 1 else []
+        ids += [_eos(tokenizer)] if k == len(steps) - 1 else []
         if not ids:
-            raise DataError(
-                f"{rows.place(i)}: completions[{number}] is {step!r}, which has no token to bear its reward"
-            )
+            raise DataError(f"{rows.place(i)}: completions[{k}] is {step!r}, which has no token to bear its reward")
         sequence = sequence + ids
-        given += [0.0] * (len(ids) - 1) + [_number(numbers[number], f"rewards[{number}]", rows.place(i))]
+        given += [0.0] * (len(ids) - 1) + [number(numbers[k], f"rewards[{k}]", rows.place(i))]
     return sequence, given
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: {name} is {value!r}, expected a number")
-    return float(value)
 
 
 def seeded(batch: Batch, seed: Sequence[int]) -> Batch:
@@ -316,7 +307,7 @@ def _turns(messages: Any, tokenizer: Any, where: str) -> tuple[list[int], list[i
 
 
 def _margin(row: Row, where: str) -> float:
-    return _number(row.get("margin", 0.0), "margin", where)
+    return number(row.get("margin", 0.0), "margin", where)
 
 
 def _sides(row: Row, column: str, tokenizer: Any, where: str) -> tuple[list[int], list[int]]:

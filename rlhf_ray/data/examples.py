@@ -9,6 +9,7 @@ string or a list of {role, content} messages.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -29,8 +30,8 @@ BLOCK = 1000  # rows that are held together where a dataset is not held whole
 
 
 class Rows(list[Row]):
-    """Rows that know where they come from, for messages: the file, the line where its kind has lines (else how many rows of it
-    came ``first``), the config key."""
+    """Rows that know where they come from, for messages: the file, the lines where its kind has lines (else the rows' ``numbers``,
+    if not all are here), the config key."""
 
     def __init__(
         self,
@@ -38,20 +39,20 @@ class Rows(list[Row]):
         source: str,
         lines: Sequence[int] | None = None,
         option: str = "data",
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         super().__init__(rows)
-        self.source, self.lines, self.option, self.first = source, lines, option, first
+        self.source, self.lines, self.option, self.numbers = source, lines, option, numbers
         self.shares = Shares()
 
     def changed(self, rows: Iterable[Row]) -> Rows:
         """Other rows at the same places."""
-        return Rows(rows, self.source, self.lines, self.option, self.first)
+        return Rows(rows, self.source, self.lines, self.option, self.numbers)
 
     def place(self, index: int) -> str:
         """'file:line', or 'file, row N' where lines are not known."""
         if self.lines is None:
-            return f"{self.source}, row {self.first + index + 1}"
+            return f"{self.source}, row {index + 1 if self.numbers is None else self.numbers[index]}"
         return f"{self.source}:{self.lines[index]}"
 
     def require(self, index: int, *columns: str) -> None:
@@ -68,9 +69,9 @@ class Rows(list[Row]):
 class Mixed(Rows):
     """The rows of several parts, one after the other, each with its own file and key."""
 
-    def __init__(self, parts: Sequence[Rows], shares: Shares, option: str) -> None:
+    def __init__(self, parts: Sequence[Rows], option: str) -> None:
         super().__init__((row for part in parts for row in part), " + ".join(p.source for p in parts), None, option)
-        self.parts, self.shares = parts, shares
+        self.parts, self.ends = parts, np.cumsum([len(p) for p in parts]).tolist()
 
     def place(self, index: int) -> str:
         """As the part has it."""
@@ -83,19 +84,17 @@ class Mixed(Rows):
         part.require(within, *columns)
 
     def _part(self, index: int) -> tuple[Rows, int]:
-        ends = self.shares.ends
-        at = bisect.bisect_right(ends, index)
-        return self.parts[at], index - (ends[at - 1] if at else 0)
+        at = bisect.bisect_right(self.ends, index)
+        return self.parts[at], index - (self.ends[at - 1] if at else 0)
 
 
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, of all its parts. Raises DataError."""
     parts = [_loaded(source, key) for key, source in named(config, option)]
-    return (
-        Mixed(parts, shares(config, option, np.cumsum([len(p) for p in parts]).tolist()), option)
-        if config.mix
-        else parts[0]
-    )
+    rows = Mixed(parts, option) if config.mix else parts[0]
+    logits = np.concatenate([chances(part, source) for part, source in zip(parts, config.sources, strict=True)])
+    rows.shares = shares(config, option, np.cumsum([len(p) for p in parts]).tolist(), logits)
+    return rows
 
 
 def named(config: DataConfig, option: str) -> list[tuple[str, Source]]:
@@ -103,34 +102,53 @@ def named(config: DataConfig, option: str) -> list[tuple[str, Source]]:
     return [(f"{option}.mix.{i}" if config.mix else option, source) for i, source in enumerate(config.sources)]
 
 
-def shares(config: DataConfig, option: str, ends: Sequence[int]) -> Shares:
-    """How often training draws the rows of the sources, which end at these rows."""
+def chances(rows: Rows, config: Source) -> np.ndarray:
+    """(rows,): logarithms of how often a source's rows are drawn, up to a constant. Raises DataError for what is no number."""
+    if config.sampling is None:
+        return np.zeros(len(rows))
+    by = config.sampling.by
+    return np.array([_number(rows, i, by) for i in range(len(rows))]) / config.sampling.temperature
+
+
+def shares(config: DataConfig, option: str, ends: Sequence[int], logits: np.ndarray) -> Shares:
+    """How often training draws the rows of the sources, which end at these rows and have these ``chances``."""
+    weighed = None
+    if any(source.sampling for source in config.sources):
+        weighed = np.concatenate([np.exp(part - part.max()) for part in np.split(logits, ends[:-1])])
     if not config.mix:
-        return Shares()
-    return Shares(
-        tuple(ends), tuple(part.weight for part in config.mix), tuple(key for key, _ in named(config, option))
-    )
+        return Shares(chances=weighed)
+    weights, names = tuple(part.weight for part in config.mix), tuple(key for key, _ in named(config, option))
+    return Shares(tuple(ends), weights, names, weighed)
 
 
 def _loaded(config: Source, option: str) -> Rows:
     """All rows of one source."""
     found = list(blocks(config, option))
-    lined = found[0].lines is not None
-    numbers = [n for block in found for n in block.lines or ()] if lined else None
-    return Rows((row for block in found for row in block), found[0].source, numbers, option)
+    lines = [n for block in found for n in block.lines or ()]
+    numbers = [n for block in found for n in block.numbers or ()]
+    return Rows((row for block in found for row in block), found[0].source, lines or None, option, numbers)
 
 
 def blocks(config: Source, option: str) -> Iterator[Rows]:
-    """The rows of one source in bounded pieces, columns renamed, made and redacted. Raises DataError."""
+    """The rows of one source in bounded pieces, columns renamed, made and redacted, rows left out. Raises DataError."""
     numbered, lined = _opened(config, option)
     counts: Counter[str] = Counter()
-    done, numbered = 0, islice(numbered, config.size)
+    done, left, numbered = 0, 0, islice(numbered, config.size)
     while part := list(islice(numbered, BLOCK)):
-        given = Rows((r for _, r in part), _name(config), [n for n, _ in part] if lined else None, option, done)
-        yield _changed(given, config, counts)
+        numbers = [n for n, _ in part]
+        rows = Rows((r for _, r in part), _name(config), numbers if lined else None, option, numbers)
+        kept = _above(_changed(rows, config, counts), config)
         done += len(part)
+        left += len(kept)
+        if kept:
+            yield kept
     if not done:
         raise DataError(f"{_name(config)}: there are no rows in it")
+    if config.above:
+        bars = ", ".join(f"{column} above {bar:g}" for column, bar in config.above.items())
+        if not left:
+            raise DataError(f"{_name(config)}: none of {done} rows has {bars}; lower {option}.above")
+        print(f"{option}: {left} of {done} rows have {bars}, the others are left out", flush=True)
     if config.redact:
         print(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}", flush=True)
 
@@ -163,6 +181,27 @@ def _changed(rows: Rows, config: Source, counts: Counter[str]) -> Rows:
     if config.formats:
         rows = rows.changed(_formatted(row, config.formats, rows.place(i)) for i, row in enumerate(rows))
     return rows.changed(redact.row(row, config.redact, counts) for row in rows) if config.redact else rows
+
+
+def _above(rows: Rows, config: Source) -> Rows:
+    """The rows that are above every bar."""
+    if not config.above:
+        return rows
+    kept = [i for i in range(len(rows)) if all(_number(rows, i, c) > bar for c, bar in config.above.items())]
+    lines, numbers = ([given[i] for i in kept] if given else None for given in (rows.lines, rows.numbers))
+    return Rows((rows[i] for i in kept), rows.source, lines, rows.option, numbers)
+
+
+def _number(rows: Rows, index: int, column: str) -> float:
+    rows.require(index, column)
+    return number(rows[index][column], column, rows.place(index))
+
+
+def number(value: Any, name: str, where: str) -> float:
+    """A finite number of a row. Raises DataError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: {name} is {value!r}, expected a number")
+    return float(value)
 
 
 def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,13 +16,14 @@ KEPT = 4  # epochs whose order is remembered
 class Sampler:
     """Endless shuffled epochs over ``num_examples``. Position p means the same example whoever asks and whenever.
 
-    ``part`` tells the epochs of a mixture's sources apart.
+    ``part`` tells the epochs of a mixture's sources apart. With ``chances`` (num_examples,), in any unit, an epoch draws as many
+    examples, each as often as its chance says, rounded up or down (systematic sampling): where all are equal, each once.
     """
 
-    def __init__(self, num_examples: int, seed: int, part: int = 0) -> None:
+    def __init__(self, num_examples: int, seed: int, part: int = 0, chances: np.ndarray | None = None) -> None:
         if num_examples < 1:
             raise ValueError("a sampler needs at least one example")
-        self.num_examples, self.seed, self.part = num_examples, seed, part
+        self.num_examples, self.seed, self.part, self.chances = num_examples, seed, part, chances
         self.epochs: dict[int, np.ndarray] = {}
 
     def indices(self, start: int, count: int) -> np.ndarray:
@@ -36,9 +37,16 @@ class Sampler:
         if number not in self.epochs:
             if len(self.epochs) >= KEPT:
                 self.epochs.pop(next(iter(self.epochs)))
-            draw = np.random.default_rng([self.seed, number, self.part])
-            self.epochs[number] = draw.permutation(self.num_examples)
+            self.epochs[number] = self._drawn(np.random.default_rng([self.seed, number, self.part]))
         return self.epochs[number]
+
+    def _drawn(self, draw: np.random.Generator) -> np.ndarray:
+        order = draw.permutation(self.num_examples)
+        if self.chances is None:
+            return order
+        edges = np.cumsum(self.chances[order])
+        points = (np.arange(self.num_examples) + draw.random()) * (edges[-1] / self.num_examples)
+        return draw.permutation(order[np.searchsorted(edges, points, side="right").clip(max=self.num_examples - 1)])
 
 
 class Mixture:
@@ -48,10 +56,14 @@ class Mixture:
     share of n to within one block. A function of the position alone, as :class:`Sampler` is.
     """
 
-    def __init__(self, members: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, members: Sequence[np.ndarray], weights: Sequence[float], seed: int, chances: np.ndarray | None = None
+    ) -> None:
         shares = np.array(weights, float) / sum(weights)
         self.members, self.seed = members, seed
-        self.samplers = [Sampler(len(m), seed, part) for part, m in enumerate(members, 1)]
+        self.samplers = [
+            Sampler(len(m), seed, part, None if chances is None else chances[m]) for part, m in enumerate(members, 1)
+        ]
         self.num_examples = sum(len(m) for m in members)
         self.edges = np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
         self.block = math.ceil(2 / shares.min())  # room enough that no rounding takes an example from a source
@@ -74,25 +86,28 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Shares:
-    """How often the rows of a dataset are drawn: where each part of it ends, the parts' weights and what they are.
+    """How often the rows of a dataset are drawn: where each part of it ends, the parts' weights and what they are; and the
+    chances (rows,) of the rows of a part against each other, where these differ.
 
-    Without parts all rows are drawn equally often.
+    Without parts it is one.
     """
 
     ends: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+    chances: np.ndarray | None = field(default=None, compare=False)
 
     def sampler(self, rows: np.ndarray, seed: int) -> Sampler | Mixture:
         """The sampler of examples that were made of ``rows`` (n,). Raises BadInput where a part has none."""
+        chances = None if self.chances is None else self.chances[rows]
         if not self.ends:
-            return Sampler(len(rows), seed)
+            return Sampler(len(rows), seed, chances=chances)
         part = np.searchsorted(self.ends, rows, side="right")
         members = [np.flatnonzero(part == p) for p in range(len(self.ends))]
         for name, member in zip(self.names, members, strict=True):
             if not len(member):
                 raise BadInput(f"{name}: no example of this part of the mixture is left, so it cannot have its share")
-        return Mixture(members, self.weights, seed)
+        return Mixture(members, self.weights, seed, chances)
 
 
 def balanced(classes: np.ndarray, seed: int) -> Mixture:

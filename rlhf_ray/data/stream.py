@@ -32,6 +32,7 @@ class Stream:
     def __init__(self, config: DataConfig, option: str, folder: Path) -> None:
         self.config, self.option, self.folder = config, option, folder
         self.index: dict[str, Any] = {}
+        self.logits = np.zeros(0)
         for path in _paths(config):
             if path.suffix in files.READERS and files.READERS[path.suffix].whole:
                 raise DataError(
@@ -49,6 +50,7 @@ class Stream:
             self._write(part, make)
             part.rename(directory)
         self.index = json.loads((directory / "index.json").read_text())
+        self.logits = np.load(directory / "chances.npy", "r")
         return Prepared(_mapped(directory, self.index["widths"]), self.index["dropped"])
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class Stream:
     @property
     def shares(self) -> Shares:
         """How often training draws the rows; known once they are prepared."""
-        return examples.shares(self.config, self.option, self.index["ends"])
+        return examples.shares(self.config, self.option, self.index["ends"], self.logits)
 
     def _name(self, key: str) -> str:
         known = [p.stat() for p in _paths(self.config) if p.exists()]
@@ -66,7 +68,8 @@ class Stream:
 
     def _write(self, directory: Path, make: Callable[[Rows], Prepared]) -> None:
         """A file for each column, the Batches of the blocks end to end, and the index."""
-        rows, groups, dropped, ends, widths = 0, 0, 0, [], {}
+        rows, groups, dropped, ends, widths, logits = 0, 0, 0, [], {}, []
+        weighed = any(source.sampling for source in self.config.sources)
         with contextlib.ExitStack() as stack:
             opened: dict[str, Any] = {}
             for option, source in examples.named(self.config, self.option):
@@ -84,9 +87,12 @@ class Stream:
                             array.tofile(opened[name])
                         dropped += made.dropped
                     rows += len(block)
+                    if weighed:
+                        logits.append(examples.chances(block, source))
                 ends.append(rows)
         if not widths:
             raise NothingFits(f"{self.option}: every example is longer than max_length; raise it")
+        np.save(directory / "chances.npy", np.concatenate([*logits, np.zeros(0)]))
         (directory / "index.json").write_text(json.dumps({"ends": ends, "dropped": dropped, "widths": widths}))
 
 

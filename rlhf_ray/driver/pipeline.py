@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, TokenizerJob, parse
+from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
-from . import evaluate, lineage, preflight, report, sample, tokenizer
+from . import evaluate, lineage, preflight, report, sample, score, tokenizer
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -53,6 +53,8 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
         results = evaluate.run(job, held, console)
     elif isinstance(job, SampleJob):
         results = sample.run(job, held, console)
+    elif isinstance(job, ScoreJob):
+        results = score.run(job, held, console)
     elif isinstance(job, TokenizerJob):
         results = tokenizer.run(job, held, console)
     else:

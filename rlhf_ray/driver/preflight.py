@@ -15,6 +15,7 @@ from ..config import (
     NeuralReward,
     PipelineJob,
     RLJob,
+    ScoreJob,
     Seq2SeqJob,
     Supervised,
     TokenizerJob,
@@ -52,7 +53,7 @@ def data_report(job: Any) -> Iterator[str]:
         yield f"{name}: {stage.job}" if name else stage.job
         for rows in found.values():
             if tokenizer is None:
-                yield f"{rows.source}: {len(rows)} rows (their lengths depend on an earlier stage's tokenizer)"
+                yield f"{rows.source}: {len(rows)} rows (no tokenizer yet, so their lengths are not known)"
             else:
                 yield from data_check.lines(rows, tokenizer, _limits(stage))
         if len(found) == 2:
@@ -61,7 +62,7 @@ def data_report(job: Any) -> Iterator[str]:
 
 def _tokenizer(job: Any, stages: dict[str, Any]) -> Any:
     """The tokenizer of a job's model, that of an earlier stage's where it comes from there; None where one is yet to be trained."""
-    while not isinstance(job, TokenizerJob):
+    while not isinstance(job, TokenizerJob | ScoreJob):
         name = job.model.tokenizer or job.model.path
         if not name.startswith(STAGE):
             return tokenizers.load(job.model, models.resolve(job.model.path) if job.model.path else None, ends=False)
@@ -71,7 +72,7 @@ def _tokenizer(job: Any, stages: dict[str, Any]) -> Any:
 
 def _limits(job: Any) -> dict[str, int]:
     """Most tokens of a prompt (jobs with rollouts), of each side (seq2seq), or of a whole row."""
-    if isinstance(job, TokenizerJob):
+    if isinstance(job, TokenizerJob | ScoreJob):
         return {}
     if isinstance(job, Seq2SeqJob):
         return dict.fromkeys(("source", "target", "prompt", "completion"), job.max_length)
@@ -83,8 +84,9 @@ def _check(job: Any) -> None:
     _find(job.data, "data")
     if isinstance(job, TokenizerJob):
         return
-    sections, paths, terms = {}, [job.model.path], []
-    if isinstance(job, Answers):
+    sections, terms = {}, []
+    paths = [] if isinstance(job, ScoreJob) else [job.model.path]
+    if isinstance(job, Answers | ScoreJob):
         terms = [*job.rewards.terms]
         paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, NeuralReward))]
     else:

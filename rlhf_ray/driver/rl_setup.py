@@ -132,13 +132,16 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         placement.remove()
 
 
-def reward_group(config: RewardsConfig, run_dir: Path, cluster: ClusterConfig, placement: Placement) -> WorkerGroup:
-    """The reward workers, with the tokenizer that stands in ``run_dir``."""
+def reward_group(
+    config: RewardsConfig, run_dir: Path | None, cluster: ClusterConfig, placement: Placement
+) -> WorkerGroup:
+    """The reward workers, with the policy's tokenizer that stands in ``run_dir``, if there is a policy."""
+    tokenizer = None if run_dir is None else str(run_dir / "tokenizer")
     config = config.model_copy(update={"terms": [local(t) for t in config.terms]})
     place = placement.plan
     return WorkerGroup(
         "reward", RewardWorker, config.num_workers,
-        lambda i: (config, str(run_dir / "tokenizer"), place.device, place.num_threads),
+        lambda i: (config, tokenizer, place.device, place.num_threads),
         lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ class Scorer:
     def __init__(self, term: Any, policy_tokenizer: Any, device: str) -> None:
         self.term, self.device = term, torch.device(device)
         self.tokenizer = tokenizers.load(ModelConfig(path=term.path), term.path)
-        self.same = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+        self.same = policy_tokenizer is not None and self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
         self.eos = int(self.tokenizer.eos_token_id)
         self.context = models.context_length(term.path)
         self.model = self._load().to(self.device).eval()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..batch import Batch
+from ..batch import Batch, from_sequences
 from ..config import (
     ClassifierReward,
     FunctionReward,
@@ -33,15 +33,18 @@ TAKEN = ("example_id", "prompts", "completions", "completion", "completion_ids")
 
 
 class RewardWorker:
-    """Holds the terms of a job. :meth:`check` builds them, so that what is wrong shows before any rollout."""
+    """Holds the terms of a job; ``tokenizer`` is the policy's, where there is one.
+
+    :meth:`check` builds the terms, so that what is wrong shows before any rollout.
+    """
 
     def __init__(
-        self, config: RewardsConfig, tokenizer: str, device: str = "cpu", num_threads: int | None = None
+        self, config: RewardsConfig, tokenizer: str | None, device: str = "cpu", num_threads: int | None = None
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.config, self.device = config, device
-        self.tokenizer = tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
+        self.tokenizer = None if tokenizer is None else tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
         self.terms: dict[str, Any] = {}
 
     def check(self, longest: int = 0) -> None:
@@ -82,6 +85,18 @@ class RewardWorker:
         if not stepped:
             return batch
         return batch.replace(step_rewards=sum(t.weight * stepped[t.name] for t in terms if t.name in stepped))
+
+    def judge(self, rows: pa.Table) -> np.ndarray:
+        """Scores (n, k) of texts that no policy wrote: columns example_id, prompt, completion, and the dataset's others."""
+        self.check()
+        if not len(rows):
+            return np.zeros((0, len(self.config.terms)), np.float32)
+        nothing = from_sequences(
+            [np.zeros(0)] * len(rows), prompt_length=np.zeros(len(rows)), example_id=rows["example_id"]
+        )
+        columns = {name: rows[name].to_pylist() for name in rows.column_names if name not in TAKEN}
+        prompts, completions = columns.pop("prompt"), rows["completion"].to_pylist()
+        return np.stack([self._score(t, nothing, prompts, completions, columns) for t in self.config.terms], 1)
 
     def _score(
         self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]

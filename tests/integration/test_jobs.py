@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.data import toy
 from tests.helpers import ROOT, T5, TINY
 
 pytestmark = pytest.mark.integration
@@ -26,6 +27,7 @@ LATER = (
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "reviews",
+    "score",
     "stories_generation",
     "stories_grpo",
     "stories_ppo",
@@ -50,6 +52,8 @@ def tiny(job, folder):
     kind = job["job"]
     if kind in ("evaluate", "sample"):
         return asked(job, folder)
+    if kind == "score":
+        return {**job, "data": {"path": "toy:reviews/text", "size": 50}}
     if kind == "tokenizer":
         return {**job, "data": {"path": "toy:reviews/text", "size": 50}, "vocab_size": 300}
     encoder = kind in ("classify", "tag", "qa") or job.get("objective") == "masked"
@@ -124,7 +128,9 @@ def stages(folder, names):
 def run(train, folder, every):
     """The pipeline of these stages: two steps and a model from each that learns."""
     train({"job": "pipeline", "cluster": {"num_threads": 1}, "stages": every}, folder / "all", timeout=560)
-    for name, stage in ((n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "tokenizer")):
+    for name, stage in (
+        (n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "score", "tokenizer")
+    ):
         steps = [json.loads(line) for line in (folder / "all" / name / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == 2, name
         assert (folder / "all" / name / "model" / "model.safetensors").is_file(), name
@@ -176,7 +182,10 @@ def test_the_other_job_files_run_two_steps(train, tmp_path):
 def test_job_files_run_two_steps(train, tmp_path):
     every = stages(tmp_path, [n for n in FILES if n not in LATER])
     every["grpo"]["model"]["lora"] = {"rank": 2}
-    every["pretrain"]["data"]["stream"] = True
+    balance = {"rule": "word_balance", "options": {"positive": ["great", "warm"], "negative": ["awful", "cold"]}}
+    terms = [{"name": "balance", "type": "rule", **balance}]
+    every["score"] = {"job": "score", "data": {"path": "toy:reviews/text", "size": 40}, "rewards": {"terms": terms}}
+    every["pretrain"]["data"] = {"path": "stage:score/scored.jsonl", "stream": True, "sampling": {"by": "score"}}
     answers = {"path": str(tmp_path / "labelled.jsonl")}
     every["kto"] = {**every["dpo"], "objective": {"type": "kto"}, "data": answers, "evaluate": {"data": answers}}
     every["ppo"] |= {"ptx_data": {"path": "toy:reviews/text", "size": 16}}
@@ -186,13 +195,17 @@ def test_job_files_run_two_steps(train, tmp_path):
     every["rejection_sft"] |= {"data": {"path": "stage:rejection_sample/kept.jsonl"}, "evaluate": {}}
     every["rejection_pairs"] = {**every["rejection_sample"], "keep": "pairs"}
     every["rejection_dpo"] = {**every["dpo"], "data": {"path": "stage:rejection_pairs/kept.jsonl"}, "evaluate": {}}
-    every = dict(sorted(every.items(), key=lambda item: item[0] in ("rejection_dpo", "rejection_sft")))
+    every = dict(sorted(every.items(), key=lambda item: item[0] in ("rejection_dpo", "rejection_sft", "pretrain")))
     run(train, tmp_path, every)
     exported = [set(load_file(tmp_path / "all" / name / "model" / "model.safetensors")) for name in ("grpo", "rloo")]
     assert exported[0] == exported[1]  # an adapter is merged: a plain model by its plain names
     lines = (tmp_path / "all" / "rejection_sample" / "kept.jsonl").read_text().splitlines()
     assert len(lines) == 12
     assert set(json.loads(lines[0])) == {"prompt", "answer", "completion", "reward"}
+    scored = [json.loads(line) for line in (tmp_path / "all" / "score" / "scored.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in scored] == [r["text"] for r in toy.generate("reviews/text", "train", 40, 0)]
+    assert all(row["score"] == row["score_balance"] for row in scored)
+    assert len({row["score"] for row in scored}) > 2
     found = json.loads((tmp_path / "all" / "evaluate" / "evaluation.json").read_text())
     assert (found["prompts"], found["answers"]) == (12, 36)
     assert found["terms"]["f1"]["low"] <= found["terms"]["f1"]["mean"] <= found["terms"]["f1"]["high"]

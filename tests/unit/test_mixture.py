@@ -77,7 +77,7 @@ def test_a_mixture_that_makes_no_sense_is_refused(data, message):
 
 def test_balanced_classes_and_weighted_parts_are_two_masters(mix):
     job = {"job": "classify", "model": {"path": "m"}, "data": {"mix": mix}, "sampling": "balanced", "num_steps": 1}
-    with pytest.raises(ConfigError, match="both say how often"):
+    with pytest.raises(ConfigError, match=r"data.mix or data.sampling both say how often"):
         parse(job, "job")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
 
 
 def classification(truth: Sequence[Any], found: Sequence[Any], classes: Sequence[Any]) -> dict[str, Any]:
@@ -14,6 +13,8 @@ def classification(truth: Sequence[Any], found: Sequence[Any], classes: Sequence
 
     A prediction outside ``classes`` is wrong and belongs to none: it lowers recall. What is undefined counts as 0.
     """
+    from sklearn import metrics
+
     names = [str(c) for c in classes]
     right, given = [str(t) for t in truth], [str(f) for f in found]
     result: dict[str, Any] = {"accuracy": float(metrics.accuracy_score(right, given)), "count": len(right)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,8 @@ class Estimate:
 
 def mean(values: np.ndarray) -> Estimate:
     """Of the values that are not NaN."""
+    from scipy import stats  # here, as every driver would wait for it
+
     kept = np.asarray(values, dtype=float)
     kept = kept[~np.isnan(kept)]
     if not len(kept):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
 
 from ..batch import Batch
 
@@ -16,6 +15,8 @@ def report(batch: Batch, scores: np.ndarray, paired: bool) -> dict[str, Any]:
     ``scores`` (B,) in nats of log-odds. Pairs are rows 2i and 2i + 1. The difference is |chosen - rejected|, without pairs the
     score's distance from 0; where pairs come with different margins, the share right by margin too.
     """
+    from scipy import special, stats
+
     labels = batch.labels[:, 0]
     found: dict[str, Any] = {}
     if paired:

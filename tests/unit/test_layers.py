@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "rlhf_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
-    {"batch", "metrics"},
+    {"batch", "lean", "metrics"},
     {"algorithms", "models", "data", "quality", "weights"},
     {"rollout", "rewards", "learner", "placement", "workers"},
     {"driver"},
@@ -86,8 +86,10 @@ def test_config_brings_neither_torch_nor_ray():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_rollout_worker_brings_vllm_only_when_it_is_chosen():
-    code = "import sys, rlhf_ray.rollout.worker; assert 'vllm' not in sys.modules"
+def test_no_process_starts_with_what_it_may_never_need():
+    """Each of these takes a worker seconds."""
+    late = {"vllm", "deepspeed", "peft", "sklearn", "scipy.stats", "pandas"}
+    code = f"import sys, rlhf_ray.driver.pipeline; assert not {late} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -35,7 +35,7 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
             for key, source in examples.named(job.data, "data"):
                 for block in examples.blocks(source, key):
                     parts = judged(reward, texts(block))
-                    total = combine(parts, job.rewards.terms, {})
+                    total = combine(parts, job.rewards, {})
                     for row, score, terms in zip(block, total.tolist(), parts.tolist(), strict=True):
                         if not np.isnan(score):
                             named = {f"score_{t.name}": s for t, s in zip(job.rewards.terms, terms, strict=True)}

@@ -22,7 +22,10 @@ LATER = (
     "generated_classes",
     "generation",
     "gsm8k",
+    "gspo",
+    "hacked",
     "question_answering",
+    "quickstart",
     "reinforce",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
@@ -32,8 +35,9 @@ LATER = (
     "stories_grpo",
     "stories_ppo",
     "stories_reward",
+    "tag",
     "translation",
-)  # much like others: `make test-learning` runs them, so that CI stays short
+)  # much like others, or run by CI itself (quickstart): `make test-learning` runs them, so that CI stays short
 FILES = sorted(p.stem for p in (ROOT / "jobs").glob("*.yaml"))
 REWARD = """
 def reward(prompts, completions, **columns):

@@ -22,29 +22,44 @@ def lines(rows: Rows, tokenizer: Any, limits: dict[str, int]) -> Iterator[str]:
     columns = Counter(name for row in rows for name in row)
     parts = ", ".join(f"{n}" + ("" if c == len(rows) else f" (in {c})") for n, c in columns.items())
     yield f"{rows.source}: {len(rows)} rows with {parts}"
-    total = np.zeros(len(rows), np.int64)
+    every: dict[str, np.ndarray] = {}
     for name in [n for n in TEXTS if n in columns]:
         texts = [_text(row.get(name)) for row in rows]
         sizes = np.array([len(tokenizer(t, add_special_tokens=False)["input_ids"]) if t else 0 for t in texts])
-        total += sizes
+        every[name] = sizes
         yield f"  {name}: {_sizes(sizes)} tokens" + _over(sizes, limits.get(name))
         empty = [i for i, t in enumerate(texts) if not t.strip()]
         if empty:
             yield f"  {name}: empty in {len(empty)} rows, the first at {rows.place(empty[0])}"
-    yield f"  all together: {_sizes(total)} tokens" + _over(total, limits.get("row"))
+    if every:
+        total = _sequence(every)
+        yield f"  a whole sequence: {_sizes(total)} tokens" + _over(total, limits.get("row"))
     seen = Counter(_key(row) for row in rows)
     if len(seen) < len(rows):
         yield f"  duplicates: {len(rows) - len(seen)} rows are copies of others"
     if "label" in columns:
-        labels = Counter(str(row.get("label")) for row in rows)
-        shares = ", ".join(f"{n} {c} ({c / len(rows):.0%})" for n, c in labels.most_common(SHOWN))
-        yield f"  labels: {shares}" + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+        yield f"  labels: {_balance(Counter(str(row.get('label')) for row in rows))}"
+    if "tags" in columns:
+        yield f"  tags: {_balance(Counter(str(tag) for row in rows for tag in row.get('tags') or ()))}"
     if "chosen" in columns and "rejected" in columns:
         same = [
             i for i, row in enumerate(rows) if row.get("chosen") is not None and row["chosen"] == row.get("rejected")
         ]
         if same:
             yield f"  pairs: {len(same)} have equal sides, the first at {rows.place(same[0])}"
+
+
+def _sequence(sizes: dict[str, np.ndarray]) -> np.ndarray:
+    """Tokens of what a row becomes, its end token included: a pair becomes two sequences, of which the longer counts."""
+    sides = [sizes[n] for n in ("chosen", "rejected") if n in sizes]
+    rest = [s for n, s in sizes.items() if n not in ("chosen", "rejected")]
+    return np.sum([*rest, np.max(sides, 0)] if sides else rest, 0) + 1
+
+
+def _balance(counts: Counter[str]) -> str:
+    total, more = counts.total(), len(counts) - SHOWN
+    shares = ", ".join(f"{n} {c} ({c / max(1, total):.0%})" for n, c in counts.most_common(SHOWN))
+    return shares + (f" and {more} more" if more > 0 else "")
 
 
 def leakage(train: Rows, heldout: Rows) -> str:

@@ -204,9 +204,16 @@ def _span(answers: Any, context: str, where: str) -> tuple[int, int] | None:
     """First character and end of the first answer; None where there is none."""
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
         raise DataError(f"{where}: answers is {answers!r}, expected {{text: [...], answer_start: [...]}}")
-    if not len(answers["text"]):
+    texts, starts = answers["text"], answers["answer_start"]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise DataError(
+            f"{where}: answers has text {texts!r} and answer_start {starts!r}, expected lists of one length"
+        )
+    if not texts:
         return None
-    text, start = str(answers["text"][0]), int(answers["answer_start"][0])
+    text, start = str(texts[0]), starts[0]
+    if isinstance(start, bool) or not isinstance(start, int):
+        raise DataError(f"{where}: answer_start is {start!r}, expected the number of a character")
     if context[start : start + len(text)] != text:
         raise DataError(
             f"{where}: the answer {text!r} is not at character {start} of its context, which has "

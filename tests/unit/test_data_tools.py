@@ -118,7 +118,7 @@ def test_a_report_says_what_is_in_the_data():
     rows += [{"text": "the view", "label": 0}, {"text": " ", "label": 0, "chosen": 1, "rejected": 1}]
     said = "\n".join(check.lines(Rows(rows, "x.jsonl", range(1, 5)), toy.tokenizer(), {"row": 3}))
     assert "x.jsonl: 4 rows with text, label, chosen (in 1), rejected (in 1)" in said
-    assert "most 4 tokens; 2 rows exceed 3" in said
+    assert "most 5 tokens; 2 rows exceed 3" in said
     assert "text: empty in 1 rows, the first at x.jsonl:4" in said
     assert "duplicates: 1 rows are copies" in said
     assert "labels: 1 2 (50%), 0 2 (50%)" in said

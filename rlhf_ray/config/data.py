@@ -41,7 +41,9 @@ class Source(Section):
     above: dict[str, float] = Field(
         default_factory=dict, description="Leaves out rows whose number in a column is not above this: {'score': 0.5}."
     )
-    sampling: SamplingConfig | None = Field(None, description="In training, draws rows by a number; none: all equally often.")
+    sampling: SamplingConfig | None = Field(
+        None, description="In training, draws rows by a number; none: all equally often."
+    )
     redact: list[Literal["email", "phone", "card", "iban", "ip", "key"]] = Field(
         default_factory=list, description="Personal data that is replaced by its kind, and counted."
     )

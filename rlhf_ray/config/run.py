@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,14 @@ class ClusterConfig(Section):
     )
     colocate: bool = Field(
         True, description="Whether rollout and learner share the GPUs in turns instead of owning some each."
+    )
+    gpus: dict[Literal["learner", "rollout", "reward"], Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="GPUs of one worker of a role: below 1 several share one, 0 is none; else 1, or equal shares of a colocated one.",
+    )
+    spread: bool = Field(
+        False,
+        description="Whether rollout and reward workers go round the nodes instead of filling one after the other.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; by default the machine's cores over the learner ranks."

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from ..config import Answers, BadInput, ModelConfig, VLLMEngine
 from ..models import load as models
-from ..placement import Placement, plan
+from ..placement import Placement, gpus_each, nodes, plan
 from ..rewards.reward import scales
 from . import heldout, roles
 from .experience import Collector, Order, Prompts
@@ -33,7 +32,7 @@ def answers(
     prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data", sources)
     check(prompts)
     counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    placement = Placement(plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus}), 120.0)
+    placement = Placement(plan(job.cluster, counts, nodes(), gpus_each(job.rollout, job.rewards.terms)), 120.0)
     longest = job.data.max_prompt_tokens + most
     reward = reward_group(job.rewards, run_dir, job.cluster, placement)
     rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)

@@ -28,7 +28,7 @@ from ..config import (
 from ..data import batches, examples
 from ..data.sampler import Mixture, Sampler
 from ..models import load as models
-from ..placement import Placement, plan
+from ..placement import Placement, gpus_each, nodes, plan
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
 from ..workers import WorkerGroup
@@ -106,7 +106,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     terms = [*job.rewards.terms, *job.evaluate.terms]
     rewards = job.rewards.model_copy(update={"terms": terms})
     counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    chosen = plan(job.cluster, counts, ray.cluster_resources(), {"rollout": job.rollout.num_gpus})
+    chosen = plan(job.cluster, counts, nodes(), gpus_each(job.rollout, terms))
     for line in chosen.lines():
         notes(line)
     placement = Placement(chosen, 120.0)
@@ -141,7 +141,7 @@ def reward_group(
     place = placement.plan
     return WorkerGroup(
         "reward", RewardWorker, config.num_workers,
-        lambda i: (config, tokenizer, place.device, place.num_threads),
+        lambda i: (config, tokenizer, place.device_of("reward"), place.num_threads),
         lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def rollout_group(
     placement: Placement,
 ) -> WorkerGroup:
     """The rollout workers, for sequences of up to ``longest`` tokens; until the first sync they hold the model's own weights."""
-    place = Place(placement.plan.device, placement.plan.num_threads, longest)
+    place = Place(placement.plan.device_of("rollout"), placement.plan.num_threads, longest)
     return WorkerGroup(
         "rollout", RolloutWorker, config.num_workers, lambda i: (config, model, eos, place),
         lambda i: placement.options("rollout", i), cluster.deadline_s, cluster.max_restarts,

@@ -23,7 +23,7 @@ from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
 from ..metrics import Sinks
 from ..models import load as models
-from ..placement import Placement, plan
+from ..placement import Placement, nodes, plan
 from . import report, roles, tasks
 from .checkpoint import Checkpoints
 from .gang import Gang
@@ -56,7 +56,7 @@ class SupervisedRun:
     def train(self) -> dict[str, float]:
         """Trains to num_steps from wherever the run stands, exports, and returns the held-out metrics."""
         job = self.job
-        chosen = plan(job.cluster, {"learner": job.learner.num_workers}, ray.cluster_resources())
+        chosen = plan(job.cluster, {"learner": job.learner.num_workers}, nodes())
         placement = Placement(chosen, 120.0)
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:

@@ -23,7 +23,7 @@ from rlhf_ray.driver import report as reports
 from rlhf_ray.driver.gang import Gang
 from rlhf_ray.driver.session import session
 from rlhf_ray.learner.worker import Role
-from rlhf_ray.placement import Placement, plan
+from rlhf_ray.placement import Placement, nodes, plan
 from rlhf_ray.rollout.worker import Place, RolloutWorker
 from rlhf_ray.weights import unpack
 from rlhf_ray.workers import WorkerGroup
@@ -62,7 +62,7 @@ def job(directory, threads, device):
 
 def syncs(job, model, rounds):
     """Publishes ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
-    placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, ray.cluster_resources()), 120.0)
+    placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, nodes()), 120.0)
     threads = placement.plan.num_threads
     worker = WorkerGroup(
         "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place(placement.plan.device, threads, 64)),

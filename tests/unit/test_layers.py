@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
     {"batch", "lean", "metrics"},
-    {"algorithms", "models", "data", "quality", "weights"},
+    {"algorithms", "models", "data", "quality", "weights", "estimate"},
     {"rollout", "rewards", "learner", "placement", "workers"},
     {"driver"},
     {"__main__"},

@@ -1,0 +1,1 @@
+"""What a job will need, before anything is started: memory, seconds, and a simulation of the step. Pure; neither torch nor ray."""

@@ -119,6 +119,23 @@ class RLJob(Common):
         return self
 
     @property
+    def needs_reference(self) -> bool:
+        """KL in reward or loss, or reported for held-out prompts."""
+        return self.algorithm.kl.coef > 0 or self.evaluate.data is not None
+
+    @property
+    def annotated(self) -> list[str]:
+        """What the learner computes before its updates. Old log-probs of a step that makes one update are those of that update."""
+        a, found = self.algorithm, []
+        if a.kl.coef > 0 or a.epochs * a.num_mini_batches > 1:
+            found.append("old_log_probs")
+        if a.kl.coef > 0:
+            found.append("ref_log_probs")
+        if isinstance(a, PPO):
+            found.append("values")
+        return found
+
+    @property
     def reward_model(self) -> ModelReward | None:
         """The first reward model among the terms."""
         return next((t for t in self.rewards.terms if isinstance(t, ModelReward)), None)

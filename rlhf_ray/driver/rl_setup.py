@@ -12,7 +12,6 @@ import numpy as np
 import ray
 
 from ..config import (
-    PPO,
     BadInput,
     ClusterConfig,
     FunctionReward,
@@ -123,7 +122,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         rollout.broadcast("check")
         yield Setup(
             gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
-            _columns(job), _importance(job),
+            job.annotated, _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
         )  # fmt: skip
     finally:
@@ -175,18 +174,6 @@ def _longest(job: RLJob) -> int:
     """Most tokens of prompt and response that a reward term can meet."""
     sections = [job.data] if job.evaluate.data is None else [job.data, job.evaluate.data]
     return max(section.max_prompt_tokens for section in sections) + job.rollout.max_new_tokens
-
-
-def _columns(job: RLJob) -> list[str]:
-    """What the learner computes before its updates. Old log-probs of a step that makes one update are those of that update."""
-    a, found = job.algorithm, []
-    if a.kl.coef > 0 or a.epochs * a.num_mini_batches > 1:
-        found.append("old_log_probs")
-    if a.kl.coef > 0:
-        found.append("ref_log_probs")
-    if isinstance(job.algorithm, PPO):
-        found.append("values")
-    return found
 
 
 def _max_length(job: RLJob) -> int:

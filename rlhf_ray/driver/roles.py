@@ -79,14 +79,9 @@ def rl_roles(job: RLJob, model: ModelConfig, tokenizer: Any) -> list[Role]:
     if isinstance(a, PPO):
         trunk = critic_trunk(job, model, tokenizer)
         roles.append(Role("critic", "scalar", trunk, job.critic.lr, zero_head=True, num_updates=updates))
-    if needs_reference(job) and model.lora is None:
+    if job.needs_reference and model.lora is None:
         roles.append(Role("reference", "policy", model, None))
     return roles
-
-
-def needs_reference(job: RLJob) -> bool:
-    """KL in reward or loss, or reported for held-out prompts."""
-    return job.algorithm.kl.coef > 0 or job.evaluate.data is not None
 
 
 def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:

@@ -15,7 +15,7 @@ from rlhf_ray.data import toy
 from rlhf_ray.driver import advantages, heldout, roles
 from rlhf_ray.driver.experience import Prompts, chunks
 from rlhf_ray.driver.gang import sync_tolerance
-from rlhf_ray.driver.rl_setup import _columns, _ptx
+from rlhf_ray.driver.rl_setup import _ptx
 from rlhf_ray.driver.rollouts import Rollouts
 from rlhf_ray.learner import zero
 from rlhf_ray.models import load as models
@@ -178,7 +178,7 @@ def test_the_looser_dtype_decides_what_a_sync_may_differ_by(learner, engine):
     ],
 )
 def test_nothing_is_annotated_that_an_update_computes_itself(changes, columns):
-    assert _columns(parse(rl_job(algorithm={"type": "grpo", **changes}), "job")) == columns
+    assert parse(rl_job(algorithm={"type": "grpo", **changes}), "job").annotated == columns
 
 
 @pytest.mark.parametrize("context", [16, 128])

@@ -33,7 +33,12 @@ exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside with a checkpo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    args = parser().parse_args(argv)
+    known = parser()
+    args, more = known.parse_known_args(argv)  # argparse lets no positional argument follow an option: overrides may
+    if more and not (hasattr(args, "overrides") and all("=" in m and not m.startswith("-") for m in more)):
+        known.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.overrides += more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("DeepSpeed").addFilter(lambda r: "accelerator" not in str(r.msg))  # the driver needs none
@@ -60,11 +65,15 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, call, text in (
         ("train", _train, "run a job (pretrain, sft, reward, dpo, ppo, pipeline), or go on with one"),
-        ("plan", _plan, "check a job and print its batch arithmetic, without starting anything"),
+        ("plan", _plan, "check a job: batches, placement, memory, seconds of a step; yes or no, and what would help"),
     ):
         sub = _command(commands, name, call, text)
         sub.add_argument("job", metavar="JOB.yaml", help="job file; jobs/ has one for each stage and algorithm")
         sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    sub.add_argument("--gpus", metavar="8xH100-80GB", help="GPUs of each node; by default this machine's, or its cores")
+    sub.add_argument("--nodes", type=int, default=1, help="how many such nodes (default 1)")
+    sub.add_argument("--from", dest="run", metavar="RUN", help="take lengths and speed from a run's metrics")
+    sub.add_argument("--scale", action="store_true", help="also simulate up to 256 times as many devices")
     check = _command(
         commands, "data", _data, "check a job's data: rows, lengths in tokens, duplicates, labels, leakage"
     )
@@ -138,9 +147,13 @@ def _console() -> Any:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .config.arithmetic import lines
+    from .driver import plan
 
-    return _listed(lines(load(args.job, args.overrides)))
+    job = load(args.job, args.overrides)
+    device = "cpu" if job.job == "tokenizer" else job.cluster.device
+    found = plan.answer(job, plan.hardware(args.gpus, args.nodes, device), args.run, args.scale)
+    _listed(found.lines)
+    return 1 if found.yes is False else 0
 
 
 def _data(args: argparse.Namespace) -> int:

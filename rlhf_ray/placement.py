@@ -81,8 +81,8 @@ def plan(
     needed = round(sum(slot.get("GPU", 0.0) for slot in slots))
     if needed > gpus:
         raise BadInput(
-            f"the job needs {needed} GPUs ({counts}, colocate: {config.colocate}) and Ray has {gpus}; "
-            "lower num_workers, set cluster.colocate=true or cluster.device=cpu"
+            f"the job needs {needed} GPUs ({counts}, colocate: {config.colocate}) and there are {gpus}; "
+            "lower num_workers, let roles share a GPU (cluster.gpus.reward=0.5), set cluster.colocate=true or cluster.device=cpu"
         )
     groups = _groups(seats, slots, "SPREAD" if config.spread else "PACK")
     workers = [sum(s == i for own in seats.values() for s in own) for i in range(len(slots))]

@@ -20,10 +20,10 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TOPICS = ("hotel", "cafe", "film", "book", "park", "train", "shop", "game")
 PARTS = ("staff", "price", "style", "music", "view", "start", "end", "look")
@@ -72,10 +72,17 @@ class Verdict:
     validity: float
 
 
+def vocabulary() -> list[str]:
+    """The tokens of the world's tokenizer, in order."""
+    return ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *TOPICS, *PARTS, *POSITIVE, *NEGATIVE]
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the world's words, built offline: pad 0, bos 1, eos 2, unk 3. Text in, exactly its words out."""
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *TOPICS, *PARTS, *POSITIVE, *NEGATIVE]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",

@@ -34,12 +34,13 @@ WIDE = {"gpt2": 4, "gpt_neox": 3, "bert": 4}  # activations of the model's width
 @dataclass(frozen=True)
 class Need:
     """What one worker of a role takes of its device, bytes by name: ``resident`` for good, ``working`` while its stage computes (for a
-    learner: forward and backward), ``step`` while an optimizer step is taken."""
+    learner: forward and backward), ``step`` while an optimizer step is taken; ``managed``: within a budget that an engine keeps itself."""
 
     role: str
     resident: Mapping[str, float]
     working: Mapping[str, float] = field(default_factory=dict)
     step: Mapping[str, float] = field(default_factory=dict)
+    managed: bool = False
 
     def stays(self, cpu: bool) -> float:
         """What is taken all the time."""
@@ -49,6 +50,8 @@ class Need:
         """What is taken besides at the peak. On a CPU freed memory mostly stays with malloc, so that what is never there together adds
         up; a GPU's caching allocator uses it again."""
         work, step = sum(self.working.values()), sum(self.step.values())
+        if self.managed:
+            return work
         return (work + step) * HEAP if cpu else max(work, step) * CACHING
 
 

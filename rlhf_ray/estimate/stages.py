@@ -48,7 +48,7 @@ def passes(s: Shape, tokens: float, squares: float, read: float) -> float:
 
 
 def decode_step(
-    s: Shape, rows: np.ndarray, context: np.ndarray, dtype: str, device: Device, ranks: int, layer_s: float
+    s: Shape, rows: np.ndarray, context: np.ndarray, dtype: str, device: Device, ranks: float, layer_s: float
 ) -> np.ndarray:
     """Seconds of decode steps with ``rows`` sequences of ``context`` tokens on average (arrays of one shape), over ``ranks`` devices."""
     e = efficiency(device)
@@ -73,12 +73,13 @@ def live_rows(lengths: Sequence[int], max_rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Engine:
-    """What generates: its model, how many rows at a time, in which dtype, over how many devices, compiled into graphs or not."""
+    """What generates: its model, how many rows at a time, in which dtype, over how many devices (or which share of one), compiled into
+    graphs or not."""
 
     shape: Shape
     max_rows: int
     dtype: str
-    ranks: int
+    ranks: float
     graphs: bool
 
 
@@ -95,7 +96,7 @@ def generation(engine: Engine, lengths: Sequence[int], prompt: float, prompts: f
 
 @dataclass(frozen=True)
 class Learning:
-    """What the learner's ranks compute with: their model's shape and options."""
+    """What the learner's ranks compute with: their model's shape and options, and how much of a device each rank has."""
 
     shape: Shape
     num: float
@@ -105,13 +106,14 @@ class Learning:
     ranks: int
     checkpointing: bool
     micro_batch_tokens: int
+    share: float = 1.0
 
 
 def scoring(m: Learning, tokens: float, squares: float, read: float, cluster: Cluster) -> float:
     """Seconds of one forward pass over a step's samples, shared by the ranks."""
     flops = passes(m.shape, tokens, squares, read)
-    compute = flops / (cluster.device.flops(m.dtype) * efficiency(cluster.device).score * _devices(m, cluster))
-    return compute + _micro_batches(m, tokens) * _exchange(m, 1.0, cluster) * (m.stage == 3)
+    compute = flops / (cluster.device.flops(m.dtype) * efficiency(cluster.device).score * m.ranks * m.share)
+    return compute + _micro_batches(m, tokens) * _exchange(m, cluster) * (m.stage == 3)
 
 
 def updating(m: Learning, tokens: float, squares: float, read: float, steps: int, cluster: Cluster) -> float:
@@ -123,19 +125,14 @@ def updating(m: Learning, tokens: float, squares: float, read: float, steps: int
     device, e = cluster.device, efficiency(cluster.device)
     recompute = 4.0 / 3.0 if m.checkpointing else 1.0
     flops = 3.0 * recompute * passes(m.shape, tokens, squares, read)
-    compute = flops / (device.flops(m.dtype) * e.learn * _devices(m, cluster))
+    compute = flops / (device.flops(m.dtype) * e.learn * m.ranks * m.share)
     micros = max(steps, _micro_batches(m, tokens))
     share = m.trained / max(1.0, m.num)
     rounds = {0: 2.0 * steps * share, 1: 2.0 * steps * share, 2: (micros + steps) * share, 3: micros * (2.0 + share)}[
         m.stage
     ]
     optimizer = steps * 28.0 * m.trained / (m.ranks if m.stage else 1) / device.bandwidth
-    return compute + rounds * _exchange(m, 1.0, cluster) + optimizer
-
-
-def _devices(m: Learning, cluster: Cluster) -> float:
-    """Ranks on a CPU share its cores, and the device is all of them."""
-    return 1.0 * cluster.nodes if cluster.device.is_cpu else float(m.ranks)
+    return compute + rounds * _exchange(m, cluster) + optimizer
 
 
 def _micro_batches(m: Learning, tokens: float) -> float:
@@ -143,13 +140,13 @@ def _micro_batches(m: Learning, tokens: float) -> float:
     return max(1.0, np.ceil(tokens / m.ranks / m.micro_batch_tokens))
 
 
-def _exchange(m: Learning, times: float, cluster: Cluster) -> float:
+def _exchange(m: Learning, cluster: Cluster) -> float:
     """Seconds to move (p - 1)/p of the model's bytes once between ranks: over the node's links, or what a rank has of the network."""
     if m.ranks == 1:
         return 0.0
     inside = m.ranks <= cluster.per_node
     speed = cluster.device.link if inside else cluster.network / min(cluster.per_node, m.ranks)
-    return times * BYTES[m.dtype] * m.num * (m.ranks - 1) / m.ranks / (0.7 * speed)
+    return BYTES[m.dtype] * m.num * (m.ranks - 1) / m.ranks / (0.7 * speed)
 
 
 def sync(s: Shape, dtype: str, device: Device) -> float:

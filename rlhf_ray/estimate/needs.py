@@ -1,0 +1,209 @@
+"""What a job's workers need, and how long its stages take: the formulas of memory.py and stages.py put to a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import Answers, ModelReward, RLJob, Supervised, VLLMEngine
+from . import memory, stages
+from .hardware import Cluster
+from .memory import Need
+from .shape import Shape
+from .simulate import Stages
+
+REWARD_TOKENS = 8192
+PROMPT = 0.5  # of max_prompt_tokens, where no run says how long prompts are
+RESPONSE = 0.5
+
+
+@dataclass(frozen=True)
+class Models:
+    """The shapes of a job's models: the one that is trained or answers, the critic's trunk, and reward models."""
+
+    policy: Shape
+    critic: Shape | None = None
+    rewards: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens: the mean prompt, and responses to draw from; ``source`` says where they come from."""
+
+    prompt: float
+    responses: np.ndarray
+    source: str
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Lengths of ``count`` responses."""
+        return rng.choice(self.responses, count)
+
+
+def guessed(longest_prompt: int, longest_response: int) -> Lengths:
+    """Half-full prompts, and responses that end at an even chance for each token (geometric) so that their mean is half of the longest."""
+    draw = np.random.default_rng(0)
+    responses = np.clip(draw.geometric(1.25 / longest_response, 4096), 1, longest_response)
+    mean = responses.mean()
+    return Lengths(
+        PROMPT * longest_prompt,
+        responses,
+        f"a guess: mean {mean:.0f} of at most {longest_response}; --from RUN takes a run's",
+    )
+
+
+def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
+    """One rank: actor and critic with their optimizers, the reference, and one micro-batch's activations of whichever is larger."""
+    c, m, p = job.learner, job.model, models.policy
+    sgd, stage, ranks = c.optimizer == "sgd", c.zero_stage, c.num_workers
+    num = float(p.num_parameters)
+    trained = num if m.lora is None else float(p.adapter_parameters(m.lora.rank))
+    if m.lora is not None:
+        num += trained
+    actor = memory.states(num, trained, m.dtype, stage, ranks, cpu, sgd)
+    resident, step = dict(actor.resident), dict(actor.step)
+    tokens = float(c.micro_batch_tokens)
+    scored = tokens
+    if isinstance(job, RLJob):
+        longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+        samples = job.rollout.prompts_per_step * job.algorithm.group_size // job.algorithm.num_mini_batches
+        tokens = min(tokens, float(longest * -(-samples // ranks)))
+        scored = tokens * job.rollout.max_new_tokens / longest
+        if job.needs_reference and m.lora is None:
+            resident["reference"] = memory.frozen(p.num_parameters, m.dtype, stage, ranks)
+    else:
+        tokens = min(tokens, float(job.max_length * -(-rows(job) // ranks)))
+        scored = tokens
+    acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing)
+    working = {**actor.working, **acts}
+    if models.critic is not None:
+        critic = memory.states(
+            models.critic.scalar_parameters, models.critic.scalar_parameters, m.dtype, stage, ranks, cpu, sgd
+        )
+        resident["critic"] = sum(critic.resident.values())
+        working["critic gradients"] = critic.working["gradients"]
+        step["critic step"] = 0.0 if not cpu else sum(critic.step.values())
+    return Need("learner", resident, working, step)
+
+
+def rows(job: Supervised) -> int:
+    """Sequences of one optimizer step: a pair is two."""
+    return job.batch_size * (2 if job.job in ("reward", "dpo") else 1)
+
+
+def rollout(job: RLJob | Answers, models: Models, cluster: Cluster) -> Need:
+    """One rollout worker, of each of its GPUs."""
+    e, p, device = job.rollout.engine, models.policy, cluster.device
+    longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+    if isinstance(e, VLLMEngine) and not device.is_cpu:
+        given = None if e.kv_cache_gib is None else e.kv_cache_gib * memory.GIB
+        parts = memory.vllm_engine(p, e.tensor_parallel_size, e.dtype, e.memory_fraction * device.memory, given)
+        return Need("rollout", {}, parts, managed=True)
+    parts = memory.embedded_engine(p, e.max_rows, longest, e.dtype, device.is_cpu)
+    if isinstance(e, VLLMEngine):
+        parts["KV cache"] = (e.kv_cache_gib or 1.0) * memory.GIB
+    if device.is_cpu:  # nobody sleeps there
+        return Need("rollout", parts)
+    return Need("rollout", {}, parts)
+
+
+def reward(models: Models) -> Need:
+    """One reward worker: its models in float32, and the activations of one forward pass of a layer."""
+    weights = sum(4.0 * s.scalar_parameters for s in models.rewards)
+    passing = max((4.0 * REWARD_TOKENS * (3 * s.inner + 4 * s.hidden) for s in models.rewards), default=0.0)
+    return Need("reward", {"reward models": weights}, {"activations": passing} if passing else {})
+
+
+def room(job: RLJob | Answers, models: Models, need: Need) -> float:
+    """How many of the longest sequences a vLLM worker's KV cache holds at once."""
+    e = job.rollout.engine
+    assert isinstance(e, VLLMEngine)
+    longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+    each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.tensor_parallel_size
+    return need.working["KV cache"] / (longest * each)
+
+
+def learning(job: RLJob | Supervised, shape: Shape, share: float, scalar: bool = False) -> stages.Learning:
+    """What stages.py must know of the learner's work on one of its models, where a rank has this ``share`` of a device."""
+    m = job.model
+    num = float(shape.scalar_parameters if scalar else shape.num_parameters)
+    trained = num if m.lora is None or scalar else float(shape.adapter_parameters(m.lora.rank))
+    c = job.learner
+    return stages.Learning(
+        shape, num, trained, m.dtype, c.zero_stage, c.num_workers, m.gradient_checkpointing, c.micro_batch_tokens, share
+    )
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Measured seconds over predicted ones, by stage; 1 before anything was measured."""
+
+    rollout: float = 1.0
+    annotate: float = 1.0
+    learn: float = 1.0
+    sync: float = 1.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a job depend on besides its config; ``share`` is the part of a device that one worker computes with."""
+
+    models: Models
+    cluster: Cluster
+    lengths: Lengths
+    factors: Factors = Factors()
+    share: float = 1.0
+
+
+def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
+    """The stages of ``num_steps`` RL steps whose response lengths are drawn from the given ones."""
+    a, cluster, lengths, factors = job.algorithm, given.cluster, given.lengths, given.factors
+    call = stages.efficiency(cluster.device).call_s
+    rng = np.random.default_rng(seed)
+    chunks = [_chunks(job, given, rng) for _ in range(num_steps)]
+    samples = float(job.rollout.prompts_per_step * a.group_size)
+    mean = float(lengths.responses.mean())
+    tokens = samples * (lengths.prompt / a.group_size + mean)  # a prompt that samples share is computed once
+    squares = samples * float(((lengths.prompt + lengths.responses) ** 2).mean())
+    read = samples * mean
+    actor, critic = learning(job, given.models.policy, given.share), given.models.critic
+    value = None if critic is None else learning(job, critic, given.share, scalar=True)
+    annotate = sum(
+        stages.scoring(value, tokens, squares, 0.0, cluster)
+        if column == "values" and value is not None
+        else stages.scoring(actor, tokens, squares, read, cluster)
+        for column in job.annotated
+    )
+    learn = a.epochs * stages.updating(actor, tokens, squares, read, a.num_mini_batches, cluster)
+    if value is not None:
+        learn += a.epochs * stages.updating(value, tokens, squares, 0.0, a.num_mini_batches, cluster)
+    score = sum(stages.passes(s, tokens, squares, 0.0) for s in given.models.rewards) / len(chunks[0])
+    return Stages(
+        chunks,
+        score / (cluster.device.float32 * stages.efficiency(cluster.device).score * given.share),
+        0.0,
+        factors.annotate * (annotate + call) if job.annotated else 0.0,
+        factors.learn * (learn + call),
+        factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + call),
+    )
+
+
+def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]:
+    """Seconds of generation of each chunk of one step."""
+    r, a, e = job.rollout, job.algorithm, job.rollout.engine
+    per = a.group_size + (a.type == "remax")
+    graphs, ranks = (not e.eager, float(e.tensor_parallel_size)) if isinstance(e, VLLMEngine) else (e.compile, 1.0)
+    engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, ranks * given.share, graphs)
+    call, found = stages.efficiency(given.cluster.device).call_s, []
+    for first in range(0, r.prompts_per_step, r.chunk_prompts):
+        prompts = min(r.chunk_prompts, r.prompts_per_step - first)
+        drawn = given.lengths.draw(rng, prompts * per)
+        seconds = stages.generation(engine, drawn, given.lengths.prompt, prompts, given.cluster.device)
+        found.append(given.factors.rollout * (seconds + call))
+    return found
+
+
+def reward_paths(job: RLJob | Answers) -> list[str]:
+    """Paths of the reward models that every reward worker holds."""
+    terms = [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])]
+    return [t.path for t in terms if isinstance(t, ModelReward)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import BadInput, apply_overrides, load, parse
+from .config import BadInput, ClusterConfig, apply_overrides, load, parse
 from .config.options import listing
 
 EPILOG = """\
@@ -74,11 +74,23 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--nodes", type=int, default=1, help="how many such nodes (default 1)")
     sub.add_argument("--from", dest="run", metavar="RUN", help="take lengths and speed from a run's metrics")
     sub.add_argument("--scale", action="store_true", help="also simulate up to 256 times as many devices")
+    sub.add_argument(
+        "--reward-seconds", type=float, default=0.0, help="what the reward of a chunk waits for (a service)"
+    )
     check = _command(
         commands, "data", _data, "check a job's data: rows, lengths in tokens, duplicates, labels, leakage"
     )
     check.add_argument("job", metavar="JOB.yaml", help="job file; of a pipeline all stages are checked")
     check.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "check versions, devices, Ray, the run directory, and that engine and learner agree",
+    )
+    doctor.add_argument("--dir", default="runs", help="where run directories will be (default runs)")
+    doctor.add_argument("--address", help="Ray cluster to look at; by default RAY_ADDRESS, else a local session")
+    doctor.add_argument("--quick", action="store_true", help="without the run that compares engine and learner")
     evaluate = _command(
         commands, "evaluate", _evaluate, "judge a model's answers: a run directory or any Hugging Face model"
     )
@@ -151,9 +163,23 @@ def _plan(args: argparse.Namespace) -> int:
 
     job = load(args.job, args.overrides)
     device = "cpu" if job.job == "tokenizer" else job.cluster.device
-    found = plan.answer(job, plan.hardware(args.gpus, args.nodes, device), args.run, args.scale)
+    found = plan.answer(job, plan.hardware(args.gpus, args.nodes, device), args.run, args.scale, args.reward_seconds)
     _listed(found.lines)
     return 1 if found.yes is False else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .driver.environment import authenticate
+
+    config = ClusterConfig(address=args.address)
+    authenticate(config)  # before Ray is imported
+    from .driver import doctor
+
+    well = True
+    for finding in doctor.examine(Path(args.dir), config, args.quick):
+        print(finding, flush=True)
+        well &= finding.well
+    return 0 if well else 1
 
 
 def _data(args: argparse.Namespace) -> int:

@@ -85,10 +85,10 @@ def plan(
             "lower num_workers, let roles share a GPU (cluster.gpus.reward=0.5), set cluster.colocate=true or cluster.device=cpu"
         )
     groups = _groups(seats, slots, "SPREAD" if config.spread else "PACK")
-    workers = [sum(s == i for own in seats.values() for s in own) for i in range(len(slots))]
+    workers = Counter(s for own in seats.values() for s in own)
     cpu, found = 1.0, None
     while found is None and cpu >= 0.01:
-        full = [{"CPU": round(cpu * n, 4), **slot} for slot, n in zip(slots, workers, strict=True)]
+        full = [{"CPU": round(cpu * workers[i], 4), **slot} for i, slot in enumerate(slots)]
         found = _fit(groups, full, nodes)
         cpu = round(cpu - 0.01, 2)
     if found is None:
@@ -177,10 +177,12 @@ def _fit(
         used: Counter[int] = Counter()
         order = sorted(range(len(free)), key=lambda n: (-free[n]["GPU"], -free[n]["CPU"], n))
         for slot in which:
-            fitting = [n for n in order if all(free[n][k] >= v - 1e-6 for k, v in slots[slot].items())]
-            if not fitting:
+            fitting = (n for n in order if all(free[n][k] >= v - 1e-6 for k, v in slots[slot].items()))
+            if how == "SPREAD":
+                fitting = iter(sorted(fitting, key=lambda n: used[n]))
+            node = next(fitting, None)
+            if node is None:
                 return None
-            node = min(fitting, key=lambda n: used[n]) if how == "SPREAD" else fitting[0]
             used[node] += 1
             places[slot] = node
             for k, v in slots[slot].items():

@@ -26,8 +26,9 @@ FIT = (
     "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16", "cluster.colocate=false",
 )  # fmt: skip
 SPEED = (
-    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.engine.compile=true", "rollout.num_workers={rollout}", "learner.num_workers={learner}", "rollout.engine.max_rows={rows}",
-    "rollout.chunk_prompts={chunk}", "model.gradient_checkpointing=false", "learner.micro_batch_tokens={tokens}",
+    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.engine.compile=true", "rollout.num_workers={rollout}",
+    "learner.num_workers={learner}", "rollout.engine.max_rows={rows}", "rollout.chunk_prompts={chunk}",
+    "model.gradient_checkpointing=false", "learner.micro_batch_tokens={tokens}",
 )  # fmt: skip
 
 
@@ -211,7 +212,8 @@ def room(found: Forecast) -> list[str]:
     for override, other in _tried(found.job, FIT):
         if _fits(other, found.given):
             return [override]
-    taken, job = [], found.job
+    taken: list[str] = []
+    job = found.job
     for override, _ in _tried(job, FIT):
         other = changed(job, override)
         if other is None:

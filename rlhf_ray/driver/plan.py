@@ -49,13 +49,14 @@ def _local_gpus() -> Cluster | None:
     return cluster(f"{len(rows)}x{fitting[0].name}") if fitting else None
 
 
-def answer(job: Any, on: Cluster, run: str | None = None, scale: bool = False) -> Answer:
-    """Everything about a job, or about each stage of a pipeline. ``run`` calibrates; ``scale`` adds larger clusters."""
+def answer(job: Any, on: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
+    """Everything about a job, or about each stage of a pipeline. ``run`` calibrates; ``scale`` adds larger clusters; a chunk's reward waits
+    for ``reward_s``."""
     pipeline = job.stages if isinstance(job, PipelineJob) else {}
     lines, verdicts = [f"on {_device(on)}"], []
     for name, stage in (pipeline or {"": job}).items():
         whole = stage.model_copy(update={"cluster": job.cluster})
-        one = _stage(whole, pipeline, on, run, scale)
+        one = _stage(whole, pipeline, on, run, scale, reward_s)
         lines += [f"{name}: {line}" if name else line for line in one.lines]
         verdicts.append(one.yes)
     known = [v for v in verdicts if v is not None]
@@ -69,7 +70,7 @@ def _device(c: Cluster) -> str:
     return f"{nodes}{each}: {size(c.device.memory)}, {flops}"
 
 
-def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool) -> Answer:
+def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool, reward_s: float) -> Answer:
     lines = list(arithmetic(job))
     if isinstance(job, TokenizerJob):
         return Answer(lines)
@@ -77,7 +78,7 @@ def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, 
         models = shapes.models(job, pipeline)
     except shapes.NoEstimate as why:
         return Answer([*lines, f"no estimate: {why}"])
-    given = Setting(models, on, forecast.lengths(job))
+    given = Setting(models, on, forecast.lengths(job), reward_s=reward_s)
     lines.append(_sizes(models))
     if run is not None and isinstance(job, RLJob):
         given = forecast.calibrated(given, Path(run), pipeline)
@@ -134,9 +135,10 @@ def _time(f: Forecast) -> Iterator[str]:
     parts = {name: s for name, s in seconds.items() if name != "step" and s >= 0.001}
     named = " + ".join(f"{name} {s:.3g}" for name, s in parts.items())
     tokens = job.rollout.prompts_per_step * job.algorithm.group_size * float(f.given.lengths.responses.mean())
+    source = "calibrated" if f.given.factors != needs.Factors() else "from data sheets"
     yield (
         f"time of a step: {named} = {seconds['step']:.3g} s, {tokens / seconds['step']:.4g} generated tokens/s, "
-        f"{job.num_steps * seconds['step'] / 3600:.3g} h in all ({'calibrated' if f.given.factors != needs.Factors() else 'from data sheets'})"
+        f"{job.num_steps * seconds['step'] / 3600:.3g} h in all ({source})"
     )
     worst = max(parts, key=lambda name: parts[name])
     better = forecast.faster(f)

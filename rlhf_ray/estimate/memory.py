@@ -83,12 +83,12 @@ def activations(s: Shape, tokens: float, scored: float, dtype: str, checkpointin
     """Bytes at the peak of one micro-batch's forward and backward pass, head included.
 
     All layers' activations, or with checkpointing b h of each and one layer's; on top of them the larger of the head's and of one
-    layer's backward pass (b (2f + 2h) a token).
+    layer's backward pass (b (2f + 2h) a token; where the MLP's function is one kernel, b (f + 2h)).
     """
     b, layer = BYTES[dtype], layer_activations(s, dtype)
     last = (28.0 if b == 4 else 22.0) * s.hidden * tokens  # final norm, and the states the head reads
     head = head_activations(s, scored, dtype) + last
-    backward = b * (2.0 * s.inner + 2.0 * s.hidden) * tokens
+    backward = b * ((1.0 if INNER.get(s.family) == 2 else 2.0) * s.inner + 2.0 * s.hidden) * tokens
     if not checkpointing:
         return {"activations": s.num_layers * layer * tokens + last, "logits": max(head, backward) - last}
     kept = s.num_layers * b * s.hidden * tokens
@@ -114,6 +114,7 @@ def states(num: float, trained: float, dtype: str, stage: int, ranks: int, cpu: 
     if stage > 0:
         working["bucket"] = b * (min(trained, BUCKET) if cpu else BUCKET)
     if stage == 3:
+        working["gradients"] += 4.0 * trained / p
         working["whole parameters"] = b * min(num, LIVE)
     copies = {0: 4.0, 1: 4.0 + b, 2: 4.0 + b, 3: 8.0}[stage]
     return Need("", resident, working, {"step": copies * trained / p})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import Answers, ModelReward, RLJob, Supervised, VLLMEngine
+from ..config import Answers, ModelReward, PreferenceJob, RewardJob, RLJob, Supervised, VLLMEngine
 from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
@@ -88,7 +88,7 @@ def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
 
 def rows(job: Supervised) -> int:
     """Sequences of one optimizer step: a pair is two."""
-    return job.batch_size * (2 if job.job in ("reward", "dpo") else 1)
+    return job.batch_size * (2 if isinstance(job, RewardJob | PreferenceJob) else 1)
 
 
 def rollout(job: RLJob | Answers, models: Models, cluster: Cluster) -> Need:
@@ -146,13 +146,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the stages of a job depend on besides its config; ``share`` is the part of a device that one worker computes with."""
+    """What the stages of a job depend on besides its config; ``share`` is the part of a device that one worker computes with,
+    ``reward_s`` what the reward of a chunk waits for (a service)."""
 
     models: Models
     cluster: Cluster
     lengths: Lengths
     factors: Factors = Factors()
     share: float = 1.0
+    reward_s: float = 0.0
 
 
 def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
@@ -181,7 +183,7 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
     return Stages(
         chunks,
         score / (cluster.device.float32 * stages.efficiency(cluster.device).score * given.share),
-        0.0,
+        given.reward_s,
         factors.annotate * (annotate + call) if job.annotated else 0.0,
         factors.learn * (learn + call),
         factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + call),
@@ -198,7 +200,7 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
     for first in range(0, r.prompts_per_step, r.chunk_prompts):
         prompts = min(r.chunk_prompts, r.prompts_per_step - first)
         drawn = given.lengths.draw(rng, prompts * per)
-        seconds = stages.generation(engine, drawn, given.lengths.prompt, prompts, given.cluster.device)
+        seconds = stages.generation(engine, drawn.tolist(), given.lengths.prompt, prompts, given.cluster.device)
         found.append(given.factors.rollout * (seconds + call))
     return found
 

@@ -62,13 +62,13 @@ def decode_step(
 def live_rows(lengths: Sequence[int], max_rows: int) -> np.ndarray:
     """How many sequences are decoded in each step, where a free row is filled at once from the queue ``lengths``."""
     free: list[int] = [0] * min(max_rows, len(lengths))
-    change = np.zeros(int(sum(lengths)) + 2)
+    begins: list[int] = []
     for length in lengths:
-        begin = heapq.heappop(free)
-        heapq.heappush(free, begin + int(length))
-        change[begin] += 1
-        change[begin + int(length)] -= 1
-    return np.cumsum(change)[: max(free)]
+        begins.append(heapq.heappop(free))
+        heapq.heappush(free, begins[-1] + length)
+    size = max(free) + 1
+    ends = np.add(begins, lengths)
+    return np.cumsum(np.bincount(begins, minlength=size) - np.bincount(ends, minlength=size))[:-1]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,21 @@
 """The estimates of `plan`: formulas against hand numbers, against transformers' own models, and against what peers published."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_ray.__main__ import main
+from rlhf_ray.config import BadInput, apply_overrides, parse
+from rlhf_ray.driver import forecast, plan
+from rlhf_ray.estimate import calibrate, memory, stages
+from rlhf_ray.estimate.hardware import GIB, GPUS, cluster, this_machine
+from rlhf_ray.estimate.needs import Models, Setting
 from rlhf_ray.estimate.shape import shape
+from rlhf_ray.models import load as models
+from tests.helpers import TINY, rl_job
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 101}
 WIDE = {**SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
@@ -20,6 +31,22 @@ KINDS = [
     ("gpt_neox", {**SMALL, "intermediate_size": 96}),
     ("gpt_neox", {**SMALL, "intermediate_size": 96, "attention_bias": False}),
 ]
+
+
+GIANTS = {
+    "llama-2-70b": {
+        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 32000,
+    },
+    "qwen2-7b": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152064,
+    },
+    "qwen2-72b": {
+        "model_type": "qwen2", "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 152064,
+    },
+}  # fmt: skip
 
 
 def built(auto, config):
@@ -50,9 +77,9 @@ def test_an_encoder_and_an_unknown_architecture():
 
 
 def test_published_sizes():
-    llama = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-             "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000}  # fmt: skip
-    assert shape(llama).num_parameters == 68_976_648_192  # Llama-2-70B, as its model card counts
+    """Of their model cards: 68.98, 7.62 and 72.7 billion."""
+    sizes = {name: shape(values).num_parameters for name, values in GIANTS.items()}
+    assert sizes == {"llama-2-70b": 68_976_648_192, "qwen2-7b": 7_615_616_512, "qwen2-72b": 72_706_203_648}
 
 
 def test_adapters_are_those_of_peft():
@@ -81,3 +108,223 @@ def peak_bytes(model, tokens, length, scored):
             now += event.nbytes()
             most = max(most, now)
     return most
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpointing):
+    values = {
+        "llama": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
+                  "vocab_size": 300, "tie_word_embeddings": True},
+        "gpt2": {"n_embd": 128, "n_layer": 5, "n_head": 4, "n_inner": 320, "vocab_size": 300, "n_positions": 64},
+        "gpt_neox": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 300},
+    }[kind]  # fmt: skip
+    config = AutoConfig.for_model(kind, **values, bos_token_id=None, eos_token_id=None)
+    model = models.finish(
+        "policy", AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), attention="packed"
+    )
+    if checkpointing:
+        model.core.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    peak_bytes(model, 128, 64, 16)  # first calls allocate what later ones do not
+    found = memory.activations(shape({**values, "model_type": kind}), 512, 8 * 63, dtype, checkpointing)
+    assert sum(found.values()) == pytest.approx(peak_bytes(model, 512, 64, 63), rel=0.1)
+
+
+def test_the_logits_of_a_large_vocabulary_are_what_torch_allocates():
+    values = {**TINY, "vocab_size": 40_000}
+    config = AutoConfig.for_model(**{**values, "bos_token_id": None, "eos_token_id": None})
+    model = models.finish("policy", AutoModelForCausalLM.from_config(config), attention="packed")
+    for tokens in (256, 1024):  # one chunk, and three
+        found = memory.activations(shape(values), tokens, tokens * 63 / 64, "float32", False)
+        assert sum(found.values()) == pytest.approx(peak_bytes(model, tokens, 64, 63), rel=0.15)
+        assert found["logits"] > found["activations"]
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.88)])
+def test_model_states_are_those_of_the_zero_paper(stage, gigabytes):
+    """Rajbhandari et al. (2020), figure 1: 7.5 billion parameters on 64 GPUs, mixed precision and Adam (K = 12)."""
+    n = 7.5e9
+    found = memory.states(n, n, "bfloat16", stage, 64, cpu=False)
+    gradients = 2 * n / (64 if stage >= 2 else 1)
+    assert (sum(found.resident.values()) + gradients) / 1e9 == pytest.approx(gigabytes, rel=0.01)
+    assert found.working["gradients"] >= gradients
+
+
+def test_key_value_bytes_by_hand():
+    """Llama-2-70B: 2 x 80 layers x 8 heads x 128 x 2 bytes = 320 KiB a token."""
+    assert memory.kv_bytes(shape(GIANTS["llama-2-70b"]), 2) == 320 * 1024
+    small = shape({**TINY, "vocab_size": 100})
+    parts = memory.embedded_engine(small, 8, 100, "float32", cpu=True)
+    assert parts["KV cache"] == 8 * 128 * 2 * 2 * 16 * 4  # rows, room, layers, keys and values, width, bytes
+    engine = memory.vllm_engine(shape(GIANTS["llama-2-70b"]), 4, "bfloat16", 30 * GIB, None)
+    assert engine["KV cache"] < 0  # a quarter of 138 GB does not fit into 30 GiB
+
+
+def test_live_rows_are_those_of_a_queue_by_hand():
+    assert stages.live_rows([3, 1, 2], 2).tolist() == [2, 2, 2]
+    assert stages.live_rows([4, 1, 1, 1, 5], 2).tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert stages.live_rows([2, 2], 8).tolist() == [2, 2]
+
+
+def test_a_decode_step_is_bound_by_memory_and_then_by_products():
+    """7 B in bfloat16 on an H200: 15.2 GB of weights at 4.8 TB/s; the crossing is where rows x 2 N / F passes it (206 rows)."""
+    s, device = shape(GIANTS["qwen2-7b"]), cluster("H200").device
+    e = stages.efficiency(device)
+    rows = np.array([1.0, 4096.0])
+    few, many = stages.decode_step(s, rows, np.zeros(2), "bfloat16", device, 1, 0.0)
+    used = s.body + s.head
+    assert few == pytest.approx(2 * used / (4.8e12 * e.decode_bytes))
+    assert many == pytest.approx(4096 * 2 * used / (989e12 * e.decode_flops))
+
+
+def test_training_flops_are_three_forward_passes_and_recomputation_a_fourth():
+    s, on = shape(GIANTS["qwen2-7b"]), cluster("8xH100-80GB")
+    model = stages.Learning(s, s.num_parameters, 0.0, "bfloat16", 1, 1, False, 1 << 20)
+    forward = stages.passes(s, 1000, 0, 1000)
+    assert forward == 2 * (s.body + s.head) * 1000
+    seconds = stages.updating(model, 1000, 0, 1000, 1, on)
+    assert seconds == pytest.approx(3 * forward / (989e12 * stages.efficiency(on.device).learn))
+    again = stages.Learning(s, s.num_parameters, 0.0, "bfloat16", 1, 1, True, 1 << 20)
+    assert stages.updating(again, 1000, 0, 1000, 1, on) == pytest.approx(seconds * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("8xH900", "known are"), ("A100", "known are A100-40GB, A100-80GB"), ("", "known")]
+)
+def test_unknown_gpus_are_bad_input(text, says):
+    with pytest.raises(BadInput, match=says):
+        cluster(text)
+
+
+def test_gpus_are_found_by_name():
+    assert len({g.name for g in GPUS}) == len(GPUS)
+    assert (cluster("8 x h100").per_node, cluster("H200").device.name) == (8, "H200-141GB")
+
+
+# published configurations, on paper ---------------------------------------------------------------------------------
+
+
+def sft(values, tmp_path, **changes):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    job = {"job": "sft", "model": {"path": str(tmp_path), "dtype": "bfloat16", "gradient_checkpointing": True},
+           "data": {"path": "rows.jsonl"}, "num_steps": 1}  # fmt: skip
+    return parse(apply_overrides(job, [f"{k}={v}" for k, v in changes.items()]), "job")
+
+
+def on_paper(job, values, gpus, nodes=1):
+    on = cluster(gpus, nodes)
+    return forecast.forecast(job, Setting(Models(shape(values)), on, forecast.lengths(job)))
+
+
+def test_llama_70b_with_lora_on_eight_h100(tmp_path):
+    """PEFT's guide to DeepSpeed (docs/source/accelerate/deepspeed.md): ZeRO-3, rank 8 on all linear layers, 8 x 2,048 tokens,
+    checkpointing, bfloat16: 64 GB on each of 8 H100-80GB, measured."""
+    values = GIANTS["llama-2-70b"]
+    job = sft(values, tmp_path, **{
+        "batch_size": 64, "max_length": 2048, "learner.num_workers": 8, "learner.zero_stage": 3, "learner.micro_batch_tokens": 16384,
+        "model.lora.rank": 8, "model.lora.alpha": 16,
+    })  # fmt: skip
+    found = on_paper(job, values, "8xH100-80GB")
+    assert found.taken / 1e9 == pytest.approx(64, rel=0.25)
+    assert found.fits
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "nodes", "ranks", "fits"),
+    [
+        # verl's "Resource needed" (docs/perf/device_tuning.rst): 7B on 2 H800 with its optimizer offloaded; this project has no offload
+        ("qwen2-7b", "2xH800-80GB", 1, 2, False),
+        ("qwen2-7b", "4xH800-80GB", 1, 4, True),
+        # the same page: 70B on 32 H800
+        ("qwen2-72b", "8xH800-80GB", 4, 32, True),
+        ("qwen2-72b", "8xH800-80GB", 1, 8, False),
+    ],
+)
+def test_verl_s_smallest_clusters(tmp_path, model, gpus, nodes, ranks, fits):
+    job = sft(GIANTS[model], tmp_path, **{
+        "batch_size": 256, "max_length": 1536, "learner.num_workers": ranks, "learner.zero_stage": 3, "learner.micro_batch_tokens": 8192,
+    })  # fmt: skip
+    assert on_paper(job, GIANTS[model], gpus, nodes).fits is fits
+
+
+# the command --------------------------------------------------------------------------------------------------------
+
+
+def small_rl(**changes):
+    return parse(rl_job(algorithm={"type": "grpo", "group_size": 4}, **changes), "job")
+
+
+def test_a_run_calibrates_the_next_prediction():
+    """A run that was twice as slow in everything as predicted gives factors of 2, and with them its own seconds."""
+    job = small_rl()
+    on = this_machine()
+    s = shape({**TINY, "vocab_size": 100})
+    given = Setting(Models(s), on, forecast.lengths(job))
+    where = forecast.layout(forecast.placed(job, on), on)
+    said = calibrate.predicted(job, given, where)
+    lines = [{f"time/{name}": 2 * seconds for name, seconds in said.items()}] * 3
+    found = calibrate.factors(job, given, where, lines)
+    assert vars(found) == pytest.approx({"rollout": 2, "annotate": 1, "learn": 2, "sync": 2}, rel=0.02)
+    again = calibrate.predicted(job, Setting(Models(s), on, given.lengths, found), where)
+    assert again["step"] == pytest.approx(2 * said["step"], rel=0.02)
+
+
+def written(tmp_path, values, **changes):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values))
+    job = rl_job(algorithm={"type": "grpo"}, **changes)
+    job["model"] = {"path": str(tmp_path / "model"), "dtype": "bfloat16"}
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(job))
+    return str(file)
+
+
+def test_plan_says_yes_and_where_the_time_goes(tmp_path, capsys):
+    file = written(tmp_path, GIANTS["qwen2-7b"])
+    assert main(["plan", file, "--gpus", "8xH100-80GB", "learner.num_workers=8", "rollout.num_workers=8"]) == 0
+    found = capsys.readouterr().out
+    for text in (
+        "7.62 B parameters",
+        "memory of each learner worker: weights 14.2 GiB",
+        "bottleneck: ",
+        "yes: it fits, with ",
+    ):
+        assert text in found
+
+
+def test_plan_says_no_and_what_would_do(tmp_path, capsys):
+    file = written(tmp_path, GIANTS["qwen2-7b"])
+    assert main(["plan", file, "--gpus", "2xH100", "learner.num_workers=2"]) == 1
+    found = capsys.readouterr().out.splitlines()[-1]
+    assert found.startswith("no: it needs ")
+    options = found.split("it would with ")[1].split()
+    assert main(["plan", file, "--gpus", "2xH100", "learner.num_workers=2", *options]) == 0
+
+
+def test_plan_refuses_what_cannot_be_placed(tmp_path, capsys):
+    file = written(tmp_path, GIANTS["qwen2-7b"])
+    assert main(["plan", file, "--gpus", "2xH100", "learner.num_workers=4"]) == 1
+    assert "no: the job needs 4 GPUs" in capsys.readouterr().out
+
+
+def test_plan_without_a_formula_says_so_and_is_no_refusal(tmp_path, capsys):
+    file = written(tmp_path, {"model_type": "mamba"})
+    assert main(["plan", file]) == 0
+    assert "no estimate: no formula for model_type mamba" in capsys.readouterr().out
+
+
+def test_plan_names_a_run_that_does_not_fit(tmp_path, capsys):
+    file = written(tmp_path, GIANTS["qwen2-7b"])
+    assert main(["plan", file, "--from", str(tmp_path)]) == 2
+    assert "give the run directory of a ppo job" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", file, "--gpu"])
+
+
+def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "SCALES", (1, 4))
+    file = written(tmp_path, GIANTS["qwen2-7b"])
+    assert main(["plan", file, "--gpus", "8xH200", "learner.num_workers=8", "rollout.num_workers=8", "--scale"]) == 0
+    assert "  32 GPUs: ahead 0: " in capsys.readouterr().out

@@ -178,9 +178,7 @@ def _fit(
         order = sorted(range(len(free)), key=lambda n: (-free[n]["GPU"], -free[n]["CPU"], n))
         for slot in which:
             fitting = (n for n in order if all(free[n][k] >= v - 1e-6 for k, v in slots[slot].items()))
-            if how == "SPREAD":
-                fitting = iter(sorted(fitting, key=lambda n: used[n]))
-            node = next(fitting, None)
+            node = min(fitting, key=lambda n: used[n], default=None) if how == "SPREAD" else next(fitting, None)
             if node is None:
                 return None
             used[node] += 1

@@ -244,10 +244,10 @@ def agreement(cluster: ClusterConfig, num_steps: int = 3) -> Finding:
 
     from . import pipeline, trajectories
 
-    with tempfile.TemporaryDirectory(prefix="rlhf-ray-doctor-") as directory:
+    with tempfile.TemporaryDirectory(prefix="rlhf-ray-doctor-") as directory, Path(os.devnull).open("w") as quiet:
         run = Path(directory) / "run"
         job = parse(_job(run, cluster, num_steps), "doctor")
-        pipeline.run(job, Console(file=Path(os.devnull).open("w"), markup=False))
+        pipeline.run(job, Console(file=quiet, markup=False))
         worst = 0.0
         for file in sorted((run / "trajectories").glob("*.parquet")):
             batch = trajectories.read(file)

@@ -27,10 +27,10 @@ def lines(job: Any) -> list[str]:
     samples = r.prompts_per_step * a.group_size
     longest = job.data.max_prompt_tokens + r.max_new_tokens
     return [
-        f"{a.type}: {job.num_steps} steps of {r.prompts_per_step} prompts x {a.group_size} = {samples} samples, "
+        f"{a.type}: {job.num_steps} steps of {r.prompts_per_step} prompts > {samples} samples > mini-batches of "
+        f"{samples // a.num_mini_batches} > {tokens}",
+        f"{a.epochs} epoch(s) x {a.num_mini_batches} mini-batch(es) = {a.epochs * a.num_mini_batches} optimizer steps a step on {ranks}, "
         f"at most {samples * longest} tokens",
-        f"{a.epochs} epoch(s) x {a.num_mini_batches} mini-batch(es) = {a.epochs * a.num_mini_batches} optimizer steps a step, "
-        f"{samples // a.num_mini_batches} samples each, on {ranks}, {tokens}",
         f"{r.num_workers} rollout worker(s) in chunks of {r.chunk_prompts} prompts, {job.rewards.num_workers} reward worker(s), "
         f"rollouts {r.ahead} step(s) ahead",
     ]

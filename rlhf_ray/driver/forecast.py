@@ -23,7 +23,7 @@ RAY = 0.7e9  # the driver, the raylet and Ray's other processes
 HELPS = 0.95  # of the step's time that a setting must come under to be named
 FIT = (
     "model.gradient_checkpointing=true", "learner.zero_stage=2", "learner.zero_stage=3", "learner.micro_batch_tokens={longest}",
-    "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16", "cluster.colocate=false",
+    "rollout.engine.dtype=bfloat16", "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16", "cluster.colocate=false",
 )  # fmt: skip
 SPEED = (
     "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.engine.compile=true", "rollout.num_workers={rollout}",
@@ -120,13 +120,10 @@ def _seconds(job: Any, given: Setting, where: Plan) -> dict[str, float]:
         return calibrate.predicted(job, given, layout(where, given.cluster))
     if not isinstance(job, Supervised):
         return {}
-    length = given.lengths.prompt
-    tokens = needs.rows(job) * length
+    rows, length = float(needs.rows(job)), given.lengths.prompt
+    seen = stages.Samples(rows, rows * length, rows * length**2, rows * length)
     model = needs.learning(job, given.models.policy, given.share)
-    return {
-        "step": stages.updating(model, tokens, tokens * length, tokens, 1, given.cluster)
-        + stages.efficiency(given.cluster.device).call_s
-    }
+    return {"step": stages.updating(model, seen, 1, given.cluster) + stages.efficiency(given.cluster.device).call_s}
 
 
 def layout(where: Plan, on: Cluster) -> Layout:

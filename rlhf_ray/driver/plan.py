@@ -18,6 +18,7 @@ from . import forecast, shapes
 from .forecast import Forecast
 
 SCALES = (1, 4, 16, 64, 256)
+TIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Answer:
 
 def hardware(gpus: str | None, nodes: int, device: str) -> Cluster:
     """What --gpus names, else this machine's GPUs by nvidia-smi, else its cores, measured."""
+    if gpus is not None and device == "cpu":
+        raise BadInput(f"--gpus {gpus}: the job says cluster.device=cpu; leave one of them out")
     if gpus is not None:
         return cluster(gpus, nodes)
     found = _local_gpus() if device != "cpu" else None
@@ -172,7 +175,8 @@ def _scaled(f: Forecast) -> Iterator[str]:
 
 def _verdict(f: Forecast) -> str:
     if f.fits:
-        return f"yes: it fits, with {f.margin:.0%} to spare"
+        barely = ", which is within what these formulas err by" if f.margin < TIGHT else ""
+        return f"yes: it fits, with {f.margin:.0%} to spare{barely}"
     options = forecast.room(f)
     helps = (
         f"it would with {' '.join(options)}"

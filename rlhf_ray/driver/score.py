@@ -25,7 +25,7 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
 
     The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
     """
-    placement = Placement(plan(job.cluster, {"reward": job.rewards.num_workers}, ray.cluster_resources()), 120.0)
+    placement = Placement(plan(job.cluster, {"reward": job.rewards.num_workers}, nodes(), gpus_each(None, job.rewards.terms)), 120.0)
     reward = reward_group(job.rewards, None, job.cluster, placement)
     file = held.path / "scored.jsonl"
     part, every = file.with_suffix(".tmp"), []

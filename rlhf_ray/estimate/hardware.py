@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import psutil
@@ -93,8 +94,9 @@ def cluster(text: str, nodes: int = 1) -> Cluster:
     return Cluster(fitting[0], count, nodes, count * HOST_PER_GPU, count * CORES_PER_GPU)
 
 
+@cache
 def this_machine(nodes: int = 1) -> Cluster:
-    """``nodes`` machines like this one without a GPU: memory that is there, float32 products and copies as measured now."""
+    """``nodes`` machines like this one without a GPU: memory that is there, float32 products and copies as measured, once a process."""
     cores = len(os.sched_getaffinity(0))
     a = np.ones((1024, 1024), np.float32)
     block = np.ones(1 << 24, np.float32)

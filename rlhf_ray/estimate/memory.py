@@ -86,7 +86,9 @@ def activations(s: Shape, tokens: float, scored: float, dtype: str, checkpointin
     layer's backward pass (b (2f + 2h) a token; where the MLP's function is one kernel, b (f + 2h)).
     """
     b, layer = BYTES[dtype], layer_activations(s, dtype)
-    last = (28.0 if b == 4 else 22.0) * s.hidden * tokens  # final norm, and the states the head reads
+    last = (
+        (28.0 if b == 4 else 22.0 if s.gated else 16.0) * s.hidden * tokens
+    )  # final norm, and the states the head reads
     head = head_activations(s, scored, dtype) + last
     backward = b * ((1.0 if INNER.get(s.family) == 2 else 2.0) * s.inner + 2.0 * s.hidden) * tokens
     if not checkpointing:

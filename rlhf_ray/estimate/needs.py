@@ -15,7 +15,6 @@ from .simulate import Stages
 
 REWARD_TOKENS = 8192
 PROMPT = 0.5  # of max_prompt_tokens, where no run says how long prompts are
-RESPONSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Lengths:
 def guessed(longest_prompt: int, longest_response: int) -> Lengths:
     """Half-full prompts, and responses that end at an even chance for each token (geometric) so that their mean is half of the longest."""
     draw = np.random.default_rng(0)
-    responses = np.clip(draw.geometric(1.25 / longest_response, 4096), 1, longest_response)
+    responses = np.clip(draw.geometric(min(1.0, 1.6 / longest_response), 4096), 1, longest_response)
     mean = responses.mean()
     return Lengths(
         PROMPT * longest_prompt,
@@ -160,33 +159,31 @@ class Setting:
 def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
     """The stages of ``num_steps`` RL steps whose response lengths are drawn from the given ones."""
     a, cluster, lengths, factors = job.algorithm, given.cluster, given.lengths, given.factors
-    call = stages.efficiency(cluster.device).call_s
-    rng = np.random.default_rng(seed)
+    e, rng = stages.efficiency(cluster.device), np.random.default_rng(seed)
     chunks = [_chunks(job, given, rng) for _ in range(num_steps)]
-    samples = float(job.rollout.prompts_per_step * a.group_size)
-    mean = float(lengths.responses.mean())
-    tokens = samples * (lengths.prompt / a.group_size + mean)  # a prompt that samples share is computed once
-    squares = samples * float(((lengths.prompt + lengths.responses) ** 2).mean())
-    read = samples * mean
+    rows, mean = float(job.rollout.prompts_per_step * a.group_size), float(lengths.responses.mean())
+    tokens = rows * (lengths.prompt / a.group_size + mean)  # a prompt that samples share is computed once
+    squares = rows * float(((lengths.prompt + lengths.responses) ** 2).mean())
+    read, unread = (stages.Samples(rows, tokens, squares, n) for n in (rows * mean, 0.0))
     actor, critic = learning(job, given.models.policy, given.share), given.models.critic
     value = None if critic is None else learning(job, critic, given.share, scalar=True)
     annotate = sum(
-        stages.scoring(value, tokens, squares, 0.0, cluster)
+        stages.scoring(value, unread, cluster)
         if column == "values" and value is not None
-        else stages.scoring(actor, tokens, squares, read, cluster)
+        else stages.scoring(actor, read, cluster)
         for column in job.annotated
     )
-    learn = a.epochs * stages.updating(actor, tokens, squares, read, a.num_mini_batches, cluster)
+    learn = a.epochs * stages.updating(actor, read, a.num_mini_batches, cluster)
     if value is not None:
-        learn += a.epochs * stages.updating(value, tokens, squares, 0.0, a.num_mini_batches, cluster)
+        learn += a.epochs * stages.updating(value, unread, a.num_mini_batches, cluster)
     score = sum(stages.passes(s, tokens, squares, 0.0) for s in given.models.rewards) / len(chunks[0])
     return Stages(
         chunks,
-        score / (cluster.device.float32 * stages.efficiency(cluster.device).score * given.share),
+        score / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
         given.reward_s,
-        factors.annotate * (annotate + call) if job.annotated else 0.0,
-        factors.learn * (learn + call),
-        factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + call),
+        factors.annotate * (annotate + e.call_s) if job.annotated else 0.0,
+        factors.learn * (learn + e.call_s),
+        factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + e.call_s),
     )
 
 
@@ -196,12 +193,12 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
     per = a.group_size + (a.type == "remax")
     graphs, ranks = (not e.eager, float(e.tensor_parallel_size)) if isinstance(e, VLLMEngine) else (e.compile, 1.0)
     engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, ranks * given.share, graphs)
-    call, found = stages.efficiency(given.cluster.device).call_s, []
+    found, first_s = [], stages.efficiency(given.cluster.device).rollout_s
     for first in range(0, r.prompts_per_step, r.chunk_prompts):
         prompts = min(r.chunk_prompts, r.prompts_per_step - first)
         drawn = given.lengths.draw(rng, prompts * per)
         seconds = stages.generation(engine, drawn.tolist(), given.lengths.prompt, prompts, given.cluster.device)
-        found.append(given.factors.rollout * (seconds + call))
+        found.append(given.factors.rollout * (seconds + first_s / -(-r.prompts_per_step // r.chunk_prompts)))
     return found
 
 

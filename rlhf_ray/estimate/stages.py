@@ -19,20 +19,37 @@ from .shape import Shape
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of a device's peak that stages reach, and seconds that no formula has: a decode step's overhead for each layer, a
-    call of the driver to a group of workers, and bytes/s of a verified weight sync."""
+    """Shares of a device's peak that stages of a wide model reach; half of them at ``half_width``, since thin products are slow. And
+    seconds that no formula has: of a layer in a decode step, of an optimizer step, of a sequence in a layer (packed attention goes
+    through them one by one on a CPU), of a call of the driver to workers, of a step's rollouts, and of each
+    request in them. ``sync``: byte/s of a weight sync."""
 
     learn: float
     score: float
     decode_flops: float
     decode_bytes: float
+    half_width: float
     layer_s: float
+    update_s: float
+    row_s: float
     call_s: float
+    rollout_s: float
+    request_s: float
     sync: float
 
+    def share(self, of: float, hidden: int) -> float:
+        """The share of the peak for a model of this width."""
+        return of * hidden / (hidden + self.half_width)
 
-CPU = Efficiency(learn=0.6, score=0.55, decode_flops=0.45, decode_bytes=0.6, layer_s=6e-4, call_s=0.03, sync=1.5e9)
-GPU = Efficiency(learn=0.42, score=0.5, decode_flops=0.5, decode_bytes=0.65, layer_s=2.5e-4, call_s=0.03, sync=2e9)
+
+CPU = Efficiency(
+    learn=1.15, score=1.1, decode_flops=0.7, decode_bytes=0.6, half_width=224, layer_s=1e-3, update_s=0.02, row_s=1e-4, call_s=0.03,
+    rollout_s=0.1, request_s=3e-4, sync=1.5e9,
+)  # fmt: skip
+GPU = Efficiency(
+    learn=0.47, score=0.56, decode_flops=0.56, decode_bytes=0.65, half_width=512, layer_s=2.5e-4, update_s=0.02, row_s=0.0, call_s=0.03,
+    rollout_s=0.1, request_s=3e-4, sync=2e9,
+)  # fmt: skip
 GRAPHS = 3e-5  # seconds a layer where a decode step is a CUDA graph
 
 
@@ -56,7 +73,8 @@ def decode_step(
     cache = kv_bytes(s, 4 if device.is_cpu else BYTES[dtype]) * rows * context / ranks
     flops = rows * (2.0 * (s.body + s.head) + 4.0 * s.num_layers * s.heads * s.head_size * context) / ranks
     moved = (weights + cache) / (device.bandwidth * e.decode_bytes)
-    return np.maximum(moved, flops / (device.flops(dtype) * e.decode_flops)) + s.num_layers * layer_s
+    speed = device.flops(dtype) * e.share(e.decode_flops, s.hidden)
+    return np.maximum(moved, flops / speed) + s.num_layers * layer_s
 
 
 def live_rows(lengths: Sequence[int], max_rows: int) -> np.ndarray:
@@ -91,7 +109,11 @@ def generation(engine: Engine, lengths: Sequence[int], prompt: float, prompts: f
     layer_s = GRAPHS if engine.graphs and not device.is_cpu else e.layer_s
     decode = float(decode_step(s, rows, context, engine.dtype, device, engine.ranks, layer_s).sum())
     prefill = passes(s, prompts * prompt, prompts * prompt**2, prompts)
-    return decode + prefill / (device.flops(engine.dtype) * e.score * engine.ranks)
+    return (
+        decode
+        + e.request_s * len(lengths)
+        + prefill / (device.flops(engine.dtype) * e.share(e.score, s.hidden) * engine.ranks)
+    )
 
 
 @dataclass(frozen=True)
@@ -109,30 +131,41 @@ class Learning:
     share: float = 1.0
 
 
-def scoring(m: Learning, tokens: float, squares: float, read: float, cluster: Cluster) -> float:
+@dataclass(frozen=True)
+class Samples:
+    """What the learner sees of a step: how many sequences, their tokens, the sum of their squared lengths, positions the head reads."""
+
+    rows: float
+    tokens: float
+    squares: float
+    read: float
+
+
+def scoring(m: Learning, seen: Samples, cluster: Cluster) -> float:
     """Seconds of one forward pass over a step's samples, shared by the ranks."""
-    flops = passes(m.shape, tokens, squares, read)
-    compute = flops / (cluster.device.flops(m.dtype) * efficiency(cluster.device).score * m.ranks * m.share)
-    return compute + _micro_batches(m, tokens) * _exchange(m, cluster) * (m.stage == 3)
+    e, ranks = efficiency(cluster.device), m.ranks * m.share
+    speed = cluster.device.flops(m.dtype) * e.share(e.score, m.shape.hidden) * ranks
+    rows = e.row_s * seen.rows * m.shape.num_layers / ranks / 3.0
+    compute = passes(m.shape, seen.tokens, seen.squares, seen.read) / speed
+    return compute + rows + _micro_batches(m, seen.tokens) * _exchange(m, cluster) * (m.stage == 3)
 
 
-def updating(m: Learning, tokens: float, squares: float, read: float, steps: int, cluster: Cluster) -> float:
+def updating(m: Learning, seen: Samples, steps: int, cluster: Cluster) -> float:
     """Seconds of forward and backward over a step's samples once, in ``steps`` optimizer steps.
 
     Ranks exchange (p - 1)/p of: at ZeRO 0 and 1 gradients and parameters once a step, at 2 gradients for each micro-batch, at 3
     parameters twice and gradients once for each micro-batch. AdamW reads and writes about 28 bytes a parameter it owns.
     """
-    device, e = cluster.device, efficiency(cluster.device)
+    device, e, ranks = cluster.device, efficiency(cluster.device), m.ranks * m.share
     recompute = 4.0 / 3.0 if m.checkpointing else 1.0
-    flops = 3.0 * recompute * passes(m.shape, tokens, squares, read)
-    compute = flops / (device.flops(m.dtype) * e.learn * m.ranks * m.share)
-    micros = max(steps, _micro_batches(m, tokens))
+    flops = 3.0 * recompute * passes(m.shape, seen.tokens, seen.squares, seen.read)
+    compute = flops / (device.flops(m.dtype) * e.share(e.learn, m.shape.hidden) * ranks)
+    compute += e.row_s * seen.rows * m.shape.num_layers * recompute / ranks + e.update_s * steps
+    micros = max(steps, _micro_batches(m, seen.tokens))
     share = m.trained / max(1.0, m.num)
-    rounds = {0: 2.0 * steps * share, 1: 2.0 * steps * share, 2: (micros + steps) * share, 3: micros * (2.0 + share)}[
-        m.stage
-    ]
+    rounds = {0: 2.0 * steps * share, 1: 2.0 * steps * share, 2: (micros + steps) * share, 3: micros * (2.0 + share)}
     optimizer = steps * 28.0 * m.trained / (m.ranks if m.stage else 1) / device.bandwidth
-    return compute + rounds * _exchange(m, cluster) + optimizer
+    return compute + rounds[m.stage] * _exchange(m, cluster) + optimizer
 
 
 def _micro_batches(m: Learning, tokens: float) -> float:

@@ -23,7 +23,8 @@ RAY = 0.7e9  # the driver, the raylet and Ray's other processes
 HELPS = 0.95  # of the step's time that a setting must come under to be named
 FIT = (
     "model.gradient_checkpointing=true", "learner.zero_stage=2", "learner.zero_stage=3", "learner.micro_batch_tokens={longest}",
-    "rollout.engine.dtype=bfloat16", "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16", "cluster.colocate=false",
+    "rollout.engine.dtype=bfloat16", "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16",
+    "cluster.colocate=false",
 )  # fmt: skip
 SPEED = (
     "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.engine.compile=true", "rollout.num_workers={rollout}",

@@ -302,7 +302,7 @@ def test_plan_says_no_and_what_would_do(tmp_path, capsys):
     found = capsys.readouterr().out.splitlines()[-1]
     assert found.startswith("no: it needs ")
     options = found.split("it would with ")[1].split()
-    assert options == ["learner.zero_stage=2"]
+    assert options == ["learner.zero_stage=3"]
     assert main([*line, *options]) == 0
 
 

@@ -195,7 +195,7 @@ def _tried(job: Any, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         r = job.rollout
         numbers["longest"] = job.data.max_prompt_tokens + r.max_new_tokens
         numbers |= {"rollout": 2 * r.num_workers, "rows": 2 * r.engine.max_rows}
-        numbers["chunk"] = max(1, r.prompts_per_step // r.num_workers)
+        numbers["chunk"] = -(-r.prompts_per_step // r.num_workers)
     if isinstance(job, RLJob | Supervised):
         numbers |= {"tokens": 2 * job.learner.micro_batch_tokens, "learner": 2 * job.learner.num_workers}
     for text in overrides:

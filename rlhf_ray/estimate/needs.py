@@ -179,7 +179,7 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
     score = sum(stages.passes(s, tokens, squares, 0.0) for s in given.models.rewards) / len(chunks[0])
     return Stages(
         chunks,
-        score / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
+        factors.rollout * score / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
         given.reward_s,
         factors.annotate * (annotate + e.call_s) if job.annotated else 0.0,
         factors.learn * (learn + e.call_s),

@@ -242,10 +242,10 @@ class Placement:
             remove_placement_group(group)
 
 
-def gpus_each(rollout: RolloutConfig, terms: Sequence[Reward]) -> dict[str, float]:
-    """What plan() must know of a job: the GPUs of one rollout worker, and that rules need none."""
-    rules = all(isinstance(term, RuleReward) for term in terms)
-    return {"rollout": float(rollout.num_gpus)} | ({"reward": 0.0} if rules else {})
+def gpus_each(rollout: RolloutConfig | None, terms: Sequence[Reward]) -> dict[str, float]:
+    """What plan() must know of a job: the GPUs of one rollout worker where there are any, and that rules need none."""
+    each = {} if rollout is None else {"rollout": float(rollout.num_gpus)}
+    return each | ({"reward": 0.0} if all(isinstance(term, RuleReward) for term in terms) else {})
 
 
 def nodes() -> list[Resources]:

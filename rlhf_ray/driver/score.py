@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from rich.console import Console
 
 from ..config import BadInput, ScoreJob
 from ..data import examples
 from ..data.examples import Row, Rows
-from ..placement import Placement, plan
+from ..placement import Placement, gpus_each, nodes, plan
 from ..rewards.reward import combine
 from ..workers import WorkerGroup, WorkerLost
 from .rl_setup import reward_group
@@ -25,7 +24,9 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
 
     The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
     """
-    placement = Placement(plan(job.cluster, {"reward": job.rewards.num_workers}, nodes(), gpus_each(None, job.rewards.terms)), 120.0)
+    placement = Placement(
+        plan(job.cluster, {"reward": job.rewards.num_workers}, nodes(), gpus_each(None, job.rewards.terms)), 120.0
+    )
     reward = reward_group(job.rewards, None, job.cluster, placement)
     file = held.path / "scored.jsonl"
     part, every = file.with_suffix(".tmp"), []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Answers, BadInput, PipelineJob, RLJob, TokenizerJob, VLLMEngine
+from ..config import Answers, BadInput, PipelineJob, RLJob, ScoreJob, TokenizerJob, VLLMEngine
 from ..config.arithmetic import lines as arithmetic
 from ..estimate import needs
 from ..estimate.hardware import GIB, GPUS, Cluster, cluster, this_machine
@@ -75,7 +75,7 @@ def _device(c: Cluster) -> str:
 
 def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool, reward_s: float) -> Answer:
     lines = list(arithmetic(job))
-    if isinstance(job, TokenizerJob):
+    if isinstance(job, TokenizerJob | ScoreJob):
         return Answer(lines)
     try:
         models = shapes.models(job, pipeline)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import Answers, ModelReward, PreferenceJob, RewardJob, RLJob, Supervised, VLLMEngine
+from ..config import Answers, NeuralReward, PreferenceJob, RewardJob, RLJob, Supervised, VLLMEngine
 from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
@@ -205,4 +205,4 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
 def reward_paths(job: RLJob | Answers) -> list[str]:
     """Paths of the reward models that every reward worker holds."""
     terms = [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])]
-    return [t.path for t in terms if isinstance(t, ModelReward)]
+    return [t.path for t in terms if isinstance(t, NeuralReward)]

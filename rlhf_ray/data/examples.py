@@ -136,7 +136,8 @@ def blocks(config: Source, option: str) -> Iterator[Rows]:
     done, left, numbered = 0, 0, islice(numbered, config.size)
     while part := list(islice(numbered, BLOCK)):
         numbers = [n for n, _ in part]
-        rows = Rows((r for _, r in part), _name(config), numbers if lined else None, option, numbers)
+        places = (numbers, option, None) if lined else (None, option, numbers)
+        rows = Rows((row for _, row in part), _name(config), *places)
         kept = _above(_changed(rows, config, counts), config)
         done += len(part)
         left += len(kept)

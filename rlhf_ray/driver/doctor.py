@@ -59,7 +59,7 @@ def examine(run_dir: Path, cluster: ClusterConfig, quick: bool) -> Iterator[Find
     )
     if not quick:
         remedy = "the engine's log-probs are not the learner's: try rollout.engine.type=transformers, and see sync/probe_difference"
-        yield from attempt("agreement", remedy, lambda: [agreement(cluster)])
+        yield from attempt("agreement", remedy, lambda: [agreement(run_dir, cluster)])
 
 
 def attempt(name: str, remedy: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -238,13 +238,14 @@ class Peer:
         return values.nbytes / best
 
 
-def agreement(cluster: ClusterConfig, num_steps: int = 3) -> Finding:
+def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Finding:
     """A few steps at a learning rate that changes nothing: what the engine sampled with must be what the learner computes, every time."""
     from rich.console import Console
 
     from . import pipeline, trajectories
 
-    with tempfile.TemporaryDirectory(prefix="rlhf-ray-doctor-") as directory, Path(os.devnull).open("w") as quiet:
+    shared = run_dir.absolute() if writable(run_dir).well else None  # all nodes of a cluster must see it
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=shared) as directory, Path(os.devnull).open("w") as quiet:
         run = Path(directory) / "run"
         job = parse(_job(run, cluster, num_steps), "doctor")
         pipeline.run(job, Console(file=quiet, markup=False))

@@ -112,6 +112,15 @@ def polarity(clause: str) -> int | None:
     return _CLAUSES.get(clause)
 
 
+def is_consistent(prompt: str, completion: str) -> bool:
+    """Whether a review, prompt and completion together, closes with the verdict of its clauses, all of them valid and different."""
+    text = " ".join((prompt + completion).replace(".", " . ").split())
+    body, _, verdict = text.partition(" : ")[2].partition(" verdict ")
+    *clauses, rest = body.split(" .")
+    known = [p for p in map(polarity, {clause.strip() for clause in clauses}) if p is not None]
+    return not rest and len(known) == len(clauses) > 0 and verdict == _verdict(known)
+
+
 def arithmetic_is_right(prompt: str, completion: str) -> bool:
     """Whether '1 2 + 7 =' is continued by ' 1 9'."""
     left, operator, right = prompt.replace(" ", "").removesuffix("=").partition("+" if "+" in prompt else "-")
@@ -189,9 +198,13 @@ def _review(draw: random.Random) -> tuple[str, dict[str, Any]]:
     mood = draw.choice(MOODS)
     first, prompt = _prompt(draw, mood)
     clauses = _clauses(draw, mood, draw.randint(1, 3), first)
-    mean = sum(_CLAUSES[c] for c in [first, *clauses]) / (1 + len(clauses))
-    verdict = "good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed"
+    verdict = _verdict([_CLAUSES[c] for c in [first, *clauses]])
     return prompt, {"text": f"{prompt}{_sentences(clauses)} verdict {verdict}"}
+
+
+def _verdict(polarities: list[int]) -> str:
+    mean = sum(polarities) / len(polarities)
+    return "good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed"
 
 
 def _labelled(draw: random.Random) -> tuple[str, dict[str, Any]]:

@@ -158,6 +158,11 @@ def toy_validity(prompts: list[str], completions: list[str], **columns: Any) -> 
     return [toy.judge(p, c).validity for p, c in zip(prompts, completions, strict=True)]
 
 
+def toy_consistency(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """1 where a review closes with the verdict of its clauses."""
+    return [float(toy.is_consistent(p, c)) for p, c in zip(prompts, completions, strict=True)]
+
+
 def toy_arithmetic(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """1 where a sum of the offline world is right."""
     return [float(toy.arithmetic_is_right(p, c)) for p, c in zip(prompts, completions, strict=True)]
@@ -184,6 +189,7 @@ RULES: dict[str, Rule] = {
     "toy_truth": toy_truth,
     "toy_sentiment": toy_sentiment,
     "toy_validity": toy_validity,
+    "toy_consistency": toy_consistency,
     "toy_arithmetic": toy_arithmetic,
 }
 

@@ -90,7 +90,7 @@ def asked(job, folder):
     terms = [term(t, folder) for t in job["rewards"]["terms"]]
     job = {**job, "model": model, "data": data, "rollout": rollout, "rewards": {"terms": terms}, "samples": 3}
     if job["job"] == "evaluate":
-        measures = [*job["measures"], "bleu", "chrf", "classes"]
+        measures = [*job.get("measures", []), "bleu", "chrf", "classes"]
         job |= {"against": "stage:sft", "groups": ["answer"], "measures": measures, "greedy": False, "pass_at": [1, 2]}
     return job
 

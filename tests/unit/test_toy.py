@@ -34,6 +34,31 @@ def test_judge_by_hand(completion, truth, sentiment, validity):
     assert (verdict.truth, verdict.sentiment, verdict.validity) == pytest.approx((truth, sentiment, validity))
 
 
+def test_a_review_of_the_world_is_consistent_and_no_other_verdict_of_it_is():
+    for row in toy.generate("reviews/text", "train", 200, 0):
+        body, _, verdict = row["text"].rpartition(" verdict ")
+        prompt, _, rest = body.partition(" .")
+        right = [v for v in ("good", "mixed", "bad") if toy.is_consistent(f"{prompt} .", f"{rest} verdict {v}")]
+        assert right == [verdict]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        " the price was great .",
+        " the price was great . verdict",
+        " the price was great . its view seemed verdict good",
+        " the price was . verdict good",
+        " the staff was warm . verdict good",  # said twice
+        " the price was great . verdict good good",
+        "",
+    ],
+)
+def test_what_is_no_consistent_review(completion):
+    assert not toy.is_consistent(PROMPT, completion)
+    assert toy.is_consistent(PROMPT, " the price was great . verdict good")
+
+
 @pytest.mark.parametrize("word", [*toy.POSITIVE, *toy.NEGATIVE])
 def test_negation_turns_every_pattern_round(word):
     for plain, negated in toy.PATTERNS:

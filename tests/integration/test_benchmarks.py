@@ -23,7 +23,7 @@ def _at_root(monkeypatch, tmp_path):
     monkeypatch.setattr(workload, "ROOT", tmp_path)
 
 
-@pytest.mark.parametrize("make", [grpo, ppo])
+@pytest.mark.parametrize("make", [grpo, pytest.param(ppo, marks=pytest.mark.learning)])
 def test_our_side_steps_when_asked(make):
     """Two steps, with the lengths of the workload."""
     tokens = workload.lengths("skewed", workload.QUICK.samples, workload.QUICK.longest).sum()
@@ -31,6 +31,7 @@ def test_our_side_steps_when_asked(make):
         assert [side.ready["tokens"], side.step()[1]["tokens"]] == [tokens, tokens]
 
 
+@pytest.mark.learning
 def test_our_supervised_side_steps_when_asked():
     """Each step is the same batch, and the loss falls."""
     rows = workload.examples(VOCAB, "reward", 8, 32)

@@ -14,7 +14,7 @@ from tests.helpers import TINY, metrics_of, rl_job, weights_of
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("ahead", [pytest.param(0, marks=pytest.mark.learning), 1])  # 1 has all that 0 has
 def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     job = rl_job(
         checkpoint={"every": 3},

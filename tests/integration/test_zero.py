@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlhf_ray.batch import from_sequences
@@ -33,8 +34,9 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **values)).save_pretrained(path)
-    settings = AutoConfig.for_model("bart", **BART)
-    AutoModelForSeq2SeqLM.from_config(settings).save_pretrained(path / "bart")
+    sides = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("bart", **BART))
+    sides.final_logits_bias.normal_()  # a checkpoint's is trained, and no parameter
+    sides.save_pretrained(path / "bart")
     return str(path)
 
 
@@ -178,6 +180,11 @@ def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whol
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, whole[1][0][name], rtol=1e-4, atol=1e-5)
     assert translations(made, rows) == whole[2]
+    made.broadcast("export", str(tmp_path / "exported"), "translator")
+    exported = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "exported").state_dict()
+    for name in ("model.shared.weight", "model.decoder.layers.1.encoder_attn.k_proj.weight"):
+        assert torch.equal(exported[name], weights[f"translator.{name}"])
+    assert torch.equal(exported["final_logits_bias"], load_file(f"{model}/bart/model.safetensors")["final_logits_bias"])
     made.broadcast("save", str(tmp_path))
     last = [update(made, role, objective, rows) for role, objective in (("actor", POLICY), ("values", VALUES))]
     made.kill()

@@ -85,7 +85,7 @@ def build(
     if missing:
         raise BadInput(
             f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); learner.zero_stage: 3 fills a model "
-            "from its files, so a new head needs stage 2 or less"
+            "from its files, so a new head (or Marian's positions, which are in none) needs stage 2 or less"
         )
     return model
 

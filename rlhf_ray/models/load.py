@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from ..config import BadInput, LoraConfig, ModelConfig
@@ -164,7 +165,10 @@ def skeleton(
         )
     extra = _labels(kind, labels)
     settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
-    return CLASSES[kind].from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
+    with no_init_weights():  # a shard may lack the row of the padding token that would be set to 0
+        model = CLASSES[kind].from_config(settings, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
 
 
 def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -30,7 +30,7 @@ BART = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    values = {k: v for k, v in TINY.items() if k != "model_type"}
+    values = {k: v for k, v in TINY.items() if k != "model_type"} | {"pad_token_id": 0}
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **values)).save_pretrained(path)

@@ -49,13 +49,8 @@ bench: install $(PEERS)  ## timings, paired against a peer or a limit
 	for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 	$(BIN)/python -m tests.benchmarks.table
 
-gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput and sync of 0.5 to 1.5 billion parameters
-	$(BIN)/pytest -m gpu
-	$(BIN)/python -m tests.benchmarks.learner_vs_peak --device cuda --dtype bfloat16 --shape 0.5B 1.5B --vocab 32000 \
-		--count 256 --longest 1008 --budget 32768
-	$(BIN)/python -m tests.benchmarks.rollout_vs_generate --device cuda --dtype bfloat16 --shape 0.5B --count 256 --longest 512
-	$(BIN)/python -m tests.benchmarks.weight_sync --device cuda --layers 24
-	$(BIN)/python -m tests.benchmarks.table
+gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput, sync and a step of 0.5 to 1.5 billion parameters
+	PYTHON=$(BIN)/python tests/gpu/run.sh
 
 lint: install  ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

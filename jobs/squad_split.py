@@ -10,13 +10,13 @@ import sys
 import zlib
 from pathlib import Path
 
-from rlhf_ray.data.examples import read
+from rlhf_ray.data.files import reader
 
 
 def main(file, folder):
     """Writes both files and says how many questions and paragraphs each has."""
     parts = {"train": [], "dev": []}
-    for row in read(file):
+    for _, row in reader(Path(file)).rows(Path(file)):
         if row["answers"]["text"]:
             parts["dev" if zlib.crc32(row["context"].encode()) % 5 == 0 else "train"].append(row)
     Path(folder).mkdir(parents=True, exist_ok=True)

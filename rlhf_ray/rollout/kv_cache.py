@@ -85,13 +85,6 @@ class _Layer(CacheLayerMixin):
         self.keys = key_states.new_zeros(*shape, key_states.shape[3], dtype=dtype)
         self.values = value_states.new_zeros(*shape, value_states.shape[3], dtype=dtype)
         self.is_initialized = True
-        self._settle()
-
-    def _settle(self) -> None:
-        """Says that the memory stays where it is: CUDA graphs may write to it."""
-        if self.keys.is_cuda:
-            for whole in (self.keys, self.values):
-                torch._dynamo.mark_static_address(whole)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows, heads = key_states.shape[:2]
@@ -104,12 +97,13 @@ class _Layer(CacheLayerMixin):
         """Copies prefilled rows ``source`` into slots from ``first`` on."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        if self.keys.shape[2] < self.cache.capacity:
-            more = self.cache.capacity - self.keys.shape[2]
-            self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
-            self._settle()
         self.keys[first : first + len(source), :, : keys.shape[2]] = keys[source]
         self.values[first : first + len(source), :, : values.shape[2]] = values[source]
+
+    def grow(self) -> None:
+        """Takes the cache's capacity."""
+        more = self.cache.capacity - self.keys.shape[2]
+        self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
     def get_seq_length(self) -> int:
         return self.cache.width - 1
@@ -124,8 +118,8 @@ class _Layer(CacheLayerMixin):
 class RaggedCache(Cache):
     """Preallocated layers that share the position each live row writes next, and ``width``, the longest of them plus one."""
 
-    def __init__(self, num_layers: int, max_rows: int) -> None:
-        self.max_rows, self.capacity, self.width = max_rows, GROW, 0
+    def __init__(self, num_layers: int, max_rows: int, capacity: int = GROW) -> None:
+        self.max_rows, self.capacity, self.width = max_rows, capacity, 0
         super().__init__(layers=[_Layer(self) for _ in range(num_layers)])
         self.layers: Any
 
@@ -142,67 +136,97 @@ class RaggedCache(Cache):
 class CachedDecoder:
     """The model's own forward with a RaggedCache.
 
-    ``compiled``: its one-token form is compiled, on a GPU into a CUDA graph. It then always has ``max_rows`` rows and the
+    ``graphed``: a decode step is a CUDA graph, one for each of a few numbers of rows and widths, both powers of two; it costs the
+    host one launch instead of some hundred. ``compiled``: the model's forward is compiled, for all ``max_rows`` rows and the
     cache's whole capacity, so that there are few shapes.
     """
 
-    def __init__(self, model: Any, max_rows: int, device: torch.device, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Any, max_rows: int, device: torch.device, compiled: bool = False, graphed: bool = False
+    ) -> None:
         self.model, self.max_rows, self.device, self.compiled = model, max_rows, device, compiled
-        self.forward: Any = model
-        if compiled:
-            mode = "reduce-overhead" if device.type == "cuda" else "default"
-            self.forward = torch.compile(model.forward, dynamic=False, mode=mode)
+        self.forward: Any = torch.compile(model.forward, dynamic=False) if compiled else model
+        self.graphs = Graphs(self._decode) if graphed else None
         model.set_attn_implementation(NAME)
         config = model.config.get_text_config()
         self.kinds = set(getattr(config, "layer_types", None) or ())
         uses = getattr(config, "use_sliding_window", True)
         self.window = getattr(config, "sliding_window", None) if uses else None
         self.num_layers = config.num_hidden_layers
+        self.capacity = GROW
         self.drop()
 
     def drop(self) -> None:
-        """Forgets the cache's memory; it comes back at the next admission."""
-        self.cache = RaggedCache(self.num_layers, self.max_rows)
+        """Forgets the cache's memory; it comes back at the next admission, as large as it was."""
+        self.cache = RaggedCache(self.num_layers, self.max_rows, self.capacity)
         self.lengths = torch.zeros(self.max_rows, dtype=torch.long, device=self.device)
-        self.alive = 0
+        self.sizes = np.zeros(
+            self.max_rows, np.int64
+        )  # the same on the host, which need not wait for the device to read it
+        if self.graphs:
+            self.graphs.drop()
 
     def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int) -> Tensor:
         size = [len(p) for p in prompts]
-        ids = torch.zeros(len(prompts), max(size), dtype=torch.long, device=self.device)
-        mask = torch.zeros_like(ids)
+        ids = np.zeros((len(prompts), max(size)), np.int64)
+        mask = np.zeros_like(ids)
         for i, prompt in enumerate(prompts):
-            ids[i, : size[i]] = torch.as_tensor(prompt.astype(np.int64), device=self.device)
-            mask[i, : size[i]] = 1
+            ids[i, : size[i]], mask[i, : size[i]] = prompt, 1
         prefix: Any = DynamicCache()
         hidden = self.model.base_model(
-            input_ids=ids, attention_mask=mask, past_key_values=prefix, use_cache=True
-        ).last_hidden_state
+            input_ids=torch.as_tensor(ids, device=self.device), attention_mask=torch.as_tensor(mask, device=self.device),
+            past_key_values=prefix, use_cache=True,
+        ).last_hidden_state  # fmt: skip
         lengths = torch.tensor(size, device=self.device)
         logits = self.model.get_output_embeddings()(hidden[torch.arange(len(size), device=self.device), lengths - 1])
-        source = torch.repeat_interleave(
-            torch.arange(len(size), device=self.device), torch.tensor(copies, device=self.device)
-        )
-        while self.cache.capacity < max(size) + 1:
-            self.cache.capacity *= 2
+        repeated = np.repeat(np.arange(len(size)), copies)
+        source = torch.as_tensor(repeated, device=self.device)
+        self._grow(max(size) + 1)
         for layer, filled in zip(self.cache.layers, prefix.layers, strict=True):
             layer.place(filled.keys, filled.values, source, first)
         self.lengths[first : first + len(source)] = lengths[source]
-        self.alive = first + len(source)
+        self.sizes[first : first + len(source)] = np.array(size)[repeated]
         return logits[source]
 
     def step(self, tokens: Tensor) -> Tensor:
-        n, cache = len(tokens), self.cache
-        widest = int(self.lengths[:n].max()) + 1
-        if widest > cache.capacity:
+        n = len(tokens)
+        widest = int(self.sizes[:n].max()) + 1
+        self._grow(widest)
+        rows, width = n, widest
+        if self.compiled:
+            rows, width = self.max_rows, self.cache.capacity
+        elif self.graphs:
+            rows, width = (
+                min(self.max_rows, _power_of_two(n)),
+                min(self.cache.capacity, _power_of_two(max(widest, GROW))),
+            )
+        self.lengths[n:rows] = 0
+        given = nn.functional.pad(tokens, (0, rows - n)), self.lengths[:rows].clone()
+        logits: Tensor = self.graphs(width, *given) if self.graphs else self._decode(width, *given)
+        self.lengths[:n] += 1
+        self.sizes[:n] += 1
+        return logits[:n]
+
+    def _grow(self, width: int) -> None:
+        """Makes room for ``width`` tokens of a row. The layers' memory moves, so graphs that write to it are gone."""
+        cache = self.cache
+        if width <= cache.capacity:
+            return
+        while cache.capacity < width:
             cache.capacity *= 2
-            for layer in cache.layers:
-                layer.place(layer.keys[:0], layer.values[:0], tokens[:0], 0)
-        cache.width = cache.capacity if self.compiled else widest
-        idle = self.max_rows - n if self.compiled else 0
-        self.lengths[n : n + idle] = 0
-        at = self.lengths[: n + idle].clone()
+        self.capacity = cache.capacity
+        for layer in cache.layers:
+            if layer.is_initialized:
+                layer.grow()
+        if self.graphs:
+            self.graphs.drop()
+
+    def _decode(self, width: int, tokens: Tensor, at: Tensor) -> Tensor:
+        """Logits (rows, V) after ``tokens`` (rows,) at positions ``at`` (rows,), which see the cache's first ``width``."""
+        cache = self.cache
+        cache.width = width
         cache.aim(at)
-        column = torch.arange(cache.width, device=self.device)
+        column = torch.arange(width, device=self.device)
         full = column[None, :] <= at[:, None]
         near = full if self.window is None else full & (column[None, :] > at[:, None] - self.window)
         if len(self.kinds) > 1:
@@ -210,14 +234,14 @@ class CachedDecoder:
         else:
             mask = self._bias(full if self.kinds == {"full_attention"} else near)
         out = self.forward(
-            input_ids=nn.functional.pad(tokens, (0, idle))[:, None],
+            input_ids=tokens[:, None],
             position_ids=at[:, None],
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         )
-        self.lengths[:n] += 1
-        return out.logits[:n, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def _bias(self, seen: Tensor) -> Tensor:
         """Additive mask (rows, 1, 1, width) of a boolean one (rows, width)."""
@@ -230,6 +254,50 @@ class CachedDecoder:
             layer.keys[target] = layer.keys[source]
             layer.values[target] = layer.values[source]
         self.lengths[target] = self.lengths[source]
+        self.sizes[target] = self.sizes[source]
+
+
+class Graphs:
+    """CUDA graphs of ``function(size, *tensors) -> tensor``, captured where a size or shape is seen first.
+
+    What comes back is overwritten by the next call. ``drop`` forgets them all: whoever moves memory that the function reads
+    or writes must call it.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.drop()
+
+    def drop(self) -> None:
+        self.captured: dict[tuple[int, ...], tuple[Any, tuple[Tensor, ...], Tensor]] = {}
+        self.pool: Any = None
+
+    def __call__(self, size: int, *given: Tensor) -> Tensor:
+        key = (size, *(x.shape[0] for x in given))
+        if key not in self.captured:
+            self.captured[key] = self._capture(size, tuple(x.clone() for x in given))
+        graph, inputs, out = self.captured[key]
+        for mine, new in zip(inputs, given, strict=True):
+            mine.copy_(new)
+        graph.replay()
+        return out
+
+    def _capture(self, size: int, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...], Tensor]:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.function(size, *inputs)  # once outside: libraries allocate their workspaces in a first call
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self.pool):
+            out = self.function(size, *inputs)
+        return graph, inputs, out
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is not below ``n``."""
+    return 1 << (n - 1).bit_length()
 
 
 class RecomputingDecoder:

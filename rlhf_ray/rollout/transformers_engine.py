@@ -22,6 +22,7 @@ from .kv_cache import CachedDecoder, RecomputingDecoder
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+UNSUITED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError)
 ADMIT_SHARE = 8  # rows are refilled when one in so many is free: a prefill costs as much as a decode step
 
 
@@ -68,28 +69,24 @@ class TransformersEngine:
         self.counters = Counters(max_rows)
 
     def _decoder(self, compiled: bool) -> Any:
-        """The cached decoder where it gives the model's own log-probs on two ragged sequences, else the recomputing one."""
+        """The cached decoder where it gives the model's own log-probs on two ragged sequences, on a GPU as CUDA graphs where the
+        model can be captured; else the recomputing one."""
         plain = getattr(self.model.config, "_attn_implementation", "sdpa")
         reason = ""
-        try:
-            cached = CachedDecoder(self.model, self.max_rows, self.device, compiled)
-            difference = self._disagreement(cached)
-            if difference <= TOLERANCE[self.model.dtype]:
-                cached.drop()
-                return cached
-            reason = f"cached and plain logits differ by {difference:.2g}"
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        for graphed in (True, False) if self.device.type == "cuda" else (False,):
+            try:
+                cached = CachedDecoder(self.model, self.max_rows, self.device, compiled, graphed)
+                difference = self._disagreement(cached)
+                if difference <= TOLERANCE[self.model.dtype]:
+                    cached.drop()
+                    return cached
+                reason = f"cached and plain logits differ by {difference:.2g}"
+            except UNSUITED as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            if graphed:
+                log.warning("%s: decoding without CUDA graphs (%s)", type(self.model).__name__, reason)
+            self.model.set_attn_implementation(plain)
         log.warning("%s: decoding without a cache, which is slow (%s)", type(self.model).__name__, reason)
-        self.model.set_attn_implementation(plain)
         return RecomputingDecoder(self.model, self.max_rows, self.device)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import socket
 import sys
 
 import numpy as np
+import torch
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, ModelReward
@@ -20,10 +21,12 @@ from rlhf_ray.rewards.model import ModelScorer
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def learner(roles):
     """A learner of one rank in this process."""
-    worker = LearnerWorker(LearnerConfig(micro_batch_tokens=4096), roles, "cpu", os.cpu_count() or 1, 600.0)
+    worker = LearnerWorker(LearnerConfig(micro_batch_tokens=4096), roles, DEVICE, os.cpu_count() or 1, 600.0)
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
@@ -62,7 +65,7 @@ def ppo(spec):
         whole, response_mask=mask, prompt_length=[workload.PROMPT] * len(whole), group=np.arange(len(whole))
     )
     term = ModelReward(name="model", path=spec["reward"], standardise=False)
-    scores = ModelScorer(term, tokenizers.load(ModelConfig(path=spec["model"]), spec["model"]), "cpu")(batch, [], [])
+    scores = ModelScorer(term, tokenizers.load(ModelConfig(path=spec["model"]), spec["model"]), DEVICE)(batch, [], [])
     policy, critic = (ModelConfig(path=spec[k], dtype=spec["precision"]) for k in ("model", "reward"))
     roles = [
         Role("actor", "policy", policy, 1e-6),

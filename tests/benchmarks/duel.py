@@ -69,5 +69,6 @@ def arguments(description):
     parser.add_argument("--kind", nargs="+", default=["skewed", "equal"], help="of response lengths")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--quick", action="store_true", help="a tiny model and short responses: does it run at all")
+    parser.add_argument("--large", action="store_true", help="half a billion parameters, for a GPU")
     args = parser.parse_args()
-    return args, workload.QUICK if args.quick else workload.FULL
+    return args, workload.QUICK if args.quick else workload.LARGE if args.large else workload.FULL

@@ -32,7 +32,8 @@ def job(size, vocab, precision):
             "engine": {"dtype": precision, "max_rows": size.samples},
         },
         "rewards": {"terms": [{"name": "even", "type": "function", "path": "tests/benchmarks/reward.py:reward"}]},
-        "learner": {"lr": LR, "micro_batch_tokens": 4096},
+        "learner": {"lr": LR, "micro_batch_tokens": size.tokens},
+        "cluster": {"colocate": False, "gpus": {"learner": 0.5, "rollout": 0.5}} if size is workload.LARGE else {},
         "num_steps": 1_000_000,
     }  # fmt: skip
 

@@ -70,7 +70,8 @@ def main():
             **shape,
         )
         with tempfile.TemporaryDirectory() as directory:
-            AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+            with torch.device(args.device):  # a GPU draws a billion numbers at once
+                AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).save_pretrained(directory)
             model = ModelConfig(path=directory, dtype=args.dtype, gradient_checkpointing=args.recompute)
             worker = LearnerWorker(
                 LearnerConfig(micro_batch_tokens=args.budget),

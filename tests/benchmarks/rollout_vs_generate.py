@@ -21,10 +21,9 @@ SHAPES = {
     "0.5B": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16},
     "1.5B": {"hidden_size": 1536, "intermediate_size": 8192, "num_hidden_layers": 30, "num_attention_heads": 12},
 }
-SAME = {
-    "float32": 0.95,
-    "bfloat16": 0.2,
-}  # share of greedy responses that must be equal: one rounding changes all that follows
+SAME = {"float32": (None, 0.95), "bfloat16": (4, 0.2)}
+"""How many first tokens of the greedy responses are compared (None: all), and the share of responses that must be equal: in
+bfloat16 one rounding changes all that follows."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -98,13 +97,15 @@ def main():
             "llama", vocab_size=2048, num_key_value_heads=shape["num_attention_heads"],
             max_position_embeddings=1024, **shape,
         )  # fmt: skip
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).to(args.device).eval()
+        with torch.device(args.device):
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).eval()
         draw = np.random.default_rng(1)
         prompts = [draw.integers(3, 2048, 16) for _ in range(args.count)]
         sizes = lengths(kind, args.count, args.longest)
         ours, theirs = sides(model, prompts, sizes, args.batch, bool(compiled))
-        same = np.mean([np.array_equal(a, b) for a, b in zip(ours(), theirs(), strict=True)])
-        assert same > SAME[args.dtype], f"only {same:.0%} of the responses are the same"
+        first, least = SAME[args.dtype]
+        same = np.mean([np.array_equal(a[:first], b[:first]) for a, b in zip(ours(), theirs(), strict=True)])
+        assert same > least, f"only {same:.0%} of the responses are the same"
         case = f"{name}, {kind} lengths, {args.dtype}" + (", compiled" if compiled else "")
         found = compare(ours, theirs, args.rounds)
         rows.append({"case": case, "same": same, "tokens": int(sizes.sum()), **found})

@@ -63,8 +63,8 @@ class Side:
 def ours(job, kind="equal"):
     """Our side: a job (nested dicts) run by the real driver on real actors, in a run directory that is thrown away."""
     with tempfile.TemporaryDirectory() as run:
-        threads = {"num_threads": os.cpu_count()}
-        tree = {**job, "run": {"dir": run, "seed": 0}, "cluster": threads, "log": {"progress": False}}
+        cluster = job.get("cluster", {}) | {"num_threads": os.cpu_count()}
+        tree = {**job, "run": {"dir": run, "seed": 0}, "cluster": cluster, "log": {"progress": False}}
         side = Side("ours", ["tests.benchmarks.ours", json.dumps(tree), kind])
         try:
             yield side

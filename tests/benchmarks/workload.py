@@ -13,6 +13,7 @@ ROOT = Path("build/benchmarks")
 SHAPES = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     "6.6M": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "0.5B": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16},
 }
 PROMPT = 16
 EOS = 1
@@ -20,16 +21,19 @@ EOS = 1
 
 @dataclass(frozen=True)
 class Size:
-    """What a step is: the model's shape, samples, and tokens of the longest response; ``micro`` is a micro-batch of TRL's."""
+    """What a step is: the model's shape, samples, and tokens of the longest response; ``micro`` are the samples of a micro-batch of
+    TRL's, ``tokens`` those of one of ours."""
 
     shape: str
     samples: int
     longest: int
     micro: int
+    tokens: int = 4096
 
 
 FULL = Size("6.6M", 64, 128, 16)
 QUICK = Size("tiny", 16, 16, 8)
+LARGE = Size("0.5B", 256, 512, 64, 32768)
 
 
 def tokenizer(vocab):

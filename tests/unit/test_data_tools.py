@@ -1,6 +1,8 @@
 """Redaction, reports on data, and the formats that make columns of others."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ from rlhf_ray.config import DataConfig
 from rlhf_ray.data import check, redact, toy
 from rlhf_ray.data.examples import DataError, Rows, load
 from rlhf_ray.driver.preflight import data_report
-from tests.helpers import rl_job
+from tests.helpers import ROOT, rl_job
 
 FOUND = {
     "email": ["write to Ann.Lee+x@mail.example.org now", "a_b@c-d.co"],
@@ -145,3 +147,22 @@ def test_the_command_reports_every_section_of_a_job(tmp_path, capsys):
     file.write_text(json.dumps(rl_job()))
     assert main(["data", str(file)]) == 0
     assert "toy:reviews/prompts: 64 rows" in capsys.readouterr().out
+
+
+def test_squad_split_keeps_paragraphs_apart(tmp_path):
+    """jobs/squad_split.py, as the question answering recipe's page says."""
+    asked = [
+        {"context": f"Paragraph {i}.", "qas": [{"id": f"{i}", "question": "Which?", "answers": [{"text": f"{i}", "answer_start": 10}]}]}
+        for i in range(20)
+    ]  # fmt: skip
+    asked[0]["qas"].append({"id": "none", "question": "Unanswerable?", "answers": []})
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": asked}]}))
+    subprocess.run([sys.executable, "jobs/squad_split.py", file, tmp_path / "out"], check=True, cwd=ROOT)
+    train, dev = (
+        [json.loads(x) for x in (tmp_path / "out" / f"{n}.jsonl").read_text().splitlines()] for n in ("train", "dev")
+    )
+    assert len(train) + len(dev) == 20
+    assert train
+    assert dev
+    assert not {r["context"] for r in train} & {r["context"] for r in dev}

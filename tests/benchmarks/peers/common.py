@@ -17,7 +17,7 @@ FOREVER = 1_000_000
 def arguments(precision, **more):
     """Training arguments: one process, AdamW as ours, no checkpoints, no gradient checkpointing, metrics every step."""
     return {
-        "output_dir": str(workload.ROOT / "trl"), "use_cpu": True, "bf16": precision == "bfloat16", "seed": 0,
+        "output_dir": str(workload.ROOT / "trl"), "use_cpu": not torch.cuda.is_available(), "bf16": precision == "bfloat16", "seed": 0,
         "learning_rate": 1e-6, "lr_scheduler_type": "constant", "adam_beta2": 0.95, "weight_decay": 0.0, "max_grad_norm": 1.0,
         "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "logging_steps": 1, "disable_tqdm": True,
         "dataloader_pin_memory": False, **more,
@@ -61,6 +61,7 @@ class ForcedLengths(LogitsProcessor):
         self.sizes = torch.tensor(sizes)
 
     def __call__(self, input_ids, scores):
+        self.sizes = self.sizes.to(input_ids.device)
         over = self.sizes == input_ids.shape[1] - workload.PROMPT + 1
         scores[:, workload.EOS] = -torch.inf
         scores[over] = -torch.inf

@@ -30,6 +30,7 @@ def check(trainer, fixed):
         "advantages": torch.tensor(fixed["advantages"]), "old_per_token_logps": padded(fixed["old_log_probs"], 0.0),
         "num_items_in_batch": mask.sum(),
     }  # fmt: skip
+    inputs = {k: v.to(trainer.model.device) for k, v in inputs.items()}
     with trainer.accelerator.autocast():
         loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()

@@ -39,6 +39,10 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
     )
+    compile: bool = Field(
+        False,
+        description="Compile normalisation layers and MLPs of what is trained (torch.compile): starts later, saves memory traffic.",
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of the weights.")
 
     @model_validator(mode="after")

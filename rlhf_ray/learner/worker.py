@@ -98,6 +98,8 @@ class LearnerWorker:
         wrapped.to(self.device)
         if m.gradient_checkpointing and role.lr is not None:
             wrapped.core.gradient_checkpointing_enable({"use_reentrant": False})
+        if m.compile and role.lr is not None:
+            models.fuse(wrapped)
         engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
         wrapped.train(role.lr is not None)
         if role.target_rate is not None:

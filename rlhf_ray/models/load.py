@@ -43,6 +43,7 @@ CLASSES: dict[str, Any] = {
     "values": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
+FUSED = ("RMSNorm", "MLP")  # ends of class names, as transformers gives them
 WHOLE = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)  # the head is the language model's own
 WRAPPERS: dict[str, type[Ragged]] = {
     "policy": PolicyModel,
@@ -207,6 +208,14 @@ def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lo
         for name in heads:  # drawn at random, so trained itself
             getattr(model.get_base_model(), name).requires_grad_(True)
     return WRAPPERS[kind](model, attention)
+
+
+def fuse(model: nn.Module) -> None:
+    """Compiles the parts whose many small operations wait for memory, each by itself and for any number of tokens: what lies
+    between them (attention over packed sequences) changes from pass to pass."""
+    for module in model.modules():
+        if type(module).__name__.endswith(FUSED):
+            module.compile(dynamic=True)
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -62,7 +62,7 @@ class Decoder(Protocol):
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Appends a token to each live row."""
+        """Appends a token to each live row. The logits last until the next step."""
         ...
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:

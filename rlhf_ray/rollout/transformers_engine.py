@@ -100,7 +100,8 @@ class TransformersEngine:
         plain = self.model.config._attn_implementation
         logits = [cached.admit([s[:-steps] for s in both], [1] * len(both), 0)]
         for i in range(steps):
-            logits.append(cached.step(torch.tensor([int(s[len(s) - steps + i]) for s in both], device=self.device)))
+            token = torch.tensor([int(s[len(s) - steps + i]) for s in both], device=self.device)
+            logits.append(cached.step(token).clone())  # a graph's output lasts until its next replay
         self.model.set_attn_implementation("eager")
         worst = 0.0
         for row, sequence in enumerate(both):

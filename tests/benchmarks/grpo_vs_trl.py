@@ -24,7 +24,7 @@ def job(size, vocab, precision):
     count = size.samples // GROUP
     return {
         "job": "ppo",
-        "model": {"path": workload.model(size.shape, vocab), "dtype": precision},
+        "model": {"path": workload.model(size.shape, vocab), "dtype": precision, "compile": size is workload.LARGE},
         "data": {"path": workload.prompts(vocab), "max_prompt_tokens": workload.PROMPT},
         "algorithm": {"type": "grpo", "group_size": GROUP, "importance": "off"},
         "rollout": {
@@ -33,7 +33,7 @@ def job(size, vocab, precision):
         },
         "rewards": {"terms": [{"name": "even", "type": "function", "path": "tests/benchmarks/reward.py:reward"}]},
         "learner": {"lr": LR, "micro_batch_tokens": size.tokens},
-        "cluster": {"colocate": False, "gpus": {"learner": 0.5, "rollout": 0.5}} if size is workload.LARGE else {},
+        "cluster": {"colocate": False, "gpus": {"learner": 0.5, "rollout": 0.5, "reward": 0}} if size is workload.LARGE else {},
         "num_steps": 1_000_000,
     }  # fmt: skip
 

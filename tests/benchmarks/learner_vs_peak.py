@@ -53,13 +53,14 @@ def main():
     parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 32000])
     parser.add_argument("--budget", type=int, default=4096, help="tokens of a micro-batch")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing; MFU does not count its work")
+    parser.add_argument("--compile", type=int, nargs="+", choices=[0, 1], default=[0], help="model.compile")
     machine(parser, ["1M", "6.6M"])
     args = parser.parse_args()
     threads, rows = os.cpu_count() or 1, []
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    for name, vocab in itertools.product(args.shape, args.vocab):
+    for name, vocab, compiled in itertools.product(args.shape, args.vocab, args.compile):
         torch.manual_seed(0)
         shape = SHAPES[name]
         config = AutoConfig.for_model(
@@ -72,7 +73,9 @@ def main():
         with tempfile.TemporaryDirectory() as directory:
             with torch.device(args.device):  # a GPU draws a billion numbers at once
                 AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).save_pretrained(directory)
-            model = ModelConfig(path=directory, dtype=args.dtype, gradient_checkpointing=args.recompute)
+            model = ModelConfig(
+                path=directory, dtype=args.dtype, gradient_checkpointing=args.recompute, compile=bool(compiled)
+            )
             worker = LearnerWorker(
                 LearnerConfig(micro_batch_tokens=args.budget),
                 [Role("actor", "policy", model, 1e-5)],
@@ -84,7 +87,7 @@ def main():
         for kind in ("equal", "skewed"):
             rollouts = batch(args.count, args.longest, kind, vocab)
             took, mfu = measure(worker, rollouts, args.longest, args.rounds, DTYPES[args.dtype])
-            case = f"{name}, vocabulary {vocab}, {kind} lengths, {args.dtype}"
+            case = f"{name}, vocabulary {vocab}, {kind} lengths, {args.dtype}" + (", compiled" if compiled else "")
             tokens = int(rollouts.lengths.sum())
             rows.append({"case": case, "ours_s": took, "theirs_s": took * mfu, "ratio": mfu, "tokens": tokens})
     report("learner: step against the matrix-product peak (ratio is MFU)", rows)

@@ -54,6 +54,7 @@ def test_the_engines_log_probs_are_the_learners(compiled):
     model = made(torch.float32)
     engine = TransformersEngine(model, Sampling(40, 0.9, (-1,)), 4, torch.device("cuda"), compiled)
     assert isinstance(engine.decoder, CachedDecoder)
+    assert engine.decoder.graphs is not None
     for seed in (0, 1):
         torch.manual_seed(seed)
         engine.load_weights([(n, torch.randn_like(p, device="cpu") * 0.1) for n, p in model.named_parameters()])

@@ -103,7 +103,7 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
     assert packing.prefixes == (-1, 0, 0, 0, -1, 4, 4, -1)
 
 
-def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
     """torch's CUDA kernel as its documentation reads: each sequence alone, queries aligned with the end of the keys."""
     out = []
     for i in range(len(cu_q) - 1):
@@ -113,9 +113,7 @@ def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, 
         back = torch.arange(b.shape[1] - a.shape[1], b.shape[1])[:, None] - torch.arange(b.shape[1])
         seen = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
         values = v[cu_k[i] : cu_k[i + 1]].transpose(0, 1)
-        found = torch.nn.functional.scaled_dot_product_attention(
-            a, b, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
-        )
+        found = torch.nn.functional.scaled_dot_product_attention(a, b, values, attn_mask=seen, scale=scale)
         out.append(found.transpose(0, 1))
     return torch.cat(out)
 
@@ -333,3 +331,29 @@ def test_only_adapters_train_and_without_them_it_is_the_base():
     assert not torch.allclose(model(*ragged())[0], base, atol=1e-3)
     with model.model.disable_adapter():
         torch.testing.assert_close(model(*ragged())[0], base)
+
+
+def test_compiled_parts_change_nothing_and_are_compiled_once():
+    """model.compile: two graphs (normalisation, MLP) for all layers and any number of tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = PolicyModel(AutoModelForCausalLM.from_config(config), "packed")
+
+    def found(length):
+        tokens = torch.arange(2 * length) % 64
+        log_probs, _ = model(tokens, torch.tensor([length, length]), torch.arange(1, length), 1.0, False, None)
+        log_probs.sum().backward()
+        gradient = model.core.model.layers[0].mlp.gate_proj.weight.grad.clone()
+        model.zero_grad()
+        return log_probs.detach(), gradient
+
+    plain = {n: found(n) for n in (5, 9, 14)}
+    models.fuse(model)
+    torch._dynamo.utils.counters.clear()
+    for n, (log_probs, gradient) in plain.items():
+        again = found(n)
+        assert (again[0] - log_probs).abs().max() < 1e-5
+        assert (again[1] - gradient).abs().max() < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

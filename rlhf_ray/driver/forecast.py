@@ -27,7 +27,7 @@ FIT = (
     "cluster.colocate=false",
 )  # fmt: skip
 SPEED = (
-    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.engine.compile=true", "rollout.num_workers={rollout}",
+    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.num_workers={rollout}",
     "learner.num_workers={learner}", "rollout.engine.max_rows={rows}", "rollout.chunk_prompts={chunk}",
     "model.gradient_checkpointing=false", "learner.micro_batch_tokens={tokens}",
 )  # fmt: skip

@@ -191,7 +191,7 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
     """Seconds of generation of each chunk of one step."""
     r, a, e = job.rollout, job.algorithm, job.rollout.engine
     per = a.group_size + (a.type == "remax")
-    graphs, ranks = (not e.eager, float(e.tensor_parallel_size)) if isinstance(e, VLLMEngine) else (e.compile, 1.0)
+    graphs, ranks = (not e.eager, float(e.tensor_parallel_size)) if isinstance(e, VLLMEngine) else (True, 1.0)
     engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, ranks * given.share, graphs)
     found, first_s = [], stages.efficiency(given.cluster.device).rollout_s
     for first in range(0, r.prompts_per_step, r.chunk_prompts):

@@ -57,8 +57,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 class Decoder(Protocol):
     """Rows 0 to n - 1 are alive. Logits are (rows, V) for the next token of each."""
 
-    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int) -> Tensor:
-        """Prefills distinct prompts into rows from ``first`` on, ``copies`` of each; logits of these rows."""
+    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int, room: int) -> Tensor:
+        """Prefills distinct prompts into rows from ``first`` on, ``copies`` of each, which ``room`` tokens will be enough for,
+        prompts included; logits of these rows."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -137,8 +138,7 @@ class CachedDecoder:
     """The model's own forward with a RaggedCache.
 
     ``graphed``: a decode step is a CUDA graph, one for each of a few numbers of rows and widths, both powers of two; it costs the
-    host one launch instead of some hundred. ``compiled``: the model's forward is compiled, for all ``max_rows`` rows and the
-    cache's whole capacity, so that there are few shapes.
+    host one launch instead of some hundred. ``compiled``: the model's forward is compiled, always for all ``max_rows`` rows.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class CachedDecoder:
         if self.graphs:
             self.graphs.drop()
 
-    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int) -> Tensor:
+    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int, room: int) -> Tensor:
         size = [len(p) for p in prompts]
         ids = np.zeros((len(prompts), max(size)), np.int64)
         mask = np.zeros_like(ids)
@@ -181,7 +181,7 @@ class CachedDecoder:
         logits = self.model.get_output_embeddings()(hidden[torch.arange(len(size), device=self.device), lengths - 1])
         repeated = np.repeat(np.arange(len(size)), copies)
         source = torch.as_tensor(repeated, device=self.device)
-        self._grow(max(size) + 1)
+        self._grow(room)
         for layer, filled in zip(self.cache.layers, prefix.layers, strict=True):
             layer.place(filled.keys, filled.values, source, first)
         self.lengths[first : first + len(source)] = lengths[source]
@@ -191,15 +191,10 @@ class CachedDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         n = len(tokens)
         widest = int(self.sizes[:n].max()) + 1
-        self._grow(widest)
         rows, width = n, widest
-        if self.compiled:
-            rows, width = self.max_rows, self.cache.capacity
-        elif self.graphs:
-            rows, width = (
-                min(self.max_rows, _power_of_two(n)),
-                min(self.cache.capacity, _power_of_two(max(widest, GROW))),
-            )
+        if self.compiled or self.graphs:  # few shapes
+            rows = self.max_rows if self.compiled else min(self.max_rows, _power_of_two(n))
+            width = min(self.cache.capacity, _power_of_two(max(widest, GROW)))
         self.lengths[n:rows] = 0
         given = nn.functional.pad(tokens, (0, rows - n)), self.lengths[:rows].clone()
         logits: Tensor = self.graphs(width, *given) if self.graphs else self._decode(width, *given)
@@ -212,9 +207,7 @@ class CachedDecoder:
         cache = self.cache
         if width <= cache.capacity:
             return
-        while cache.capacity < width:
-            cache.capacity *= 2
-        self.capacity = cache.capacity
+        self.capacity = cache.capacity = -(-width // GROW) * GROW
         for layer in cache.layers:
             if layer.is_initialized:
                 layer.grow()
@@ -310,7 +303,7 @@ class RecomputingDecoder:
     def drop(self) -> None:
         """There is nothing to give back."""
 
-    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int) -> Tensor:
+    def admit(self, prompts: Sequence[np.ndarray], copies: Sequence[int], first: int, room: int) -> Tensor:
         count = 0
         for prompt, times in zip(prompts, copies, strict=True):
             for _ in range(times):

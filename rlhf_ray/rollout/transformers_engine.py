@@ -98,7 +98,7 @@ class TransformersEngine:
         size = self.model.config.get_text_config().vocab_size
         both = [draw.integers(0, size, n + steps) for n in (3, 6)][: self.max_rows]
         plain = self.model.config._attn_implementation
-        logits = [cached.admit([s[:-steps] for s in both], [1] * len(both), 0)]
+        logits = [cached.admit([s[:-steps] for s in both], [1] * len(both), 0, 8 + steps)]
         for i in range(steps):
             token = torch.tensor([int(s[len(s) - steps + i]) for s in both], device=self.device)
             logits.append(cached.step(token).clone())  # a graph's output lasts until its next replay
@@ -146,13 +146,15 @@ class TransformersEngine:
                 prompts.append(request.prompt)
                 copies.append(1)
         first = len(self.rows)
+        room = 0
         for row, request in enumerate(new, first):
             limit = min(request.max_new_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
             draw = np.random.Generator(np.random.Philox(request.seed)).random(limit, dtype=np.float32)
             self.uniform[row, :limit] = torch.as_tensor(draw, device=self.device)
             self.greedy[row], self.count[row], self.limit[row] = request.greedy, 0, limit
+            room = max(room, len(request.prompt) + limit)
         self.rows.extend(new)
-        self._sample(self.decoder.admit(prompts, copies, first), first)
+        self._sample(self.decoder.admit(prompts, copies, first, room), first)
 
     def _sample(self, logits: Tensor, first: int) -> None:
         """The next token of rows from ``first`` on: inverse of the cumulative softmax at the row's own uniform number."""

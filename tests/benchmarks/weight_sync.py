@@ -39,7 +39,7 @@ class Probed(RolloutWorker):
     def differs(self, *buckets):
         """Names of the tensors whose bits are not those of ``buckets``."""
         held = self.engine.model.state_dict()
-        return [n for b in buckets for n, t in unpack(b) if not torch.equal(held[n], t.to(held[n].dtype))]
+        return [n for b in buckets for n, t in unpack(b) if not torch.equal(held[n], t.to(held[n]))]
 
 
 def cpu_seconds():

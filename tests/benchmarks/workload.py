@@ -33,7 +33,7 @@ class Size:
 
 FULL = Size("6.6M", 64, 128, 16)
 QUICK = Size("tiny", 16, 16, 8)
-LARGE = Size("0.5B", 256, 512, 64, 32768)
+LARGE = Size("0.5B", 128, 256, 32, 16384)
 
 
 def tokenizer(vocab):

@@ -1,0 +1,106 @@
+"""Training across hosts: raylets in network namespaces, a slow wire, a link that is cut and healed."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.helpers import ROOT, metrics_of, rl_job, run_job
+from tests.hosts import network
+from tests.integration.test_resume import wait_for
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
+
+BIN = Path(sys.executable).parent
+NUM_HOSTS, LATENCY_S, CUT_S = 3, 0.01, 5.0
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """A network of three hosts with a raylet of two CPUs on each, one Ray cluster; and the address of its head."""
+    why = network.missing()
+    if why:
+        pytest.skip(why)
+    made = network.Network(NUM_HOSTS, LATENCY_S)
+    address = f"{made.address(0)}:6379"
+    processes = []
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
+        try:
+            for i in range(NUM_HOSTS):
+                how = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={session}"]
+                line = [str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--disable-usage-stats"]
+                line += [f"--node-ip-address={made.address(i)}", *(how if i == 0 else [f"--address={address}"])]
+                log = (Path(session) / f"host{i}.log").open("w")
+                processes.append(subprocess.Popen(made.command(i, line), stdout=log, stderr=subprocess.STDOUT))
+                await_text(Path(session) / f"host{i}.log", "--block", processes[-1])
+            yield made, address
+        finally:
+            for process in reversed(processes):
+                end(process)
+            made.remove()
+
+
+def await_text(file, text, process):
+    """Until a file has a text."""
+    for _ in range(1200):
+        if text in file.read_text():
+            return
+        assert process.poll() is None, file.read_text()
+        time.sleep(0.1)
+    raise AssertionError(file.read_text())
+
+
+def end(process):
+    """Ends a process and all below it."""
+    children = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    for child in [*psutil.wait_procs(children, timeout=20)[1]]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def job(num_steps):
+    """Two learner ranks and three rollout workers: with two CPUs a host they cannot share one."""
+    found = rl_job(num_steps=num_steps, checkpoint={"every": 2})
+    found["cluster"] = {**found["cluster"], "spread": True, "num_threads": 1, "deadline_s": 300}
+    found["learner"] = {**found["learner"], "num_workers": 2}
+    found["rollout"] = {**found["rollout"], "num_workers": 3}
+    return found
+
+
+def start(hosts, file, run_dir):
+    """The job, driven from the first host."""
+    made, address = hosts
+    line = [str(BIN / "python"), "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", f"cluster.address={address}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(made.command(0, line), stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=dict(os.environ))
+
+
+def test_training_goes_on_when_a_link_is_cut_and_healed(hosts, tmp_path):
+    made, _ = hosts
+    assert made.round_trip_s(0, NUM_HOSTS - 1) > 2 * LATENCY_S > made.round_trip_s(0, 1)
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job(num_steps=10)))
+    process = start(hosts, file, tmp_path / "far")
+    for lines, cut in ((2, NUM_HOSTS - 1), (5, 1)):
+        wait_for(tmp_path / "far" / "metrics.jsonl", lines, process)
+        made.link(cut, "down")
+        time.sleep(CUT_S)
+        made.link(cut, "up")
+    out, err = process.communicate(timeout=500)
+    print(out, err)
+    assert process.returncode == 0, out + err
+    assert re.search(r"nodes: .*; .*learner", out), out

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # sentences for a run's log are on the terminal already
     logging.getLogger("DeepSpeed").addFilter(lambda r: "accelerator" not in str(r.msg))  # the driver needs none
     try:
         return args.call(args)

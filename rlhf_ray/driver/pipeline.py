@@ -72,12 +72,13 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
     done: dict[str, str] = {}
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
+        held.journal.stage = name
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
         made = lineage.trace(settled, held.path, done)
         done[name] = made.outputs
         if (old := lineage.set_aside(held.path / name, made.inputs)) is not None:
             console.print(f"{name} was made of something else: that is now {old}, and it is done again")
-        with RunDir(settled, keep_state=True) as inner:
+        with RunDir(settled, keep_state=True, within=held.id) as inner:
             if lineage.is_done(inner.state, made.outputs):
                 console.print(f"{name} is finished already: {inner.path}")
                 results[name] = inner.state["results"]

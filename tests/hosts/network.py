@@ -49,7 +49,16 @@ class Network:
         for i, host in enumerate(self.hosts):
             ip("netns", "add", host)
             ip("-n", self.switch, "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0", "netns", host)
-            ip("-n", self.switch, "link", "set", f"port{i}", "master", "far" if i == len(self.hosts) - 1 else "near", "up")
+            ip(
+                "-n",
+                self.switch,
+                "link",
+                "set",
+                f"port{i}",
+                "master",
+                "far" if i == len(self.hosts) - 1 else "near",
+                "up",
+            )
             ip("-n", host, "address", "add", f"{self.address(i)}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 ip("-n", host, "link", "set", device, "up")

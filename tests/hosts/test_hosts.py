@@ -1,7 +1,6 @@
 """Training across hosts: raylets in network namespaces, a slow wire, a link that is cut and healed."""
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.helpers import ROOT, metrics_of, rl_job, run_job
+from tests.helpers import ROOT, rl_job
 from tests.hosts import network
 from tests.integration.test_resume import wait_for
 
@@ -84,7 +83,15 @@ def job(num_steps):
 def start(hosts, file, run_dir):
     """The job, driven from the first host."""
     made, address = hosts
-    line = [str(BIN / "python"), "-m", "rlhf_ray", "train", str(file), f"run.dir={run_dir}", f"cluster.address={address}"]
+    line = [
+        str(BIN / "python"),
+        "-m",
+        "rlhf_ray",
+        "train",
+        str(file),
+        f"run.dir={run_dir}",
+        f"cluster.address={address}",
+    ]
     pipe = subprocess.PIPE
     return subprocess.Popen(made.command(0, line), stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=dict(os.environ))
 

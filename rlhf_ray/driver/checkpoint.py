@@ -53,6 +53,7 @@ class Checkpoints:
         newest = complete.index(final) + 1  # what comes after it was damaged, or it would have been gone on from
         for old in [*complete[: max(0, newest - self.keep)], *complete[newest:]]:
             shutil.rmtree(old)
+        log.info("%s written to %s", final.name, self.directory.name)
         return final
 
     def complete(self) -> list[Path]:

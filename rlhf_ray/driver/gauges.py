@@ -60,6 +60,7 @@ class Gauges:
 
 def sinks(job: Any, run: RunDir, step: int) -> Sinks:
     """Everywhere that the metrics of a run go, from ``step`` on."""
+    run.journal.step = step
     more: list[Any] = [run.journal]
     if job.log.prometheus:
         more.append(Gauges(run.id, job.job))

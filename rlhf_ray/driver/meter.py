@@ -15,22 +15,23 @@ from .rundir import RunDir
 
 
 class Meter:
-    """Counts from when the run directory was opened. Work that is done again after a fault counts again: it was paid for.
+    """Counts from when the run directory was opened; made when the workers stand ready.
 
-    Only what came after the last finished step of a process that died is lost.
+    Work that is done again after a fault counts again: it was paid for. Only what came after the last finished step of a process that died is lost.
     """
 
     def __init__(self, run: RunDir, plan: Plan, cluster: ClusterConfig) -> None:
         self.file, self.price = run.path / "usage.json", cluster.price_per_gpu_hour
         self.devices = usage.devices(plan, sum(node.get("CPU", 0.0) for node in nodes()))
         self.total = read(run.path) or usage.NOTHING
-        self.mark = time.monotonic() - (time.time() - run.began)
+        self.starting = {"start": time.time() - run.began}
+        self.mark = time.monotonic() - self.starting["start"]
 
     def step(self, stages: Mapping[str, float], tokens: float, **more: Any) -> dict[str, float]:
         """Adds everything since the last call as one step. Returns usage/... of it and of the run; ``more`` as in usage.Step."""
         now = time.monotonic()
-        step = usage.Step(now - self.mark, dict(stages), tokens, **more)
-        self.mark = now
+        step = usage.Step(now - self.mark, {**self.starting, **stages}, tokens, **more)
+        self.mark, self.starting = now, {}
         self.total = usage.add(self.total, self.devices, step, self.price)
         part = self.file.with_suffix(".tmp")
         part.write_text(json.dumps(self.total, indent=1))

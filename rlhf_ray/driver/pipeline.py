@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
+from ..journal import say
 from . import evaluate, lineage, preflight, report, sample, score, tokenizer
 from .rl import RL
 from .rl_setup import setup
@@ -43,7 +44,7 @@ def run(job: Any, console: Console) -> None:
 def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, Any]:
     """One job in its run directory; returns its results, which the manifest keeps too."""
     if isinstance(job, RLJob):
-        with setup(job, held.path, console.print) as made:
+        with setup(job, held.path, say) as made:
             rl = RL(job, held, made, stop)
             with failing(lambda: rl.step > 0):
                 rl.train()

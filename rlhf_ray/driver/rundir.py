@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from typing import Any
 from ..config import BadInput, parse
 from ..journal import Journal
 from .session import Stopped
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = re.compile(
     r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate)\b"
@@ -99,6 +102,8 @@ class RunDir:
         part = file.with_suffix(".tmp")
         part.write_text(json.dumps({**before, **now, **more}, indent=1))
         part.replace(file)
+        if state != before.get("state"):
+            log.info("the run is %s", state)
 
     @property
     def state(self) -> dict[str, Any]:

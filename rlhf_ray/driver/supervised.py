@@ -61,9 +61,9 @@ class SupervisedRun:
         chosen = plan(job.cluster, {"learner": job.learner.num_workers}, nodes())
         placement = Placement(chosen, 120.0)
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
-        self.meter = Meter(self.held, chosen, job.cluster)
         try:
             gang.start()
+            self.meter = Meter(self.held, chosen, job.cluster)
             for line in gang.remarks():
                 say(line)
             return gang.recover(lambda: self._work(gang))

@@ -18,7 +18,7 @@ NOTHING: Totals = {
     "steps": 0, "wall_seconds": 0.0, "device_seconds": 0.0, "busy_seconds": 0.0, "tokens": 0.0, "cost": None,
     "stages": {}, "first_reward": None, "reward": None,
 }  # fmt: skip
-OTHER = "other"  # starting, joining, exporting: seconds of a step that no stage took
+OTHER = "other"  # seconds of a step that no stage took
 BUSY = {"learner": ("annotate", "learn"), "reward": ("rollout",)}  # stages in which a role's devices work
 ALL_BUSY = ("sync", "evaluate")
 

@@ -1,4 +1,4 @@
-"""Hosts as network namespaces: the first ones on one bridge, the last behind a wire with latency."""
+"""Hosts as network namespaces, in a chain: each on a bridge of its own, a slow wire from each bridge to the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 SUBNET = "10.77.0"
 
@@ -28,13 +27,13 @@ def missing() -> str | None:
 
 
 class Network:
-    """``count`` hosts 10.77.0.1, .2, ...; the last is ``latency_s`` away from the others, each way."""
+    """``count`` hosts 10.77.0.1, .2, ...; each is ``latency_s`` away from the next, each way."""
 
     def __init__(self, count: int, latency_s: float) -> None:
         self.prefix = f"rlhf{os.getpid()}"
         self.switch = f"{self.prefix}-switch"
         self.hosts = [f"{self.prefix}-{i}" for i in range(count)]
-        self.wire: Any = None
+        self.wires: list[subprocess.Popen[bytes]] = []
         try:
             self._build(latency_s)
         except BaseException:
@@ -43,30 +42,21 @@ class Network:
 
     def _build(self, latency_s: float) -> None:
         ip("netns", "add", self.switch)
-        for bridge in ("near", "far"):
-            ip("-n", self.switch, "link", "add", bridge, "type", "bridge")
-            ip("-n", self.switch, "link", "set", bridge, "up")
         for i, host in enumerate(self.hosts):
             ip("netns", "add", host)
+            ip("-n", self.switch, "link", "add", f"bridge{i}", "type", "bridge")
+            ip("-n", self.switch, "link", "set", f"bridge{i}", "up")
             ip("-n", self.switch, "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0", "netns", host)
-            ip(
-                "-n",
-                self.switch,
-                "link",
-                "set",
-                f"port{i}",
-                "master",
-                "far" if i == len(self.hosts) - 1 else "near",
-                "up",
-            )
+            ip("-n", self.switch, "link", "set", f"port{i}", "master", f"bridge{i}", "up")
             ip("-n", host, "address", "add", f"{self.address(i)}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 ip("-n", host, "link", "set", device, "up")
             ip("-n", host, "route", "add", "default", "dev", "eth0")
         script = str(Path(__file__).with_name("wire.py"))
-        self.wire = subprocess.Popen(
-            ["ip", "netns", "exec", self.switch, sys.executable, script, str(latency_s), "near", "far"]
-        )
+        for i in range(1, len(self.hosts)):
+            ends = [f"bridge{i - 1}", f"bridge{i}"]
+            line = ["ip", "netns", "exec", self.switch, sys.executable, script, str(latency_s), *ends]
+            self.wires.append(subprocess.Popen(line))
         self.round_trip_s(0, len(self.hosts) - 1, tries=50)
 
     def address(self, index: int) -> str:
@@ -100,9 +90,9 @@ class Network:
 
     def remove(self) -> None:
         """Takes everything away; the processes on the hosts must have ended."""
-        if self.wire is not None:
-            self.wire.kill()
-            self.wire.wait()
+        for wire in self.wires:
+            wire.kill()
+            wire.wait()
         for name in [*self.hosts, self.switch]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 

@@ -44,4 +44,4 @@ def relay(delay_s: float, ends: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    relay(float(sys.argv[1]), [tap("wire0", sys.argv[2]), tap("wire1", sys.argv[3])])
+    relay(float(sys.argv[1]), [tap(f"{name}-tap{i}", name) for i, name in enumerate(sys.argv[2:])])

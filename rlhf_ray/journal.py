@@ -31,7 +31,6 @@ class Journal(logging.Handler):
         self.about = {"run_id": run_id, "job": job}
         self.stage, self.step = "start", 0
         logger = logging.getLogger(PACKAGE)
-        self.level_before = logger.level
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
 
@@ -64,8 +63,9 @@ class Journal(logging.Handler):
         """Nothing: as a sink it is opened and closed several times in a run."""
 
     def end(self) -> None:
-        """Ends the log; the package's level is as it was."""
+        """Ends the log; with the last that is open, sentences are for the terminal alone again."""
         logger = logging.getLogger(PACKAGE)
         logger.removeHandler(self)
-        logger.setLevel(self.level_before)
+        if not any(isinstance(handler, Journal) for handler in logger.handlers):
+            logger.setLevel(logging.NOTSET)
         self.file.close()

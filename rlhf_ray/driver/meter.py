@@ -17,7 +17,8 @@ from .rundir import RunDir
 class Meter:
     """Counts from when the run directory was opened; made when the workers stand ready.
 
-    Work that is done again after a fault counts again: it was paid for. Only what came after the last finished step of a process that died is lost.
+    Work that is done again after a fault counts again: it was paid for. Only what a process that died did after its last
+    finished step is lost.
     """
 
     def __init__(self, run: RunDir, plan: Plan, cluster: ClusterConfig) -> None:

@@ -1,6 +1,7 @@
 """Training across hosts: raylets in network namespaces, a slow wire, a link that is cut and healed."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.helpers import ROOT, rl_job
+from tests.helpers import ROOT, metrics_of, rl_job, run_job, weights_of
 from tests.hosts import network
 from tests.integration.test_resume import wait_for
 
@@ -25,7 +26,7 @@ NUM_HOSTS, LATENCY_S, CUT_S = 3, 0.01, 5.0
 
 @pytest.fixture(scope="module")
 def hosts():
-    """A network of three hosts with a raylet of two CPUs on each, one Ray cluster; and the address of its head."""
+    """A network of three hosts with a raylet of four CPUs on each, one Ray cluster; and the address of its head."""
     why = network.missing()
     if why:
         pytest.skip(why)
@@ -36,7 +37,7 @@ def hosts():
         try:
             for i in range(NUM_HOSTS):
                 how = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={session}"]
-                line = [str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--disable-usage-stats"]
+                line = [str(BIN / "ray"), "start", "--block", "--num-cpus=4", "--disable-usage-stats"]
                 line += [f"--node-ip-address={made.address(i)}", *(how if i == 0 else [f"--address={address}"])]
                 log = (Path(session) / f"host{i}.log").open("w")
                 processes.append(subprocess.Popen(made.command(i, line), stdout=log, stderr=subprocess.STDOUT))
@@ -72,7 +73,7 @@ def end(process):
 
 
 def job(num_steps):
-    """Two learner ranks and three rollout workers: with two CPUs a host they cannot share one."""
+    """Two learner ranks and three rollout workers: with four CPUs a host they cannot share one, and two hosts have room for all."""
     found = rl_job(num_steps=num_steps, checkpoint={"every": 2})
     found["cluster"] = {**found["cluster"], "spread": True, "num_threads": 1, "deadline_s": 300}
     found["learner"] = {**found["learner"], "num_workers": 2}

@@ -21,7 +21,11 @@ from tests.integration.test_resume import wait_for
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 BIN = Path(sys.executable).parent
-NUM_HOSTS, LATENCY_S, CUT_S = 3, 0.01, 5.0
+NUM_HOSTS, LATENCY_S = 3, 0.01
+CUTS = (
+    (2, 2, 6.0),
+    (5, 1, 25.0),
+)  # after so many steps, which host, how many seconds; Ray gives a silent host up after a minute
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +109,10 @@ def test_training_goes_on_when_links_are_cut_and_healed(hosts, tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job(num_steps=10)))
     process = start(hosts, file, tmp_path / "far")
-    for lines, cut in ((2, NUM_HOSTS - 1), (5, 1)):
+    for lines, cut, seconds in CUTS:
         wait_for(tmp_path / "far" / "metrics.jsonl", lines, process)
         made.link(cut, "down")
-        time.sleep(CUT_S)
+        time.sleep(seconds)
         made.link(cut, "up")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out + err
@@ -117,7 +121,7 @@ def test_training_goes_on_when_links_are_cut_and_healed(hosts, tmp_path):
     assert sum("learner" in node for node in placed) == 2
     steps = [json.loads(line)["time/step"] for line in (tmp_path / "far" / "metrics.jsonl").read_text().splitlines()]
     print(f"round trips {[round(1e3 * t) for t in trips]} ms; seconds of the steps: {[round(s, 2) for s in steps]}")
-    assert sum(s > CUT_S / 2 for s in steps) == 2  # the cuts were felt
+    assert sum(s > 5.0 for s in steps) == len(CUTS)  # they were felt, though no step of the others takes so long
     run_job(file, tmp_path / "near", "cluster.spread=false")
     assert metrics_of(tmp_path / "far") == metrics_of(tmp_path / "near")
     assert weights_of(tmp_path / "far") == weights_of(tmp_path / "near")

@@ -14,7 +14,7 @@ from .rundir import RunDir
 COUNTED = {"usage/tokens": "tokens", "usage/device_seconds": "device_seconds", "usage/cost": "cost"}
 """Metrics that are amounts of one step -> counters of this process, for rates; sums over restarts are usage/total_..."""
 
-TAGS = ("run_id", "job")
+TAGS = ("run_id", "job_kind")  # not `job`: Prometheus gives a target's own name that label
 
 
 def gauge_name(metric: str) -> str:
@@ -31,7 +31,7 @@ class Gauges:
     """The newest value of each metric, and counters of what adds up; both by run id and job."""
 
     def __init__(self, run_id: str, job: str) -> None:
-        self.tags = {"run_id": run_id, "job": job}
+        self.tags = dict(zip(TAGS, (run_id, job), strict=True))
         self.gauges: dict[str, Any] = {}
         self.counters = {
             key: self._tagged(Counter(f"rlhf_{name}", f"sum of {key} since the process began", TAGS))

@@ -16,7 +16,7 @@ from tests.unit.test_dashboard import FILE, expressions
 
 pytestmark = pytest.mark.integration
 
-SAMPLE = re.compile(r'^(ray_rlhf_\w+)\{.*?job="(\w+)".*?run_id="([^"]+)".*?\} (\S+)$', re.MULTILINE)
+SAMPLE = re.compile(r'^(ray_rlhf_\w+)\{.*?job_kind="(\w+)".*?run_id="([^"]+)".*?\} (\S+)$', re.MULTILINE)
 
 
 def scrape(process):

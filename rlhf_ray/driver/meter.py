@@ -44,3 +44,9 @@ def read(directory: Path) -> usage.Totals | None:
     """What a run has used; None where it counted nothing."""
     file = directory / "usage.json"
     return json.loads(file.read_text()) if file.is_file() else None
+
+
+def read_stages(directory: Path) -> dict[str, usage.Totals]:
+    """What each run of a pipeline has used, in the order in which they ended; those that were set aside too."""
+    files = sorted(directory.glob("*/usage.json"), key=lambda file: file.stat().st_mtime)
+    return {file.parent.name: json.loads(file.read_text()) for file in files}

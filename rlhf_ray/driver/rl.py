@@ -190,7 +190,7 @@ class RL:
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
         metrics |= report.step_metrics(metrics, self.seconds)
-        engines, reward = metrics["rollout/engine_seconds"], metrics.get("reward/mean")
+        engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
         metrics |= self.meter.step(self.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward)
         self.seconds = {}
         assert self.sinks is not None

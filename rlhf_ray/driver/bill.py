@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import usage
-from .meter import read
+from .meter import read, read_stages
 
 
 def show(run_dir: Path, console: Console) -> bool:
@@ -18,10 +18,7 @@ def show(run_dir: Path, console: Console) -> bool:
         console.print(of_run(run_dir.name, own))
         console.print(sentence(own))
         return True
-    found = {
-        p.parent.name: read(p.parent) for p in sorted(run_dir.glob("*/usage.json"), key=lambda p: p.stat().st_mtime)
-    }
-    parts = {name: total for name, total in found.items() if total is not None}
+    parts = read_stages(run_dir)
     if parts:
         console.print(of_pipeline(run_dir.name, parts))
     return bool(parts)

@@ -12,7 +12,7 @@ from rich.console import Console
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
 from ..journal import say
-from . import evaluate, lineage, preflight, report, sample, score, tokenizer
+from . import evaluate, lineage, meter, preflight, report, sample, score, tokenizer, usage
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -90,7 +90,7 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
                 inner.record("finished", outputs=made.outputs)
                 trained.append(name)
                 console.print(f"{name}: {inner.state['seconds']} s")
-    held.record("running", results=results)
+    held.record("running", results=results, usage=usage.together(list(meter.read_stages(held.path).values())))
     report.stages(results, console)
 
 

@@ -1,10 +1,11 @@
 """What an operator sees of a run that is going: the metrics endpoint, the log, usage and cost, one id in all of them."""
 
+import contextlib
+import http.client
 import json
 import re
 import signal
 import time
-import urllib.error
 import urllib.request
 
 import psutil
@@ -19,16 +20,23 @@ pytestmark = pytest.mark.integration
 SAMPLE = re.compile(r'^(ray_rlhf_\w+)\{.*?job_kind="(\w+)".*?run_id="([^"]+)".*?\} (\S+)$', re.MULTILINE)
 
 
+def agents(process):
+    """Processes of Ray's node agents below ``process``."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "DashboardAgent" in " ".join(child.cmdline()):
+                yield child
+
+
 def scrape(process):
     """name -> value of our metrics on the endpoint of a local session, found among the ports of the node's agent; and their tags."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "DashboardAgent" not in " ".join(child.cmdline()):
-            continue
-        for port in {c.laddr.port for c in child.net_connections() if c.status == psutil.CONN_LISTEN}:
+    for agent in agents(process):
+        ports = {c.laddr.port for c in agent.net_connections() if c.status == psutil.CONN_LISTEN}
+        for port in ports:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                     found = SAMPLE.findall(answer.read().decode(errors="replace"))
-            except (urllib.error.URLError, OSError, ValueError):
+            except (OSError, http.client.HTTPException):  # one of its other ports
                 continue
             if found:
                 return {name: float(value) for name, _, _, value in found}, {(job, run) for _, job, run, _ in found}
@@ -45,10 +53,12 @@ def test_a_run_shows_its_metrics_keeps_a_log_and_says_what_it_costs(train, tmp_p
     job["cluster"]["price_per_gpu_hour"] = 3.6  # a thousandth for each device-second
     process = train(job, run := tmp_path / "run", wait=False)
     seen, tags, until = {}, set(), time.monotonic() + 120
-    while "ray_rlhf_usage_cost_per_point" not in seen and time.monotonic() < until and process.poll() is None:
-        time.sleep(1.0)
-        seen, tags = scrape(process)
-    process.send_signal(signal.SIGTERM)
+    try:
+        while "ray_rlhf_usage_cost_per_point" not in seen and time.monotonic() < until and process.poll() is None:
+            time.sleep(1.0)
+            seen, tags = scrape(process)
+    finally:
+        process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 3, out + err
 

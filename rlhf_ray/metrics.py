@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,8 @@ class Sink(Protocol):
 class JsonLines:
     """RUN/metrics.jsonl: one object a step. Steps from ``keep`` on are cut off, so that a resumed run repeats none."""
 
-    def __init__(self, path: Path, keep: int) -> None:
+    def __init__(self, path: Path, keep: int, run_id: str | None = None) -> None:
+        self.about = {} if run_id is None else {"run_id": run_id}
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step(line) < keep]
             part = path.with_suffix(".jsonl.tmp")
@@ -59,7 +60,7 @@ class JsonLines:
         self.file = path.open("a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **{k: _json(v) for k, v in metrics.items()}}) + "\n")
+        self.file.write(json.dumps({**self.about, "step": step, **{k: _json(v) for k, v in metrics.items()}}) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -67,12 +68,13 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events in a directory."""
+    """TensorBoard events in a directory; the files' names end in the run's id."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, run_id: str | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(directory), purge_step=keep)
+        suffix = "" if run_id is None else f".{run_id}"
+        self.writer = SummaryWriter(str(directory), purge_step=keep, filename_suffix=suffix)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -83,13 +85,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run that a resumed job continues (its id is the run directory's name)."""
+    """A W&B run that a resumed job continues: its id and name are the run's id, or else the run directory's name."""
 
-    def __init__(self, project: str, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, directory: Path, config: Mapping[str, Any], run_id: str | None = None) -> None:
         import wandb
 
+        name = run_id or directory.name
         self.run = wandb.init(
-            project=project, id=directory.name, resume="allow", dir=str(directory), config=dict(config)
+            project=project, id=name, name=name, resume="allow", dir=str(directory), config=dict(config)
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -100,17 +103,24 @@ class WeightsAndBiases:
 
 
 class Sinks:
-    """All sinks of a run. A tracker that fails is dropped with a warning; metrics.jsonl must not fail."""
+    """All sinks of a run, and ``more``. A tracker that fails is dropped with a warning; metrics.jsonl must not fail."""
 
     def __init__(
-        self, directory: Path, keep: int, tensorboard: bool, wandb: str | None, config: Mapping[str, Any]
+        self,
+        directory: Path,
+        keep: int,
+        tensorboard: bool,
+        wandb: str | None,
+        config: Mapping[str, Any],
+        run_id: str | None = None,
+        more: Sequence[Sink] = (),
     ) -> None:
-        self.lines = JsonLines(directory / "metrics.jsonl", keep)
-        self.trackers: list[Sink] = []
+        self.lines = JsonLines(directory / "metrics.jsonl", keep, run_id)
+        self.trackers: list[Sink] = [*more]
         if tensorboard:
-            self.trackers.append(TensorBoard(directory / "tensorboard", keep))
+            self.trackers.append(TensorBoard(directory / "tensorboard", keep, run_id))
         if wandb is not None:
-            self.trackers.append(WeightsAndBiases(wandb, directory, config))
+            self.trackers.append(WeightsAndBiases(wandb, directory, config, run_id))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self.lines.write(step, metrics)

@@ -12,6 +12,8 @@ import psutil
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from .journal import say
+
 DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
 
 
@@ -140,7 +142,7 @@ class WorkerGroup:
             if dead is not None and dead is not self.actors[index]:
                 return
             self._count_restart()
-            print(f"{self.role} worker {index} died and is replaced", flush=True)
+            say(f"{self.role} worker {index} died and is replaced")
             ray.kill(self.actors[index])
             self.actors[index] = self._spawn(index)
             self.catch_up(index)

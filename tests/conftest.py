@@ -1,9 +1,12 @@
 """Ray authentication and threads for all tests: nothing is written to the user's home."""
 
+import logging
 import os
 import secrets
 import tempfile
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 if "RAY_AUTH_TOKEN" not in os.environ:
@@ -15,3 +18,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_log_stays_open():
+    """A test may leave its run directory open, as a crash does: the next one logs nothing there."""
+    yield
+    for handler in [h for h in logging.getLogger("rlhf_ray").handlers if hasattr(h, "end")]:
+        handler.end()

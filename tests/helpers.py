@@ -55,7 +55,17 @@ def run_job(file, run_dir, *overrides, expect=0, timeout=300):
 def metrics_of(run_dir):
     """metrics.jsonl without what a clock measures."""
     lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "mfu", "tokens_per_second", "idle_share", "bytes_per_second", "verify_share")
+    timed = (
+        "time/",
+        "mfu",
+        "tokens_per_second",
+        "idle_share",
+        "bytes_per_second",
+        "verify_share",
+        "usage/",
+        "engine_seconds",
+        "run_id",
+    )
     return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in lines]
 
 

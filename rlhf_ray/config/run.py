@@ -43,6 +43,11 @@ class ClusterConfig(Section):
     deadline_s: float = Field(
         1800.0, gt=0, description="Seconds a stage may take before the run stops and names the stage."
     )
+    price_per_gpu_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Price of an hour of one GPU (of one core where a job has no GPU); metrics and report then say what it costs.",
+    )
     max_restarts: int = Field(3, ge=0, description="How many times dead workers are replaced before the run gives up.")
 
 
@@ -58,5 +63,8 @@ class LogConfig(Section):
 
     tensorboard: bool = Field(False, description="Also write TensorBoard events to RUN/tensorboard.")
     wandb: str | None = Field(None, description="Also log to this Weights & Biases project (extra: wandb).")
+    prometheus: bool = Field(
+        True, description="Also show the newest values on the metrics endpoint of Ray's node, which Prometheus reads."
+    )
     progress: bool = Field(True, description="Show a line for each step on the terminal.")
     every: int = Field(1, ge=1, description="Steps between the progress lines of supervised jobs.")

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ..config import DataConfig
 from ..config.data import Form, Source
+from ..journal import say
 from . import files, redact, toy
 from .files import DataError, Numbered, Row
 from .sampler import Shares
@@ -149,9 +150,9 @@ def blocks(config: Source, option: str) -> Iterator[Rows]:
         bars = ", ".join(f"{column} above {bar:g}" for column, bar in config.above.items())
         if not left:
             raise DataError(f"{_name(config)}: none of {done} rows has {bars}; lower {option}.above")
-        print(f"{option}: {left} of {done} rows have {bars}, the others are left out", flush=True)
+        say(f"{option}: {left} of {done} rows have {bars}, the others are left out")
     if config.redact:
-        print(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}", flush=True)
+        say(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}")
 
 
 def _name(config: Source) -> str:

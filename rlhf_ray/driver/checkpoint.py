@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """RUN/checkpoints/step-000012/: written beside its place, manifest last, renamed; older ones pruned afterwards."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, keep: int, run_id: str | None = None) -> None:
+        self.directory, self.keep, self.run_id = directory, keep, run_id
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob("*.tmp-*"):
             shutil.rmtree(left)
@@ -39,7 +39,7 @@ class Checkpoints:
             for name in files:
                 sync(part / name)
             manifest = part / "manifest.json"
-            manifest.write_text(json.dumps({"step": step, "files": files}, indent=1))
+            manifest.write_text(json.dumps({"run_id": self.run_id, "step": step, "files": files}, indent=1))
             sync(manifest)
             sync(part)
             if final.exists():  # the same step again, after a recovery
@@ -53,6 +53,7 @@ class Checkpoints:
         newest = complete.index(final) + 1  # what comes after it was damaged, or it would have been gone on from
         for old in [*complete[: max(0, newest - self.keep)], *complete[newest:]]:
             shutil.rmtree(old)
+        log.info("%s written to %s", final.name, self.directory.name)
         return final
 
     def complete(self) -> list[Path]:

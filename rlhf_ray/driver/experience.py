@@ -112,7 +112,7 @@ class Collector:
         self.reward.kill()
 
     def statistics(self) -> dict[str, float]:
-        """Generated tokens per second of engine time, and the share of engine rows that were idle, since the last call."""
+        """Since the last call: generated tokens per second of engine time, seconds of all engines, share of their rows that were idle."""
         found = []
         for actor in self.rollout.actors:
             with contextlib.suppress(*DEAD):
@@ -120,6 +120,7 @@ class Collector:
         tokens, seconds = sum(s["tokens"] for s in found), max((s["seconds"] for s in found), default=0.0)
         return {
             "rollout/tokens_per_second": tokens / max(seconds, 1e-9),
+            "rollout/engine_seconds": sum(s["seconds"] for s in found),
             "rollout/idle_share": sum(s["idle_share"] for s in found) / max(1, len(found)),
         }
 

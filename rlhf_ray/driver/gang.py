@@ -13,6 +13,7 @@ import ray
 from .. import metrics
 from ..batch import COLUMNS, Batch
 from ..config import Common, RLJob
+from ..journal import say
 from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
 from ..placement import Placement
@@ -40,8 +41,7 @@ class Gang:
     """All ranks of the learner, called together. A rank that dies raises WorkerLost, and the gang is started anew."""
 
     def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
-        plan = placement.plan
-        self.job = job
+        self.job, self.plan = job, (plan := placement.plan)
         self.group = WorkerGroup(
             "learner", LearnerWorker, job.learner.num_workers,
             lambda i: (job.learner, roles, plan.device, plan.num_threads, job.cluster.deadline_s),
@@ -86,7 +86,7 @@ class Gang:
                 return work()
             except WorkerLost as error:
                 lost = True
-                print(f"{error}; going back to the last checkpoint", flush=True)
+                say(f"{error}; going back to the last checkpoint")
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
-from . import evaluate, lineage, preflight, report, sample, score, tokenizer
+from ..journal import say
+from . import evaluate, lineage, meter, preflight, report, sample, score, tokenizer, usage
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
@@ -43,7 +44,7 @@ def run(job: Any, console: Console) -> None:
 def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, Any]:
     """One job in its run directory; returns its results, which the manifest keeps too."""
     if isinstance(job, RLJob):
-        with setup(job, held.path, console.print) as made:
+        with setup(job, held.path, say) as made:
             rl = RL(job, held, made, stop)
             with failing(lambda: rl.step > 0):
                 rl.train()
@@ -72,12 +73,13 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
     done: dict[str, str] = {}
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
+        held.journal.stage = name
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
         made = lineage.trace(settled, held.path, done)
         done[name] = made.outputs
         if (old := lineage.set_aside(held.path / name, made.inputs)) is not None:
             console.print(f"{name} was made of something else: that is now {old}, and it is done again")
-        with RunDir(settled, keep_state=True) as inner:
+        with RunDir(settled, keep_state=True, within=held.id) as inner:
             if lineage.is_done(inner.state, made.outputs):
                 console.print(f"{name} is finished already: {inner.path}")
                 results[name] = inner.state["results"]
@@ -88,7 +90,7 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
                 inner.record("finished", outputs=made.outputs)
                 trained.append(name)
                 console.print(f"{name}: {inner.state['seconds']} s")
-    held.record("running", results=results)
+    held.record("running", results=results, usage=usage.together(list(meter.read_stages(held.path).values())))
     report.stages(results, console)
 
 

@@ -15,6 +15,7 @@ import ray
 from ..algorithms.kl import adapt
 from ..batch import Batch
 from ..config import PPO, AdaptiveKL, RLJob
+from ..journal import say
 from ..learner.objectives import LanguageModelObjective, Objective, ValueObjective
 from ..metrics import Sinks
 from ..weights import Received
@@ -23,6 +24,8 @@ from . import advantages, heldout, report, trajectories
 from .checkpoint import Checkpoints
 from .experience import Collector, Order
 from .gang import Gang
+from .gauges import sinks
+from .meter import Meter
 from .rl_setup import Setup
 from .rollouts import Rollouts
 from .rundir import RunDir
@@ -33,7 +36,7 @@ class RL:
     """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
     def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop) -> None:
-        self.job, self.run, self.setup, self.stop = job, run.path, setup, stop
+        self.job, self.held, self.run, self.setup, self.stop = job, run, run.path, setup, stop
         self.gang: Gang = setup.gang
         self.rollout: WorkerGroup = setup.rollout
         collector = Collector(
@@ -41,7 +44,8 @@ class RL:
         )
         self.collector = collector
         self.rollouts = Rollouts(job, collector, setup.prompts)
-        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
+        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
+        self.meter = Meter(run, setup.gang.plan, job.cluster)
         self.rollout.welcome = self._welcome
         self.published: list[Any] | None = None
         self.sinks: Sinks | None = None
@@ -78,10 +82,7 @@ class RL:
             if len(batch):
                 metrics |= self.train_on(batch)
             else:
-                print(
-                    f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples",
-                    flush=True,
-                )
+                say(f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples")
             with self.phase("wait"):
                 self.rollouts.drain()
             with self.phase("sync", self.rollout):
@@ -155,7 +156,7 @@ class RL:
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
         """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
-        began = time.monotonic()
+        began, self.held.journal.stage = time.monotonic(), name
         if self.setup.time_shared:
             self.rollout.reach("wake" if self.rollout in groups else "sleep")
         yield
@@ -173,12 +174,11 @@ class RL:
             self.step, self.kl_coef = state["step"], state["kl_coef"]
             self.gang.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
-            print(f"going on from {found.name} in {self.run}", flush=True)
+            say(f"going on from {found.name} in {self.run}")
         heldout.prune(self.run, self.step, self.job.evaluate)
         if self.sinks is not None:
             self.sinks.close()
-        log_, config = self.job.log, self.job.model_dump(mode="json")
-        self.sinks = Sinks(self.run, self.step, log_.tensorboard, log_.wandb, config)
+        self.sinks = sinks(self.job, self.held, self.step)
         with self.phase("sync", self.rollout):
             self.publish(self.step)
 
@@ -190,6 +190,8 @@ class RL:
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
         metrics |= report.step_metrics(metrics, self.seconds)
+        engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
+        metrics |= self.meter.step(self.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward)
         self.seconds = {}
         assert self.sinks is not None
         self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
@@ -222,10 +224,11 @@ class RL:
             return {}
         order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
         batch = self.collector.collect(order, s.heldout)
+        self.collector.statistics()  # of these rollouts, which no step is to count as its own
         batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
         rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
         heldout.write(heldout.path(self.run, self.step), rows, e)
         found = heldout.metrics(rows)
         if self.job.log.progress:
-            print(report.evaluation_line(self.step, found), flush=True)
+            say(report.evaluation_line(self.step, found))
         return found

@@ -26,6 +26,7 @@ from ..config import (
 )  # fmt: skip
 from ..data import batches, examples
 from ..data.sampler import Mixture, Sampler
+from ..journal import say
 from ..models import load as models
 from ..placement import Placement, gpus_each, nodes, plan
 from ..rewards.worker import RewardWorker
@@ -87,7 +88,7 @@ def load_prompts(
     kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, sources)
     if kept.dropped:
         longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
-        print(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out", flush=True)
+        say(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out")
     return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64), rows.shares)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput, parse
+from ..journal import Journal
 from .session import Stopped
+
+log = logging.getLogger(__name__)
 
 MAY_CHANGE = re.compile(
     r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate)\b"
@@ -28,10 +33,11 @@ PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "py
 class RunDir:
     """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is.
 
-    Raises BadInput where another run holds it or another job wrote it.
+    ``id`` is made with the directory, kept for good, and in everything that the run writes; that of a pipeline's stage begins with
+    the pipeline's (``within``). Raises BadInput where another run holds the directory or another job wrote it.
     """
 
-    def __init__(self, job: Any, keep_state: bool = False) -> None:
+    def __init__(self, job: Any, keep_state: bool = False, within: str | None = None) -> None:
         self.path = Path(job.run.dir).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +55,8 @@ class RunDir:
         self.job = job
         self._accept(job)
         self.began = time.time()
+        self.id = self.state.get("run_id") or _new_id(self.path.name, within)
+        self.journal = Journal(self.path / "log.jsonl", self.id, job.job)
         if not (keep_state and self.state.get("state") == "finished"):
             self.record("running")
 
@@ -77,7 +85,9 @@ class RunDir:
     def record(self, state: str, **more: Any) -> None:
         """Writes RUN/manifest.json: versions, revision, hardware, exit state."""
         file, before = self.path / "manifest.json", {k: v for k, v in self.state.items() if k != "error"}
+        used = self.path / "usage.json"
         now = {
+            "run_id": self.id,
             "state": state,
             "job": self.job.job,
             "seed": self.job.run.seed,
@@ -87,9 +97,13 @@ class RunDir:
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "host": socket.gethostname()},
             "seconds": round(time.time() - self.began, 1),
         }
+        if used.is_file():
+            now["usage"] = json.loads(used.read_text())
         part = file.with_suffix(".tmp")
         part.write_text(json.dumps({**before, **now, **more}, indent=1))
         part.replace(file)
+        if state != before.get("state"):
+            log.info("the run is %s", state)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -105,11 +119,18 @@ class RunDir:
             self.record("stopped")
         elif error is not None:
             self.record("failed", error=f"{type(error).__name__}: {error}")
+            self.journal.failed(error)
         self.close()
 
     def close(self) -> None:
         """Lets another process have the directory."""
+        self.journal.end()
         self.lock.close()
+
+
+def _new_id(name: str, within: str | None) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return f"{f'{within}.' if within else ''}{plain}-{secrets.token_hex(4)}"
 
 
 def manifest(directory: Path) -> dict[str, Any]:

@@ -18,16 +18,18 @@ from ..batch import Batch
 from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
 from ..data.stream import Stream
+from ..journal import say
 from ..learner.heads import Seq2SeqObjective
 from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
-from ..metrics import Sinks
 from ..models import load as models
 from ..placement import Placement, nodes, plan
 from . import report, roles, tasks
 from .checkpoint import Checkpoints
 from .gang import Gang
+from .gauges import sinks
 from .heldout import SEED_STEP
+from .meter import Meter
 from .rundir import RunDir
 from .session import Stop, Stopped
 
@@ -36,7 +38,7 @@ class SupervisedRun:
     """One supervised job. An epoch is a seeded shuffle; the cursor is the step."""
 
     def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
-        self.job, self.run, self.stop = job, run.path, stop
+        self.job, self.held, self.run, self.stop = job, run, run.path, stop
         streamed = isinstance(job.data, TrainingData) and job.data.stream
         rows = Stream(job.data, "data", self.run) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
@@ -49,8 +51,8 @@ class SupervisedRun:
         self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
         self.rows, self.heldout = self.task.train, self.task.heldout
         self.sampler = self.task.sampler(job.run.seed)
-        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep)
-        self.best = Checkpoints(self.run / "best", 1)
+        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
+        self.best = Checkpoints(self.run / "best", 1, run.id)
         self.step = 0
 
     def train(self) -> dict[str, float]:
@@ -61,8 +63,9 @@ class SupervisedRun:
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:
             gang.start()
+            self.meter = Meter(self.held, chosen, job.cluster)
             for line in gang.remarks():
-                print(line, flush=True)
+                say(line)
             return gang.recover(lambda: self._work(gang))
         finally:
             gang.kill()
@@ -77,7 +80,7 @@ class SupervisedRun:
         self._loop(gang)
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
             gang.load(best / "learner")
-            print(f"the model is that of {best.name}, the best by {job.evaluate.best}", flush=True)
+            say(f"the model is that of {best.name}, the best by {job.evaluate.best}")
         gang.export(self.run / "model", self.tokenizer.save_pretrained)
         return self.evaluate(gang) if self.heldout is not None else {}
 
@@ -98,9 +101,8 @@ class SupervisedRun:
         if found is not None:
             self.step = json.loads((found / "state.json").read_text())["step"]
             gang.load(found / "learner")
-            print(f"going on from {found.name} in {self.run}", flush=True)
-        log, config = self.job.log, self.job.model_dump(mode="json")
-        self.sinks = Sinks(self.run, self.step, log.tensorboard, log.wandb, config)
+            say(f"going on from {found.name} in {self.run}")
+        self.sinks = sinks(self.job, self.held, self.step)
 
     def _loop(self, gang: Gang) -> None:
         job = self.job
@@ -110,7 +112,9 @@ class SupervisedRun:
             objective, rows = self._settled(gang, seen, np.arange(len(seen)))
             metrics = gang.update("actor", [(objective, 1.0)], [[rows]], seen)
             metrics["time/step"] = time.monotonic() - began
-            metrics["step/tokens_per_second"] = float(seen.lengths[rows].sum()) / metrics["time/step"]
+            tokens = float(seen.lengths[rows].sum())
+            metrics["step/tokens_per_second"] = tokens / metrics["time/step"]
+            stages = {"learn": metrics["time/step"]}
             self.step += 1
             last = self.step == job.num_steps
             stopping = self.stop.requested and not last
@@ -118,6 +122,8 @@ class SupervisedRun:
             if self.heldout is not None and (last or due):
                 metrics |= self.evaluate(gang)
                 self._keep_best(gang, metrics)
+                stages["evaluate"] = time.monotonic() - began - metrics["time/step"]
+            metrics |= self.meter.step(stages, tokens)
             self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
             if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
                 self._save(gang)

@@ -32,6 +32,7 @@ from ..data.examples import Rows
 from ..data.sampler import Mixture, Sampler, Shares, balanced
 from ..data.stream import Stream
 from ..data.tokenizer import fingerprint
+from ..journal import say
 from ..learner.heads import ClassObjective, Seq2SeqObjective, SpanObjective, TokenObjective
 from ..learner.objectives import (
     LanguageModelObjective,
@@ -183,7 +184,7 @@ def _prepare(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepar
 def _kept(made: batches.Prepared, rows: Rows | Stream, max_length: int) -> Batch:
     if made.dropped:
         longest = f"max_length {max_length}"
-        print(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out", flush=True)
+        say(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out")
     return made.batch
 
 
@@ -200,7 +201,7 @@ def _augmented(job: ClassifyJob, rows: Rows) -> list[Rows]:
     kinds = [list(shares)[i % len(shares)] for i in range(job.augment.copies)]
     copies = [augment.changed(rows, kind, shares[kind], [job.run.seed, i]) for i, kind in enumerate(kinds)]
     done = ", ".join(f"{kinds.count(kind)} with {kind} {share:g}" for kind, share in shares.items() if kind in kinds)
-    print(f"data: augmented {len(rows)} examples by {len(copies)} copies of each ({done})", flush=True)
+    say(f"data: augmented {len(rows)} examples by {len(copies)} copies of each ({done})")
     return copies
 
 
@@ -212,7 +213,7 @@ def _classify(job: ClassifyJob, names: tuple[str, ...], train: Batch, heldout: B
         raise BadInput(f"data: no example of class {', '.join(absent)}; remove it from labels, or add examples")
     weights = classes.weights(counts, job.class_weights, job.effective_beta)
     shown = ", ".join(f"{n} {c} (weight {w:.2f})" for n, c, w in zip(names, counts, weights, strict=True))
-    print(f"data: classes {shown}; sampling {job.sampling}, gamma {job.gamma:g}", flush=True)
+    say(f"data: classes {shown}; sampling {job.sampling}, gamma {job.gamma:g}")
     return Task(
         ClassObjective(tuple(weights), job.gamma), train, heldout,
         judge=None if heldout is None else partial(_classes, names, heldout),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ def start(rank: int, world_size: int, address: str, port: int, device: torch.dev
     )  # fmt: skip
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    if (name := interface(address)) is not None:  # gloo would take the one of the host's name, which is often 127.0.0.1
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     import deepspeed
 
     # Its shared-memory all-reduce (inference only) would be compiled here under a file lock that a killed process never
@@ -35,6 +39,18 @@ def start(rank: int, world_size: int, address: str, port: int, device: torch.dev
         verbose=False,
         dist_init_required=True,
     )
+
+
+def interface(address: str) -> str | None:
+    """The network interface by which this host reaches an address (its own: the one that has it); None where none is found."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing
+        except OSError:
+            return None
+        own = probe.getsockname()[0]
+    there = psutil.net_if_addrs().items()
+    return next((name for name, found in there if any(a.address.split("%")[0] == own for a in found)), None)
 
 
 def settings(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def main():
     environment.authenticate(job.cluster)  # before Ray is imported
     from rich.console import Console
 
-    from rlhf_ray.driver import pipeline, rl, rl_setup, supervised
+    from rlhf_ray.driver import gauges, pipeline, rl_setup
 
-    rl.Sinks = supervised.Sinks = Sinks
+    gauges.Sinks = Sinks
     rl_setup.RolloutWorker = WORKERS[sys.argv[2]]
     with contextlib.suppress(Finished):
         pipeline.run(job, Console(stderr=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlhf_ray.driver.rundir import manifest
 from tests.helpers import TINY, metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration
@@ -34,7 +35,12 @@ def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     assert process.returncode == 3, out + err
     done = len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines())
     assert 2 <= done < 6
+    before = manifest(tmp_path / "parts")
     train(job, tmp_path / "parts", "num_steps=6")
+    after = manifest(tmp_path / "parts")
+    assert after["run_id"] == before["run_id"]
+    assert (before["usage"]["steps"], after["usage"]["steps"]) == (done, 6)
+    assert after["usage"]["device_seconds"] > before["usage"]["device_seconds"]
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
 

@@ -1,8 +1,10 @@
 """The driver's parts without Ray: seeds of refills, steps without a varied group, masks, evaluations kept or made anew."""
 
+import socket
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -246,3 +248,11 @@ def test_a_job_that_is_made_longer_follows_the_longer_schedule():
     assert short == pytest.approx([0.5, 1.0, 2 / 3, 1 / 3])
     assert rates(8, 4, state)[0] == pytest.approx(longer[4:])
     assert rates(4, 1, rates(4, 2)[1])[0] == short[2:3]
+
+
+def test_the_interface_of_an_address_is_the_one_that_reaches_it():
+    """gloo is told this one; the host's name may resolve to 127.0.0.1."""
+    assert zero.interface("127.0.0.1") == "lo"
+    for name, found in psutil.net_if_addrs().items():
+        for own in [a.address for a in found if a.family == socket.AF_INET and psutil.net_if_stats()[name].isup]:
+            assert zero.interface(own) == name

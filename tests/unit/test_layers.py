@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "rlhf_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
-    {"batch", "lean", "metrics"},
+    {"batch", "journal", "lean", "metrics"},
     {"algorithms", "models", "data", "quality", "weights", "estimate"},
     {"rollout", "rewards", "learner", "placement", "workers"},
     {"driver"},

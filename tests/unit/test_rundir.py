@@ -77,7 +77,7 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
 def test_the_config_in_a_run_directory_makes_the_same_job(tmp_path):
     RunDir(job(tmp_path, "learner.lr=0.125")).close()
     assert load(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.125")
-    assert names(tmp_path) == [".lock", "config.json", "manifest.json"]
+    assert names(tmp_path) == [".lock", "config.json", "log.jsonl", "manifest.json"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""`ray job submit` to a cluster with token authentication, as the README has it."""
+"""`ray job submit` and `rlhf-ray submit` to two raylets with token authentication, as cluster/README.md has it."""
 
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,36 +30,32 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """The environment of a user with a head node of their own; their home is empty."""
-    home = tmp_path / "home"
-    home.mkdir()
-    dashboard = free_port()
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The environment of a user with two raylets of their own, a token and an empty home."""
+    home = tmp_path_factory.mktemp("home")
+    dashboard, gcs = free_port(), free_port()
     env = {**os.environ, "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
     env["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    start_env = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
+    nodes = []
+
+    def start(*options):
+        line = ["ray", "start", "--block", "--num-cpus=2", "--disable-usage-stats", *options]
+        line.append(f"--dashboard-agent-listen-port={free_port()}")  # two raylets of one machine cannot share it
+        nodes.append(subprocess.Popen(line, env=start_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return nodes[-1]
+
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
-        command = [
-            "ray",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=4",
-            "--disable-usage-stats",
-            f"--temp-dir={session}",
-        ]
-        ports = [
-            f"--port={free_port()}",
-            f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={free_port()}",
-        ]
-        start_env = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
-        head = subprocess.Popen([*command, *ports], env=start_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        await_dashboard(env["RAY_ADDRESS"], head)
+        ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={session}"]
+        await_dashboard(env["RAY_ADDRESS"], start("--head", *ports))
+        start(f"--address=127.0.0.1:{gcs}")
         yield env, home
-        children = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        head.wait(timeout=60)
+        children = [child for node in nodes for child in psutil.Process(node.pid).children(recursive=True)]
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            node.wait(timeout=60)
         for child in psutil.wait_procs(children, timeout=20)[1]:
             child.kill()
 
@@ -87,12 +84,28 @@ def submit(env, *arguments):
     return done
 
 
+def two_nodes(**changes):
+    job = rl_job(**changes)
+    job["cluster"] = {**job["cluster"], "spread": True}
+    job["rollout"] = {**job["rollout"], "num_workers": 4}
+    return job
+
+
+def followed(env, directory, *arguments):
+    """`rlhf-ray submit job.yaml` in a directory, as a running process."""
+    line = [f"{BIN}/rlhf-ray", "submit", "job.yaml", "--address", env["RAY_ADDRESS"], *arguments]
+    env = {**{k: v for k, v in env.items() if k != "RAY_ADDRESS"}, "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=directory, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
 def test_a_submitted_job_trains_and_leaves_nothing(cluster, tmp_path):
     env, home = cluster
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job()))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(two_nodes()))
     done = submit(env, str(tmp_path / "job.yaml"), f"run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout
+    assert "nodes: one with " in done.stdout  # a worker in each raylet
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "finished"
     time.sleep(2.0)
     left = []
@@ -110,3 +123,21 @@ def test_a_submitted_job_trains_and_leaves_nothing(cluster, tmp_path):
     refused = submit({k: v for k, v in env.items() if not k.startswith("RAY_AUTH")}, str(tmp_path / "job.yaml"))
     assert refused.returncode != 0
     assert "401" in refused.stdout + refused.stderr or "token" in refused.stdout + refused.stderr
+
+
+def test_ctrl_c_stops_a_followed_job_with_a_checkpoint(cluster, tmp_path):
+    """Ray's own stop kills after three seconds; this one waits for the step and its checkpoint: exit code 3."""
+    env, _ = cluster
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job(num_steps=1000)))
+    job = followed(env, tmp_path, f"run.dir={tmp_path}/run")
+    for line in job.stdout:
+        if "step 1/1000" in line:
+            job.send_signal(signal.SIGINT)
+            break
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 3, out + err
+    assert "rlhf-ray: stopped after step " in out
+    assert out.count("step 2/1000") <= 1, "the log was printed again"
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert (checkpoint / "manifest.json").is_file()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.helpers import ROOT, rl_job
+from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration
 
@@ -87,8 +87,21 @@ def submit(env, *arguments):
 def two_nodes(**changes):
     job = rl_job(**changes)
     job["cluster"] = {**job["cluster"], "spread": True}
-    job["rollout"] = {**job["rollout"], "num_workers": 4}
+    job["rollout"] = {**job["rollout"], "num_workers": 2}
     return job
+
+
+def one_learner(**changes):
+    """A job of two processes, its driver's and the learner's, which starts sooner than RL."""
+    model = {"init": TINY, "tokenizer": "toy"}
+    job = {
+        "job": "sft",
+        "model": model,
+        "data": {"path": "toy:reviews/sft", "size": 64},
+        "batch_size": 8,
+        "max_length": 64,
+    }
+    return {**job, "cluster": {"num_threads": 1}, "num_steps": 2, **changes}
 
 
 def followed(env, directory, *arguments):
@@ -128,7 +141,7 @@ def test_a_submitted_job_trains_and_leaves_nothing(cluster, tmp_path):
 def test_ctrl_c_stops_a_followed_job_with_a_checkpoint(cluster, tmp_path):
     """Ray's own stop kills after three seconds; this one waits for the step and its checkpoint: exit code 3."""
     env, _ = cluster
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job(num_steps=1000)))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(one_learner(num_steps=1000)))
     job = followed(env, tmp_path, f"run.dir={tmp_path}/run")
     for line in job.stdout:
         if "step 1/1000" in line:

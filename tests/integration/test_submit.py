@@ -154,3 +154,44 @@ def test_ctrl_c_stops_a_followed_job_with_a_checkpoint(cluster, tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert (checkpoint / "manifest.json").is_file()
+
+
+STAND_INS = {
+    "scontrol": """[ "$1" = show ] && printf '127.0.0.1\\n127.0.0.1\\n' || echo "$@" >> "$REQUEUED\"""",
+    # two raylets of one machine cannot share the port of the job agent
+    "srun": """shift 5; [[ "$*" != "ray start --address"* ]] || set -- "$@" "$AGENT"; exec "$@\"""",
+}
+
+
+@pytest.mark.learning
+def test_the_slurm_script_trains_on_two_raylets_and_is_queued_again_when_its_time_is_up(tmp_path):
+    """scontrol and srun are stand-ins that run everything here; the rest is real."""
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(one_learner(num_steps=100000)))
+    places = [str(tmp_path / "bin"), str(BIN), os.environ["PATH"]]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PATH": os.pathsep.join(places)}
+    env |= {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "two",
+        "RAY_PORT": str(free_port()),
+        "REQUEUED": str(tmp_path / "again"),
+    }
+    env["AGENT"] = f"--dashboard-agent-listen-port={free_port()}"
+    line = ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", f"run.dir={tmp_path}/run"]
+    script = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out = ""
+    for text in script.stdout:
+        out += text
+        if "step 1/" in text:
+            assert (tmp_path / ".ray-token-7").stat().st_mode & 0o777 == 0o600
+            script.terminate()
+            break
+    out += script.communicate(timeout=120)[0]
+    assert script.returncode == 3, out
+    assert (tmp_path / "again").read_text() == "requeue 7\n"
+    assert not (tmp_path / ".ray-token-7").exists()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["resources"]["CPU"] == 2 * os.cpu_count()

@@ -141,7 +141,7 @@ def _submit(args: argparse.Namespace) -> int:
     carry_token(args.token_file)  # before Ray is imported
     from .driver import submit
 
-    wanted = submit.request(job, Path(args.job), Path(args.working_dir), args.overrides, env)
+    wanted = submit.request("train", job, Path(args.job), Path(args.working_dir), args.overrides, env)
     client = submit.connect(args.address)
     name = submit.submit(client, wanted, args.submission_id)
     where = f"--address {client.get_address()}"

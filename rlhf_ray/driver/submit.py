@@ -65,9 +65,9 @@ def _loopback(host: str) -> bool:
 
 
 def request(
-    job: Any, file: Path, working_dir: Path, overrides: Sequence[str], env: Mapping[str, str]
+    command: str, job: Any, file: Path, working_dir: Path, overrides: Sequence[str], env: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the cluster is asked for: the command, a copy of ``working_dir`` without its runs, and time to write a checkpoint when stopped.
+    """What the cluster is asked for: `rlhf-ray COMMAND`, a copy of ``working_dir`` without its runs, and time to write a checkpoint when stopped.
 
     Raises BadInput: a job file that lies elsewhere, or a run directory that would be lost.
     """
@@ -81,7 +81,7 @@ def request(
         raise BadInput(f"{file} lies outside {root}, which is what the cluster gets; give --working-dir") from None
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.cluster.deadline_s))}  # Ray kills after 3 s otherwise
     return {
-        "entrypoint": shlex.join(["rlhf-ray", "train", str(inside), *overrides]),
+        "entrypoint": shlex.join(["rlhf-ray", command, str(inside), *overrides]),
         "runtime_env": {"working_dir": str(root), "excludes": ["/runs/", "/build/"], "env_vars": patience | dict(env)},
     }
 

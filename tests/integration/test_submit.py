@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -154,6 +155,70 @@ def test_ctrl_c_stops_a_followed_job_with_a_checkpoint(cluster, tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert (checkpoint / "manifest.json").is_file()
+
+
+@contextlib.contextmanager
+def flaky(port, seconds):
+    """A port that leads to ``port`` and cuts every connection after some seconds."""
+
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = server.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+                cuts.append(
+                    threading.Timer(seconds, lambda ends=(near, far): [e.shutdown(socket.SHUT_RDWR) for e in ends])
+                )
+                cuts[-1].start()
+
+    cuts = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        for cut in cuts:
+            cut.cancel()
+
+
+@pytest.mark.learning
+def test_a_log_survives_its_connection_and_the_exit_code_is_the_jobs(cluster, tmp_path):
+    env, _ = cluster
+    file, run = tmp_path / "job.yaml", f"run.dir={tmp_path}/run"
+    file.write_text(yaml.safe_dump(one_learner(num_steps=300)))
+    with flaky(int(env["RAY_ADDRESS"].rsplit(":", 1)[1]), 2.0) as port:
+        job = followed({**env, "RAY_ADDRESS": f"http://127.0.0.1:{port}"}, tmp_path, run)
+        out, err = job.communicate(timeout=300)
+    assert job.returncode == 0, out + err
+    steps = [line for line in out.splitlines() if line.startswith("step ")]
+    assert len(steps) == len(set(steps)) == 300, out
+
+    job = followed(env, tmp_path, run, "learner.lr=0.5")  # the cluster refuses it: another config's directory
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 2, out + err
+    assert "holds a run with another config" in out
+
+    job = followed(env, tmp_path, run, "--no-wait", "--submission-id=mine")
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, out + err
+    assert out.startswith("submitted mine: ray job logs -f mine --address ")
+    job = followed(env, tmp_path, run, "--no-wait", "--submission-id=mine")
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "the cluster did not take the job" in err
+    ended = subprocess.run(
+        ["ray", "job", "logs", "-f", "mine"], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "run directory: " in ended.stdout + ended.stderr
+
+    job = followed({k: v for k, v in env.items() if not k.startswith("RAY_AUTH")}, tmp_path, run)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "the cluster wants another token" in err
 
 
 STAND_INS = {

@@ -58,7 +58,7 @@ def test_a_file_outside_the_working_directory_would_not_be_there(place):
     file = place / "jobs" / "my job.yaml"
     (place / "other").mkdir()
     with pytest.raises(BadInput, match=r"lies outside .*/other, which is what the cluster gets"):
-        submit.request(load(file, ["run.dir=/s/x"]), file, place / "other", [], {})
+        submit.request("train", load(file, ["run.dir=/s/x"]), file, place / "other", [], {})
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _loopback(host: str) -> bool:
 def request(
     command: str, job: Any, file: Path, working_dir: Path, overrides: Sequence[str], env: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the cluster is asked for: `rlhf-ray COMMAND`, a copy of ``working_dir`` without its runs, and time to write a checkpoint when stopped.
+    """What the cluster is asked for: `rlhf-ray COMMAND`, a copy of ``working_dir`` without its runs, and time for a stop's checkpoint.
 
     Raises BadInput: a job file that lies elsewhere, or a run directory that would be lost.
     """

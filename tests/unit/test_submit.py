@@ -24,7 +24,7 @@ def place(tmp_path, monkeypatch):
 def test_a_request_runs_the_file_in_the_clusters_copy(place):
     file = place / "jobs" / "my job.yaml"
     wanted = submit.request(
-        load(file, ["run.dir=/shared/x"]), file, place, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
+        "train", load(file, ["run.dir=/shared/x"]), file, place, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
     )
     assert wanted["entrypoint"] == "rlhf-ray train 'jobs/my job.yaml' run.dir=/shared/x run.seed=3"
     assert wanted["runtime_env"]["working_dir"] == str(place)

@@ -127,15 +127,21 @@ def exit_code(details: JobDetails, log: str) -> int:
 
 async def _followed(client: JobSubmissionClient, job_id: str) -> str:
     """Prints the log until the job has ended; returns the end of it. A lost connection is taken up again where it broke."""
-    log = _Log()
-    loop, me, requests = asyncio.get_running_loop(), asyncio.current_task(), []
+    log, loop, me = _Log(), asyncio.get_running_loop(), asyncio.current_task()
+    asked: list[asyncio.Task[None]] = []
+
+    async def ask() -> None:
+        try:
+            await asyncio.to_thread(client.stop_job, job_id)
+        except (RuntimeError, OSError) as error:
+            print(f"rlhf-ray: the cluster did not hear the stop: {error}", file=sys.stderr, flush=True)
 
     def stop() -> None:
-        if requests and me is not None:
+        if asked and me is not None:
             me.cancel()
             return
         print("stopping the job after this step, with a checkpoint (again: leave it to that)", flush=True)
-        requests.append(loop.create_task(asyncio.to_thread(client.stop_job, job_id)))
+        asked.append(loop.create_task(ask()))
 
     with _signals(loop, stop):
         try:

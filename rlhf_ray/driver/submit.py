@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
@@ -28,7 +29,7 @@ from ..config import BadInput
 from .session import check_run_dir
 
 STOPPED = re.compile(r"^rlhf-ray: stopped ", re.MULTILINE)  # what `train` says on its way to exit code 3
-AGENT_WAIT_S = 60.0  # a node's job agent is up some seconds after the dashboard
+ANSWER_S = 60.0  # a node's job agent is up some seconds after the dashboard
 KEPT = 4000  # characters of the log that are looked at once the job has ended
 
 
@@ -87,13 +88,21 @@ def request(
 
 
 def submit(client: JobSubmissionClient, wanted: dict[str, Any], submission_id: str | None) -> str:
-    """Sends a request and returns the submission's id. Raises BadInput: a directory that is too large, an id that is taken, no answer."""
-    deadline = time.monotonic() + AGENT_WAIT_S
+    """Sends a request and returns the submission's id, which makes it safe to send it again where an answer was lost.
+
+    Raises BadInput: a directory that is too large, an id that is taken, no answer.
+    """
+    name = submission_id or f"rlhf-ray-{secrets.token_hex(8)}"
+    deadline, lost = time.monotonic() + ANSWER_S, False
     while True:
         try:
-            return client.submit_job(**wanted, submission_id=submission_id)
-        except (RuntimeError, ValueError) as error:
-            if "No available agent" in str(error) and time.monotonic() < deadline:
+            return client.submit_job(**wanted, submission_id=name)
+        except (RuntimeError, ValueError, OSError) as error:
+            if lost and "already exists" in str(error):
+                return name
+            passing = isinstance(error, OSError) or "No available agent" in str(error)
+            if passing and time.monotonic() < deadline:
+                lost |= isinstance(error, OSError)
                 time.sleep(1.0)
                 continue
             reason = [line for line in str(error).splitlines() if line.strip()]

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -137,5 +138,7 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
     root = Path(__file__).parent
+    if shutil.which("git") is None:  # as in an image
+        return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

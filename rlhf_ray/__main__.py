@@ -25,6 +25,7 @@ examples:
   rlhf-ray evaluate runs/quickstart/ppo jobs/reviews.yaml against=runs/quickstart/sft/model
   rlhf-ray options learner
   ray job submit --working-dir . -- rlhf-ray train jobs/ppo.yaml run.dir=/shared/runs/ppo
+  rlhf-ray submit jobs/ppo.yaml run.dir=/shared/runs/ppo --address http://head:8265
 
 The same `train` command on an existing run directory goes on from its last checkpoint.
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside with a checkpoint written
@@ -92,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dir", default="runs", help="where run directories will be (default runs)")
     doctor.add_argument("--address", help="Ray cluster to look at; by default RAY_ADDRESS, else a local session")
     doctor.add_argument("--quick", action="store_true", help="without the run that compares engine and learner")
+    _submit_options(
+        _command(commands, "submit", _submit, "train on a cluster through Ray's job API, and follow the log")
+    )
     evaluate = _command(
         commands, "evaluate", _evaluate, "judge a model's answers: a run directory or any Hugging Face model"
     )
@@ -118,8 +122,37 @@ def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int]
     return sub
 
 
+def _submit_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("job", metavar="JOB.yaml", help="job file in the working directory; checked here first")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options that replace the file's")
+    sub.add_argument("--address", help="dashboard of the cluster, http://HEAD:8265; by default Ray's own variables")
+    sub.add_argument("--working-dir", default=".", help="directory that the job gets a copy of (default .)")
+    sub.add_argument("--token-file", help="file with the cluster's token; by default Ray's own places")
+    sub.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="variable of the job")
+    sub.add_argument("--submission-id", help="name of the submission; by default Ray makes one")
+    sub.add_argument("--no-wait", action="store_true", help="print the submission's name and leave")
+
+
 def _train(args: argparse.Namespace) -> int:
     return _run(load(args.job, args.overrides))
+
+
+def _submit(args: argparse.Namespace) -> int:
+    job = load(args.job, args.overrides)
+    env = dict(e.split("=", 1) if "=" in e else (e, os.environ.get(e)) for e in args.env)
+    if missing := [name for name, value in env.items() if value is None]:
+        raise BadInput(f"--env: {missing[0]} is not set here; set it, or give {missing[0]}=VALUE")
+    from .driver.environment import carry_token
+
+    carry_token(args.token_file)  # before Ray is imported
+    from .driver import submit
+
+    wanted = submit.request("train", job, Path(args.job), Path(args.working_dir), args.overrides, env)
+    client = submit.connect(args.address)
+    name = submit.submit(client, wanted, args.submission_id)
+    where = f"--address {client.get_address()}"
+    print(f"submitted {name}: ray job logs -f {name} {where}; ray job stop {name} {where}", flush=True)
+    return 0 if args.no_wait else submit.follow(client, name)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

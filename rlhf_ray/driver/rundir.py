@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -158,5 +159,7 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
     root = Path(__file__).parent
+    if shutil.which("git") is None:  # as in an image
+        return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

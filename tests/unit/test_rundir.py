@@ -531,3 +531,11 @@ def test_a_tracker_that_fails_is_left_out_and_the_file_is_not(tmp_path, caplog):
     assert called == [0]
     assert "no network" in caplog.text
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+def test_a_run_needs_no_git(tmp_path, monkeypatch):
+    """An image has none."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with RunDir(parse(rl_job(run={"dir": str(tmp_path / "run")}), "test")) as held:
+        held.record("finished")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["git_revision"] is None

@@ -26,23 +26,24 @@ PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "py
 
 
 class RunDir:
-    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is.
+    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is, ``wait_s`` waits for one that ends.
 
     Raises BadInput where another run holds it or another job wrote it.
     """
 
-    def __init__(self, job: Any, keep_state: bool = False) -> None:
+    def __init__(self, job: Any, keep_state: bool = False, wait_s: float = 0.0) -> None:
         self.path = Path(job.run.dir).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise BadInput(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.lock.seek(0)
-            raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}") from None
+        until = time.monotonic() + wait_s
+        while not self._locked():
+            if time.monotonic() >= until:
+                self.lock.seek(0)
+                raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}")
+            time.sleep(0.5)
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
@@ -51,6 +52,13 @@ class RunDir:
         self.began = time.time()
         if not (keep_state and self.state.get("state") == "finished"):
             self.record("running")
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def _accept(self, job: Any) -> None:
         config, mine = self.path / "config.json", job.model_dump(mode="json")
@@ -71,7 +79,7 @@ class RunDir:
 
     def _begun(self) -> bool:
         """Whether a run here got as far as writing something that another config must not go on with."""
-        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json")
+        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json", "trials/*")
         return any(next(self.path.glob(name), None) is not None for name in made)
 
     def record(self, state: str, **more: Any) -> None:
@@ -101,7 +109,7 @@ class RunDir:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Records how it ended, and lets another process have the directory."""
-        if isinstance(error, Stopped | KeyboardInterrupt):
+        if isinstance(error, Stopped | KeyboardInterrupt | SystemExit):  # the last is how a search ends a trial
             self.record("stopped")
         elif error is not None:
             self.record("failed", error=f"{type(error).__name__}: {error}")

@@ -29,14 +29,14 @@ from .checkpoint import Checkpoints
 from .gang import Gang
 from .heldout import SEED_STEP
 from .rundir import RunDir
-from .session import Stop, Stopped
+from .session import Stop, Stopped, Watch, unwatched
 
 
 class SupervisedRun:
     """One supervised job. An epoch is a seeded shuffle; the cursor is the step."""
 
-    def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
-        self.job, self.run, self.stop = job, run.path, stop
+    def __init__(self, job: Supervised, run: RunDir, stop: Stop, watch: Watch = unwatched) -> None:
+        self.job, self.run, self.stop, self.watch = job, run.path, stop, watch
         streamed = isinstance(job.data, TrainingData) and job.data.stream
         rows = Stream(job.data, "data", self.run) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
@@ -114,8 +114,8 @@ class SupervisedRun:
             self.step += 1
             last = self.step == job.num_steps
             stopping = self.stop.requested and not last
-            due = job.evaluate.every and self.step % job.evaluate.every == 0
-            if self.heldout is not None and (last or due):
+            due = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
+            if self.heldout is not None and due:
                 metrics |= self.evaluate(gang)
                 self._keep_best(gang, metrics)
             self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
@@ -123,6 +123,8 @@ class SupervisedRun:
                 self._save(gang)
             if job.log.progress and (last or self.step % job.log.every == 0):
                 print(report.supervised_line(self.step, job.num_steps, metrics), flush=True)
+            if self.heldout is not None and due:
+                self.watch(self.step, metrics)
             if stopping:
                 raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 

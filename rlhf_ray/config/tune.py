@@ -178,6 +178,9 @@ class PopulationBased(Section):
     type: Literal["pbt"] = "pbt"
     every: int | None = Field(None, ge=1, description="Steps between such exchanges; none: evaluate.every.")
     quantile: float = Field(0.25, gt=0, le=0.5, description="Share of the trials that counts as best, and as worst.")
+    synchronous: bool = Field(
+        False, description="All trials wait for each other at an exchange, which makes it independent of their speed."
+    )
     resample: float = Field(
         0.25, ge=0, le=1, description="Chance that a key is drawn anew instead of multiplied by 0.8 or 1.2."
     )

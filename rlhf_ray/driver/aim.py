@@ -65,7 +65,7 @@ def tree(search: Search) -> dict[str, Any]:
 
 def aim(search: Search) -> Aim:
     """What the search looks for. Raises BadInput for a job that cannot be searched, and an objective that does not fit it."""
-    job, wanted, kind = base_job(search), search.tune.objective, search.base['job']
+    job, wanted, kind = base_job(search), search.tune.objective, search.base["job"]
     if not isinstance(job, RLJob | Supervised):
         better = "give the stage a file of its own" if isinstance(job, PipelineJob) else "it trains nothing"
         raise BadInput(f"tune: a search is over one training, and job: {job.job} is none; {better}")

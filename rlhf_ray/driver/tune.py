@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def fit(search: Search, trials: Trials, directory: Path, stop: Stop) -> tune.Res
     """Runs the trials that are not done. Ray Tune's own state lies in RUN/search."""
     os.environ.update({key: value for key, value in SETTINGS.items() if key not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", message="Consider boosting PBT"
+    )  # which a trial's own processes would not outlive
     random.seed(search.run.seed)  # Population Based Training draws from it
     there = nodes()
     trials.directory.mkdir(exist_ok=True)
@@ -173,7 +177,8 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
         lists = {key: d.values if isinstance(d, Choice) else domain(d) for key, d in config.space.items()}
         return schedulers.PopulationBasedTraining(
             time_attr=AT, perturbation_interval=chosen.every or every, hyperparam_mutations=lists, require_attrs=False,
-            quantile_fraction=chosen.quantile, resample_probability=chosen.resample, custom_explore_fn=_inside(config), log_config=False,
+            quantile_fraction=chosen.quantile, resample_probability=chosen.resample, synch=chosen.synchronous,
+            custom_explore_fn=_inside(config), log_config=False,
         )  # fmt: skip
     return schedulers.FIFOScheduler()
 

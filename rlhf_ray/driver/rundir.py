@@ -19,9 +19,9 @@ from typing import Any
 from ..config import BadInput, parse
 from .session import Stopped
 
-MAY_CHANGE = re.compile(
-    r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate)\b"
-)  # stages: see lineage.py
+MAY_CHANGE = re.compile(  # stages: see lineage.py; base: the job of a search
+    r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate|base\.log|base\.checkpoint|tune\.max_failures)\b"
+)
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
@@ -66,7 +66,7 @@ class RunDir:
             old = json.loads(config.read_text())
             with contextlib.suppress(BadInput):  # options younger than the run get their defaults
                 old = parse(old, str(config)).model_dump(mode="json")
-            changed = differences(old, mine)
+            changed = differences({"job": old.get("job")}, {"job": mine["job"]}) or differences(old, mine)
             refused = [c for c in changed if not MAY_CHANGE.match(c)]
             if refused:
                 raise BadInput(

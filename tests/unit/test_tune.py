@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,11 +16,12 @@ from rich.console import Console
 
 from rlhf_ray.config import BadInput, ObjectiveConfig, Search, TuneConfig, load, load_search
 from rlhf_ray.config.tune import samples
-from rlhf_ray.driver import clone, findings
-from rlhf_ray.driver.aim import aim
+from rlhf_ray.driver import clone, findings, tune
+from rlhf_ray.driver.aim import aim, base_job
 from rlhf_ray.driver.checkpoint import Checkpoints
 from rlhf_ray.driver.findings import Row
 from rlhf_ray.driver.trial import Trials, last_evaluation, plain
+from rlhf_ray.placement import plan
 from rlhf_ray.quality import pareto
 from tests.helpers import ROOT, rl_job
 
@@ -352,3 +354,50 @@ def test_no_budget_is_refused_below_zero():
 def test_the_job_file_of_the_repository_is_a_search():
     search = load_search(ROOT / "jobs" / "tune.yaml")
     assert aim(search).budgets["kl"] > 0
+
+
+# what Ray Tune is told ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_concurrent", [1, 2, 4])
+def test_a_trial_reserves_a_share_of_the_nodes_and_nothing_for_its_driver(tmp_path, max_concurrent):
+    found = search_of(tmp_path)
+    trials = Trials({**found.base, "run": {}, "cluster": {"device": "cpu"}}, tmp_path, aim(found), max_concurrent)
+    group = trials.group({"learner.lr": 1e-3}, [{"CPU": 4.0}])
+    assert group.head_bundle_is_empty
+    reserved = sum(bundle["CPU"] for bundle in group.bundles)
+    assert (
+        0.8 * 4 / max_concurrent < reserved <= 4 / max_concurrent or reserved == 3
+    )  # three workers take a core each at most
+    placed = plan(trials.job({}, tmp_path).cluster, {"learner": 1, "rollout": 1, "reward": 1}, group.bundles)
+    assert placed.nodes == [0]  # the same plan again, with the bundles as its nodes
+
+
+def test_gpus_are_not_divided(tmp_path):
+    found = search_of(tmp_path)
+    trials = Trials({**found.base, "run": {}, "cluster": {"device": "cuda"}}, tmp_path, aim(found), 4)
+    (bundle,) = trials.group({}, [{"CPU": 16.0, "GPU": 8.0}]).bundles
+    assert bundle["GPU"] == 1
+    with pytest.raises(BadInput, match="needs 1 GPUs"):
+        trials.group({}, [{"CPU": 16.0}])
+
+
+def test_no_scheduler_ends_a_trial_at_its_last_step(tmp_path):
+    found = search_of(tmp_path, scheduler={"type": "asha", "reduction_factor": 2})
+    made = tune.scheduler(found.tune, base_job(found))
+    made.set_search_properties("score", "max")
+    trial = SimpleNamespace(trial_id="a")
+    made.on_trial_add(None, trial)
+    for step in (2, 4):
+        assert made.on_trial_result(None, trial, {"step": step, "score": 0.0}) == "CONTINUE"
+    for name, score, verdict in (("b", -1.0, "STOP"), ("c", 1.0, "CONTINUE")):
+        trial = SimpleNamespace(trial_id=name)
+        made.on_trial_add(None, trial)
+        assert made.on_trial_result(None, trial, {"step": 2, "score": score}) == verdict
+
+
+def test_what_is_perturbed_stays_inside_the_space(tmp_path):
+    space = {"learner.lr": LR, "algorithm.group_size": {"type": "randint", "low": 1, "high": 5}}
+    explore = tune._inside(TuneConfig(space=space))
+    assert explore({"learner.lr": 0.012, "algorithm.group_size": 6}) == {"learner.lr": 0.01, "algorithm.group_size": 4}
+    assert explore({"learner.lr": 1e-5, "algorithm.group_size": 0}) == {"learner.lr": 1e-4, "algorithm.group_size": 1}

@@ -144,8 +144,10 @@ def _searcher(
 ) -> tuple[Any, int | None, dict[str, Any]]:
     """The searcher, the limit of concurrent trials where it has none itself, and the space that is left to Tune."""
     if config.searcher.type == "optuna":
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         if config.searcher.pareto:
             axes = ["quality", *wanted.spent]
             modes = ["max", *("min" for _ in wanted.spent)]
@@ -203,7 +205,7 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Ray Tune's hook."""
-        if "step" not in result or result.get("done"):
+        if "step" not in result:
             return
         shown = "  ".join(f"{name} {result[name]:.3f}" for name in self.aim.spent)
         print(

@@ -44,30 +44,23 @@ class Row:
 
 def rows(grid: Any, trials: Trials, num_steps: int) -> list[Row]:
     """The trials of Tune's results, in their order."""
-    found = []
-    for (
-        trial
-    ) in grid._experiment_analysis.trials:  # the public results say not which trials were stopped, which interrupted
-        last = trial.last_result or {}
-        name = str(trial.trial_id)
-        run = str(last.get("run", name))
-        history = evaluations(trials.directory / run, trials.aim)
-        state = {"TERMINATED": "stopped", "ERROR": "failed"}.get(trial.status, "unfinished")
-        if state == "stopped" and last.get("step", 0) >= num_steps:
-            state = "finished"
-        error = manifest(trials.directory / run).get("error") if state == "failed" else None
-        found.append(
-            Row(
-                name,
-                run,
-                state,
-                plain(last.get("config") or trial.config),
-                history,
-                _seconds(trials.directory / run),
-                error,
-            )
-        )
-    return found
+    # the public results say not which trials were stopped and which interrupted
+    return [_row(trial, trials, num_steps) for trial in grid._experiment_analysis.trials]
+
+
+def _row(trial: Any, trials: Trials, num_steps: int) -> Row:
+    last = trial.last_result or {}
+    name = str(trial.trial_id)
+    home = trials.directory / str(last.get("run", name))
+    state = {"TERMINATED": "stopped", "ERROR": "failed"}.get(trial.status, "unfinished")
+    if state == "stopped" and last.get("step", 0) >= num_steps:
+        state = "finished"
+    error = None
+    if state == "failed":  # said by the run itself, or, where its process was killed, by Ray
+        said = str(trial.get_error() or "").strip().splitlines()
+        error = manifest(home).get("error") or (said[-1] if said else "ended without a word")
+    values = plain(last.get("config") or trial.config)
+    return Row(name, home.name, state, values, evaluations(home, trials.aim), _seconds(home), error)
 
 
 def evaluations(home: Path, aim: Aim) -> list[dict[str, float]]:

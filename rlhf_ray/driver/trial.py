@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def train(trials: Trials, values: Mapping[str, Any]) -> None:
 
     def watch(step: int, metrics: Mapping[str, Any]) -> None:
         if step < job.num_steps:  # the last one is reported when the model is there
-            _report(trials.aim, home, step, metrics)
+            _report(trials.aim, job, home, step, metrics)
 
     with (
         (home / "output.txt").open("a") as output,
@@ -79,7 +80,7 @@ def train(trials: Trials, values: Mapping[str, Any]) -> None:
         if donor is not None:
             clone(trials.directory / donor["run"], donor["step"], home, job, values)
         pipeline.single(job, held, Stop(), Console(file=output, width=120, markup=False, emoji=False), watch)
-    _report(trials.aim, home, job.num_steps, last_evaluation(home), last=True)
+    _report(trials.aim, job, home, job.num_steps, last_evaluation(home))
 
 
 def _pointer() -> dict[str, Any] | None:
@@ -92,14 +93,25 @@ def _pointer() -> dict[str, Any] | None:
     return read
 
 
-def _report(aim: Aim, home: Path, step: int, metrics: Mapping[str, Any], last: bool = False) -> None:
+def _report(aim: Aim, job: Any, home: Path, step: int, metrics: Mapping[str, Any]) -> None:
     """Hands an evaluation to Tune, with a checkpoint that only points to ours; raises SystemExit where Tune ends the trial."""
-    found: dict[str, Any] = {**aim.measure(metrics), "step": step, "run": home.name} | ({} if last else {AT: step})
+    found: dict[str, Any] = {
+        **aim.measure(metrics),
+        "step": step,
+        "evaluation": evaluations(job, step),
+        "run": home.name,
+    }
+    found |= {AT: step} if step < job.num_steps else {}
     found |= {k: v for k, v in metrics.items() if k.startswith("evaluate/")}
     with tempfile.TemporaryDirectory() as directory:
         trial = str(tune.get_context().get_trial_id())
         (Path(directory) / "pointer.json").write_text(json.dumps({"trial": trial, "run": home.name, "step": step}))
         tune.report(found, checkpoint=tune.Checkpoint.from_directory(directory))
+
+
+def evaluations(job: Any, step: int) -> int:
+    """How many evaluations a trial has had after ``step`` steps."""
+    return math.ceil(step / (job.evaluate.every or job.num_steps))
 
 
 def last_evaluation(home: Path) -> dict[str, Any]:

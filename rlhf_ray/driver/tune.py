@@ -36,7 +36,7 @@ from .aim import Aim, aim, base_job, tree
 from .pipeline import SUBMITTED
 from .rundir import RunDir
 from .session import Failed, Stop, Stopped, check_run_dir, check_shared, session
-from .trial import AT, Trials, train
+from .trial import AT, Trials, evaluations, train
 
 SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the job mean what they mean to `train`
@@ -170,7 +170,12 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
             time_attr="step", max_t=end, grace_period=grace, reduction_factor=chosen.reduction_factor
         )
     if isinstance(chosen, HyperBand):
-        return schedulers.HyperBandScheduler(time_attr="step", max_t=end, reduction_factor=chosen.reduction_factor)
+        rounds = evaluations(
+            job, job.num_steps
+        )  # not steps: its brackets hold as many trials as there are units of time
+        return schedulers.HyperBandScheduler(
+            time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor
+        )
     if isinstance(chosen, MedianStopping):
         return schedulers.MedianStoppingRule(
             time_attr="step", grace_period=chosen.grace or every, min_samples_required=chosen.min_trials

@@ -67,6 +67,8 @@ def test_other_schedulers_end_with_the_best_rate(tmp_path, scheduler):
     )  # fmt: skip
     best = next(t for t in found["trials"] if t["name"] == found["best"])
     assert best["values"] == {"learner.lr": 5e-3}
+    if scheduler == "hyperband":
+        assert sorted(t["history"][-1]["step"] for t in found["trials"]) == [4, 4, 16]
 
 
 @pytest.mark.parametrize("searcher", [{"type": "optuna"}, {"type": "optuna", "pareto": True}, {"type": "hyperopt"}])

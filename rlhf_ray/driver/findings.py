@@ -60,7 +60,9 @@ def _row(trial: Any, trials: Trials, num_steps: int) -> Row:
         said = str(trial.get_error() or "").strip().splitlines()
         error = manifest(home).get("error") or (said[-1] if said else "ended without a word")
     values = plain(last.get("config") or trial.config)
-    return Row(name, home.name, state, values, evaluations(home, trials.aim), _seconds(home), error)
+    return Row(
+        name, home.name, state, values, evaluations(home, trials.aim), float(last.get("time_total_s", 0.0)), error
+    )
 
 
 def evaluations(home: Path, aim: Aim) -> list[dict[str, float]]:
@@ -68,10 +70,6 @@ def evaluations(home: Path, aim: Aim) -> list[dict[str, float]]:
     file = home / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     return [{"step": line["step"] + 1, **aim.measure(line)} for line in lines if f"evaluate/{aim.metric}" in line]
-
-
-def _seconds(home: Path) -> float:
-    return float(manifest(home).get("seconds", 0.0))
 
 
 def front(found: Sequence[Row], aim: Aim) -> list[Row]:

@@ -20,14 +20,14 @@ JOB = {
     "model": {"init": TINY, "tokenizer": "toy"},
     "data": {"path": "toy:reviews/text", "size": 128},
     "evaluate": {"every": 8, "data": {"path": "toy:reviews/text", "split": "heldout", "size": 16}},
-    "num_steps": 48,
+    "num_steps": 96,
     "batch_size": 8,
     "max_length": 64,
     "tune": {
         "space": {"learner.lr": {"type": "grid", "values": [1e-6, 3e-3]}},
         "num_samples": 1,
         "max_concurrent": 2,
-        "scheduler": {"type": "median", "min_trials": 2, "grace": 48},
+        "scheduler": {"type": "median", "min_trials": 2, "grace": 96},
         "objective": {"metric": "-loss/cross_entropy"},
     },
 }
@@ -42,10 +42,11 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     file.write_text(yaml.safe_dump(JOB, sort_keys=False))
     pipe = subprocess.PIPE
     first = subprocess.Popen(command(file, run), stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-    seen = set()
+    seen, last = set(), ""
     for line in first.stdout:
         if " step " in line:
-            seen.add(line.split()[0])
+            last = line.split()[0]
+            seen.add(last)
         if len(seen) == 2:
             first.send_signal(signal.SIGTERM)
             break
@@ -61,9 +62,9 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     for trial in found["trials"]:
         home = run / "trials" / trial["run"]
         assert trial["state"] == "finished"
-        assert "going on from step-" in (home / "output.txt").read_text()
-        assert [m["step"] for m in metrics_of(home)] == list(range(48))  # nothing twice, nothing left out
-        assert [h["step"] for h in trial["history"]] == [8, 16, 24, 32, 40, 48]
+        assert [m["step"] for m in metrics_of(home)] == list(range(96))  # nothing twice, nothing left out
+        assert [h["step"] for h in trial["history"]] == list(range(8, 97, 8))
+    assert "going on from step-" in (run / "trials" / last / "output.txt").read_text()
     best = next(t for t in found["trials"] if t["name"] == found["best"])
     assert best["values"] == {"learner.lr": 3e-3}
     assert (run / "trials" / best["run"] / "model" / "model.safetensors").is_file()

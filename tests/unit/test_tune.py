@@ -401,3 +401,8 @@ def test_what_is_perturbed_stays_inside_the_space(tmp_path):
     explore = tune._inside(TuneConfig(space=space))
     assert explore({"learner.lr": 0.012, "algorithm.group_size": 6}) == {"learner.lr": 0.01, "algorithm.group_size": 4}
     assert explore({"learner.lr": 1e-5, "algorithm.group_size": 0}) == {"learner.lr": 1e-4, "algorithm.group_size": 1}
+
+
+def test_a_searcher_that_is_not_installed_is_said_with_its_remedy():
+    with pytest.raises(BadInput, match=r"pip install 'rlhf-ray\[no_such_searcher\]'"):
+        tune._require("no_such_searcher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import BadInput, ClusterConfig, apply_overrides, load, parse
+from .config import BadInput, ClusterConfig, apply_overrides, load, load_search, parse
 from .config.options import listing
 
 EPILOG = """\
 examples:
   rlhf-ray train jobs/quickstart.yaml
   rlhf-ray train jobs/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
+  rlhf-ray tune jobs/tune.yaml
   rlhf-ray plan jobs/ppo.yaml model.path=/models/qwen
   rlhf-ray report runs/quickstart/ppo
   rlhf-ray evaluate runs/quickstart/ppo jobs/reviews.yaml against=runs/quickstart/sft/model
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, call, text in (
         ("train", _train, "run a job (pretrain, sft, reward, dpo, ppo, pipeline), or go on with one"),
+        ("tune", _tune, "search the keys that the job's `tune:` section names, or go on with a search"),
         ("plan", _plan, "check a job: batches, placement, memory, seconds of a step; yes or no, and what would help"),
     ):
         sub = _command(commands, name, call, text)
@@ -155,6 +158,11 @@ def _submit(args: argparse.Namespace) -> int:
     return 0 if args.no_wait else submit.follow(client, name)
 
 
+def _tune(args: argparse.Namespace) -> int:
+    search = load_search(args.job, args.overrides)
+    return _in_ray(search.cluster, "tune", search)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     files = [a for a in args.rest if "=" not in a]
     if len(files) > 1:
@@ -176,14 +184,19 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _run(job: Any) -> int:
+    return _in_ray(job.cluster, "pipeline", job)
+
+
+def _in_ray(cluster: ClusterConfig, module: str, what: Any) -> int:
+    """The driver's ``module``.run on ``what``, with the ends that are no failure of the program told in a line."""
     from .driver.environment import authenticate
 
-    authenticate(job.cluster)  # before Ray is imported
-    from .driver import pipeline
+    authenticate(cluster)  # before Ray is imported
+    run = importlib.import_module(f"{__package__}.driver.{module}").run
     from .driver.session import Failed, Stopped
 
     try:
-        pipeline.run(job, _console())
+        run(what, _console())
     except (Failed, Stopped) as ended:
         print(f"rlhf-ray: {' '.join(str(ended).split())}", file=sys.stderr)
         return 3 if isinstance(ended, Stopped) else 1

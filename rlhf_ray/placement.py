@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import BadInput, ClusterConfig, Reward, RolloutConfig, RuleReward
+from .config import Answers, BadInput, ClusterConfig, Reward, RLJob, RolloutConfig, RuleReward, Supervised
 
 Resources = dict[str, float]
 
@@ -197,7 +197,8 @@ def _missing(slots: list[Resources], nodes: Sequence[Mapping[str, float]]) -> st
 
 
 class Placement:
-    """A Plan made real: placement groups that live as long as the job."""
+    """A Plan made real: placement groups that live as long as the job. In a trial of a search the trial's own group, whose bundles are
+    the plan's nodes, is all there is."""
 
     def __init__(self, what: Plan, timeout_s: float) -> None:
         import ray
@@ -206,6 +207,9 @@ class Placement:
         self.plan = what
         self.groups: list[Any] = []
         self.place: dict[int, tuple[Any, int]] = {}
+        if (given := _given()) is not None:
+            self.place = {slot: (given, bundle) for slot, bundle in enumerate(what.nodes)}
+            return
         for how, which in what.groups:
             group = placement_group([what.slots[i] for i in which], strategy=how)
             self.groups.append(group)
@@ -248,8 +252,35 @@ def gpus_each(rollout: RolloutConfig | None, terms: Sequence[Reward]) -> dict[st
     return each | ({"reward": 0.0} if all(isinstance(term, RuleReward) for term in terms) else {})
 
 
+def demand(job: Any) -> tuple[dict[str, int], dict[str, float]]:
+    """How many workers of each role a job has, and the GPUs of one where plan() must know."""
+    counts: dict[str, int] = {}
+    if isinstance(job, RLJob | Supervised):
+        counts["learner"] = job.learner.num_workers
+    if not isinstance(job, RLJob | Answers):
+        return counts, {}
+    terms = [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])]
+    return counts | {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}, gpus_each(
+        job.rollout, terms
+    )
+
+
 def nodes() -> list[Resources]:
-    """What each live node of the Ray cluster has."""
+    """What each live node of the Ray cluster has; in a trial of a search, what each bundle of the trial's placement group has."""
     import ray
 
+    if (given := _given()) is not None:
+        return [dict(bundle) for bundle in given.bundle_specs]
     return [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
+
+
+def _given() -> Any:
+    """The placement group that this process was started in, or None."""
+    from ray.util import get_current_placement_group
+
+    return get_current_placement_group()
+
+
+def share(what: Sequence[Mapping[str, float]], parts: int) -> list[Resources]:
+    """``what`` nodes have, with one of ``parts`` equal shares of each one's CPUs."""
+    return [{k: v / parts if k == "CPU" else v for k, v in node.items()} for node in what]

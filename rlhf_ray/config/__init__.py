@@ -5,7 +5,7 @@ from .answers import Answers, EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .data import DataConfig, PromptConfig, TrainingData
 from .jobs import Job, PipelineJob, RLJob
 from .learner import CriticConfig, LearnerConfig
-from .load import ConfigError, apply_overrides, load, parse
+from .load import ConfigError, apply_overrides, load, load_search, parse, set_values
 from .model import LoraConfig, ModelConfig
 from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
 from .rewards import (
@@ -36,13 +36,16 @@ from .supervised import (
     Supervised,
     TagJob,
 )
+from .tune import ObjectiveConfig, Search, TuneConfig
 
 __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "AugmentConfig", "BadInput", "CheckpointConfig",
     "ClassifierReward", "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "Ensemble",
     "EvaluateJob", "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
-    "ModelReward", "NeuralReward", "PipelineJob",
+    "ModelReward", "NeuralReward", "ObjectiveConfig", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
-    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Section", "Seq2SeqJob", "SimPO",
-    "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "VLLMEngine", "apply_overrides", "load", "parse",
+    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Search", "Section", "Seq2SeqJob",
+    "SimPO",
+    "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "TuneConfig", "VLLMEngine", "apply_overrides", "load",
+    "load_search", "parse", "set_values",
 ]  # fmt: skip

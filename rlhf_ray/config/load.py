@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .jobs import Job, RLJob
 from .rollout import RolloutConfig
 from .section import BadInput
 from .supervised import PreferenceJob
+from .tune import Search, TuneConfig, samples
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Job)
 UNLESS_SAID = RLJob.unless_said | PreferenceJob.unless_said | RolloutConfig.unless_said
@@ -25,10 +27,49 @@ class ConfigError(BadInput):
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Any:
-    """The job of a YAML (or JSON) file with ``key.path=value`` overrides applied.
+    """The job of a YAML (or JSON) file with ``key.path=value`` overrides applied; its section `tune:` is checked and left out.
 
     Raises ConfigError: no such file, not YAML, or any check of the config tree, with the path of the key.
     """
+    tree = read(path, overrides)
+    if tree.get("tune") is not None:
+        _space(tree, str(path))
+    return parse({key: value for key, value in tree.items() if key != "tune"}, str(path))
+
+
+def load_search(path: str | Path, overrides: list[str] | None = None) -> Search:
+    """The search of a file: its section `tune:` and the job around it, with overrides applied.
+
+    Every key's ends and some random draws are parsed as jobs. Raises ConfigError for what :func:`load` refuses, no `tune:`, and values of
+    the space that make no job, with those values.
+    """
+    tree = read(path, overrides)
+    if tree.get("tune") is None:
+        raise ConfigError(
+            f"{path}: there is no section `tune:`; it names the keys to search, such as "
+            "{space: {learner.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}}}; jobs/tune.yaml is an example"
+        )
+    tune = _space(tree, str(path))
+    base = {key: value for key, value in tree.items() if key != "tune"}
+    job = parse(base, str(path))
+    for values in samples(tune.space, 64, job.run.seed):
+        shown = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        parse(set_values(base, values), f"{path}: tune.space draws {shown}")
+    return Search(
+        run=job.run, cluster=job.cluster, base={k: v for k, v in base.items() if k not in ("run", "cluster")}, tune=tune
+    )
+
+
+def _space(tree: dict[str, Any], where: str) -> TuneConfig:
+    try:
+        return TuneConfig.model_validate(tree["tune"])
+    except ValidationError as error:
+        sentences = (_sentence(e, tree["tune"]) for e in error.errors()[:3])
+        raise ConfigError(f"{where}: tune." + "; tune.".join(sentences)) from None
+
+
+def read(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The tree of a YAML (or JSON) file with overrides applied, unchecked."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such job file; jobs/ has examples")
@@ -44,7 +85,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Any:
         raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a job file is a mapping of keys, such as `job: ppo`")
-    return parse(apply_overrides(tree, overrides or []), str(path))
+    return apply_overrides(tree, overrides or [])
 
 
 def parse(tree: dict[str, Any], where: str) -> Any:
@@ -67,6 +108,14 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
         except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override '{override}': the value is not YAML; quote it") from None
         _set(tree, dotted.split("."), value, override)
+    return tree
+
+
+def set_values(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``tree`` with the value of each dotted key set. Raises ConfigError."""
+    tree = copy.deepcopy(tree)
+    for dotted, value in values.items():
+        _set(tree, dotted.split("."), value, f"{dotted}={value}")
     return tree
 
 

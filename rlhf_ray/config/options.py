@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from .jobs import Job
+from .tune import TuneConfig
 
 
 def listing() -> list[str]:
@@ -16,6 +17,7 @@ def listing() -> list[str]:
     found: dict[str, str] = {}
     for job in _variants(Job):
         _walk(job, str(job.model_fields["job"].default), found)
+    _walk(TuneConfig, "tune", found)
     return [f"{path}  {rest}" for path, rest in sorted(found.items())]
 
 

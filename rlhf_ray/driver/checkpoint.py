@@ -58,8 +58,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Checkpoints that have a manifest, oldest first."""
-        found = [p.parent for p in self.directory.glob("step-*/manifest.json") if ".tmp-" not in p.parent.name]
-        return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+        return complete(self.directory)
 
     def latest(self) -> Path | None:
         """The newest checkpoint whose files are what its manifest says; damaged ones are passed over, loudly.
@@ -77,6 +76,12 @@ class Checkpoints:
                 f"{self.directory}: all {len(found)} checkpoints are damaged; remove them to start afresh"
             )
         return None
+
+
+def complete(directory: Path) -> list[Path]:
+    """Checkpoints in a directory that have a manifest, oldest first; touches nothing, so that another process may be writing there."""
+    found = [p.parent for p in directory.glob("step-*/manifest.json") if ".tmp-" not in p.parent.name]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def verify(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from ..estimate.hardware import Cluster
 from ..estimate.memory import BYTES, GPU_PROCESS, Need
 from ..estimate.needs import Lengths, Setting
 from ..estimate.simulate import Layout
-from ..placement import Plan, gpus_each, plan
+from ..placement import Plan, demand, plan
 from . import shapes, trajectories
 
 RAY = 0.7e9  # the driver, the raylet and Ray's other processes
@@ -78,13 +78,7 @@ def forecast(job: Any, given: Setting) -> Forecast:
 
 def placed(job: Any, on: Cluster) -> Plan:
     """The placement of a job. Raises BadInput."""
-    counts: dict[str, int] = {}
-    each: dict[str, float] = {}
-    if isinstance(job, RLJob | Supervised):
-        counts["learner"] = job.learner.num_workers
-    if isinstance(job, RLJob | Answers):
-        counts |= {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-        each = gpus_each(job.rollout, [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])])
+    counts, each = demand(job)
     return plan(job.cluster, counts, on.resources(), each)
 
 

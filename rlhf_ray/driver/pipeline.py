@@ -16,7 +16,7 @@ from . import evaluate, lineage, meter, preflight, report, sample, score, tokeni
 from .rl import RL
 from .rl_setup import setup
 from .rundir import RunDir
-from .session import Stop, check_run_dir, check_shared, failing, session
+from .session import Stop, Watch, check_run_dir, check_shared, failing, session, unwatched
 from .supervised import SupervisedRun
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
@@ -41,11 +41,11 @@ def run(job: Any, console: Console) -> None:
         console.print(f"run directory: {held.path}")
 
 
-def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, Any]:
-    """One job in its run directory; returns its results, which the manifest keeps too."""
+def single(job: Any, held: RunDir, stop: Stop, console: Console, watch: Watch = unwatched) -> dict[str, Any]:
+    """One job in its run directory; returns its results, which the manifest keeps too. ``watch`` sees the evaluations of a training."""
     if isinstance(job, RLJob):
         with setup(job, held.path, say) as made:
-            rl = RL(job, held, made, stop)
+            rl = RL(job, held, made, stop, watch)
             with failing(lambda: rl.step > 0):
                 rl.train()
         found = report.before_and_after(held.path, job.evaluate.num_shown, console)
@@ -59,7 +59,7 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console) -> dict[str, An
     elif isinstance(job, TokenizerJob):
         results = tokenizer.run(job, held, console)
     else:
-        run = SupervisedRun(job, held, stop)
+        run = SupervisedRun(job, held, stop, watch)
         with failing(lambda: run.step > 0):
             results = run.train()
     held.record("finished", results=results)

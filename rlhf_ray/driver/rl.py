@@ -29,14 +29,14 @@ from .meter import Meter
 from .rl_setup import Setup
 from .rollouts import Rollouts
 from .rundir import RunDir
-from .session import Stop, Stopped
+from .session import Stop, Stopped, Watch, unwatched
 
 
 class RL:
     """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
-    def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop) -> None:
-        self.job, self.held, self.run, self.setup, self.stop = job, run, run.path, setup, stop
+    def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop, watch: Watch = unwatched) -> None:
+        self.job, self.held, self.run, self.setup, self.stop, self.watch = job, run, run.path, setup, stop, watch
         self.gang: Gang = setup.gang
         self.rollout: WorkerGroup = setup.rollout
         collector = Collector(
@@ -186,7 +186,8 @@ class RL:
         """Logs the step; evaluates, checkpoints and stops where it is time to."""
         job, last = self.job, self.step == self.job.num_steps
         stopping = self.stop.requested and not last
-        if last or (job.evaluate.every and self.step % job.evaluate.every == 0):
+        evaluated = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
+        if evaluated:
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
         metrics |= report.step_metrics(metrics, self.seconds)
@@ -200,6 +201,8 @@ class RL:
                 self.save()
         if job.log.progress:
             print(report.progress_line(self.step, job.num_steps, metrics), flush=True)
+        if evaluated:
+            self.watch(self.step, metrics)
         if stopping:
             raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 

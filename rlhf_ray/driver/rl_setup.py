@@ -28,7 +28,7 @@ from ..data import batches, examples
 from ..data.sampler import Mixture, Sampler
 from ..journal import say
 from ..models import load as models
-from ..placement import Placement, gpus_each, nodes, plan
+from ..placement import Placement, demand, nodes, plan
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
 from ..workers import WorkerGroup
@@ -105,8 +105,8 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
     terms = [*job.rewards.terms, *job.evaluate.terms]
     rewards = job.rewards.model_copy(update={"terms": terms})
-    counts = {"learner": job.learner.num_workers, "rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    chosen = plan(job.cluster, counts, nodes(), gpus_each(job.rollout, terms))
+    counts, each = demand(job)
+    chosen = plan(job.cluster, counts, nodes(), each)
     for line in chosen.lines():
         notes(line)
     placement = Placement(chosen, 120.0)

@@ -25,31 +25,32 @@ from .session import Stopped
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = re.compile(
-    r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate)\b"
-)  # stages: see lineage.py
+MAY_CHANGE = re.compile(  # stages: see lineage.py; base: the job of a search
+    r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate|base\.log|base\.checkpoint|tune\.max_failures)\b"
+)
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
 class RunDir:
-    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is.
+    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is, ``wait_s`` waits for one that ends.
 
     ``id`` is made with the directory, kept for good, and in everything that the run writes; that of a pipeline's stage begins with
     the pipeline's (``within``). Raises BadInput where another run holds the directory or another job wrote it.
     """
 
-    def __init__(self, job: Any, keep_state: bool = False, within: str | None = None) -> None:
+    def __init__(self, job: Any, keep_state: bool = False, within: str | None = None, wait_s: float = 0.0) -> None:
         self.path = Path(job.run.dir).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise BadInput(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.lock.seek(0)
-            raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}") from None
+        until = time.monotonic() + wait_s
+        while not self._locked():
+            if time.monotonic() >= until:
+                self.lock.seek(0)
+                raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}")
+            time.sleep(0.5)
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
@@ -61,13 +62,20 @@ class RunDir:
         if not (keep_state and self.state.get("state") == "finished"):
             self.record("running")
 
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
     def _accept(self, job: Any) -> None:
         config, mine = self.path / "config.json", job.model_dump(mode="json")
         if config.is_file() and self._begun():
             old = json.loads(config.read_text())
             with contextlib.suppress(BadInput):  # options younger than the run get their defaults
                 old = parse(old, str(config)).model_dump(mode="json")
-            changed = differences(old, mine)
+            changed = differences({"job": old.get("job")}, {"job": mine["job"]}) or differences(old, mine)
             refused = [c for c in changed if not MAY_CHANGE.match(c)]
             if refused:
                 raise BadInput(
@@ -80,7 +88,7 @@ class RunDir:
 
     def _begun(self) -> bool:
         """Whether a run here got as far as writing something that another config must not go on with."""
-        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json")
+        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json", "trials/*")
         return any(next(self.path.glob(name), None) is not None for name in made)
 
     def record(self, state: str, **more: Any) -> None:
@@ -116,7 +124,7 @@ class RunDir:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Records how it ended, and lets another process have the directory."""
-        if isinstance(error, Stopped | KeyboardInterrupt):
+        if isinstance(error, Stopped | KeyboardInterrupt | SystemExit):  # the last is how a search ends a trial
             self.record("stopped")
         elif error is not None:
             self.record("failed", error=f"{type(error).__name__}: {error}")

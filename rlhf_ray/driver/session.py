@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def failing(trained: Callable[[], bool]) -> Iterator[None]:
         if trained():
             raise Failed(f"{error} (the same command goes on from the last checkpoint, if one was written)") from error
         raise
+
+
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Called with the steps done and the step's metrics after each evaluation of a training, once what is due to be saved is."""
+
+
+def unwatched(step: int, metrics: Mapping[str, float]) -> None:
+    """Nobody watches."""
 
 
 class Stop:

@@ -31,14 +31,14 @@ from .gauges import sinks
 from .heldout import SEED_STEP
 from .meter import Meter
 from .rundir import RunDir
-from .session import Stop, Stopped
+from .session import Stop, Stopped, Watch, unwatched
 
 
 class SupervisedRun:
     """One supervised job. An epoch is a seeded shuffle; the cursor is the step."""
 
-    def __init__(self, job: Supervised, run: RunDir, stop: Stop) -> None:
-        self.job, self.held, self.run, self.stop = job, run, run.path, stop
+    def __init__(self, job: Supervised, run: RunDir, stop: Stop, watch: Watch = unwatched) -> None:
+        self.job, self.held, self.run, self.stop, self.watch = job, run, run.path, stop, watch
         streamed = isinstance(job.data, TrainingData) and job.data.stream
         rows = Stream(job.data, "data", self.run) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
@@ -118,8 +118,8 @@ class SupervisedRun:
             self.step += 1
             last = self.step == job.num_steps
             stopping = self.stop.requested and not last
-            due = job.evaluate.every and self.step % job.evaluate.every == 0
-            if self.heldout is not None and (last or due):
+            due = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
+            if self.heldout is not None and due:
                 metrics |= self.evaluate(gang)
                 self._keep_best(gang, metrics)
                 stages["evaluate"] = time.monotonic() - began - metrics["time/step"]
@@ -129,6 +129,8 @@ class SupervisedRun:
                 self._save(gang)
             if job.log.progress and (last or self.step % job.log.every == 0):
                 print(report.supervised_line(self.step, job.num_steps, metrics), flush=True)
+            if self.heldout is not None and due:
+                self.watch(self.step, metrics)
             if stopping:
                 raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 

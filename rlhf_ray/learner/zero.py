@@ -237,14 +237,20 @@ def save(engine: Any, directory: Path, name: str) -> None:
 
 
 def load(engine: Any, directory: Path, name: str) -> None:
-    """Every rank reads its shard back; the learning rate is the present schedule's, which a longer job has changed.
+    """Every rank reads its shard back; learning rate, betas and weight decay are the present job's, which is longer than the one that
+    was saved or (a clone in a search) has other ones.
 
     Raises ValueError where DeepSpeed finds nothing to load.
     """
+    plan = engine.lr_scheduler
+    rates = [*plan.base_lrs]
+    options = [{k: group[k] for k in ("betas", "weight_decay") if k in group} for group in plan.optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(directory), tag=name)
     if path is None:
         raise ValueError(f"{directory}/{name}: DeepSpeed found no checkpoint to load there")
-    plan = engine.lr_scheduler
+    plan.base_lrs = rates
+    for group, own in zip(plan.optimizer.param_groups, options, strict=True):
+        group.update(own)
     for group, base, factor in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
         group["lr"] = base * factor(plan.last_epoch)
 

@@ -40,6 +40,7 @@ LATER = (
     "stories_reward",
     "tag",
     "translation",
+    "tune",
 )  # much like others, or run by CI itself (quickstart): `make test-learning` runs them, so that CI stays short
 FILES = sorted(p.stem for p in (ROOT / "jobs").glob("*.yaml"))
 REWARD = """
@@ -129,6 +130,7 @@ def stages(folder, names):
         found |= {n: tiny(s, folder) for n, s in inner.items()}
     for job in found.values():
         job.pop("run", None)
+        job.pop("tune", None)  # of a file of its own
     return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft", "classify"), item[0])))
 
 

@@ -49,6 +49,7 @@ def test_every_file_is_known_here():
         "README.md",
         "aws.yaml",
         "gcp.yaml",
+        "grafana.json",  # test_dashboard.py
         "raycluster.yaml",
         "rayjob.yaml",
         "slurm.sh",

@@ -172,7 +172,7 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
     if isinstance(chosen, HyperBand):
         rounds = evaluations(
             job, job.num_steps
-        )  # not steps: its brackets hold as many trials as there are units of time
+        )  # in steps its first bracket, which stops nobody, would take more trials
         return schedulers.HyperBandScheduler(
             time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor
         )

@@ -43,6 +43,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Progress says it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours knows that the search was stopped: Tune says all of its trials are done
     "TUNE_GLOBAL_CHECKPOINT_S": "5",  # a driver that was killed loses so much of the search
 }
 
@@ -96,17 +97,20 @@ def fit(search: Search, trials: Trials, directory: Path, stop: Stop) -> tune.Res
         tuner = tune.Tuner.restore(str(store), placed, resume_unfinished=True, resume_errored=True)
     else:
         tuner = _tuner(placed, search, trials.aim, store)
-    before = signal.getsignal(signal.SIGTERM)
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in both}
 
-    def terminate(number: int, frame: Any) -> None:
+    def end(number: int, frame: Any) -> None:
         stop(number, frame)
-        signal.raise_signal(signal.SIGINT)  # which Tune listens to: it saves its state and ends
+        signal.raise_signal(signal.SIGUSR1)  # which Tune listens to: it saves its state and ends
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in both:
+        signal.signal(number, end)
     try:
         return tuner.fit()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tuner(placed: Any, search: Search, wanted: Aim, store: Path) -> tune.Tuner:

@@ -67,7 +67,7 @@ def run(search: Search, console: Console) -> None:
             rows = findings.rows(fit(search, trials, held.path, stop), trials, base_job(search).num_steps)
         left = sum(row.state == "unfinished" for row in rows)
         if stop.requested or left or len(rows) < _count(search.tune):
-            raise Stopped(f"stopped with {len(rows) - left} trials ended; the same command goes on with the search")
+            raise Stopped("stopped; the same command goes on with the search")
         results = findings.conclude(rows, search, wanted, held.path, console)
         held.record("finished", results=results)
         console.print(f"run directory: {held.path}")

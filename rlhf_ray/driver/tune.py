@@ -43,6 +43,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Progress says it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours knows that the search was stopped: Tune says all of its trials are done
     "TUNE_GLOBAL_CHECKPOINT_S": "5",  # a driver that was killed loses so much of the search
 }
 
@@ -66,7 +67,7 @@ def run(search: Search, console: Console) -> None:
             rows = findings.rows(fit(search, trials, held.path, stop), trials, base_job(search).num_steps)
         left = sum(row.state == "unfinished" for row in rows)
         if stop.requested or left or len(rows) < _count(search.tune):
-            raise Stopped(f"stopped with {len(rows) - left} trials ended; the same command goes on with the search")
+            raise Stopped("stopped; the same command goes on with the search")
         results = findings.conclude(rows, search, wanted, held.path, console)
         held.record("finished", results=results)
         console.print(f"run directory: {held.path}")
@@ -96,17 +97,20 @@ def fit(search: Search, trials: Trials, directory: Path, stop: Stop) -> tune.Res
         tuner = tune.Tuner.restore(str(store), placed, resume_unfinished=True, resume_errored=True)
     else:
         tuner = _tuner(placed, search, trials.aim, store)
-    before = signal.getsignal(signal.SIGTERM)
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in both}
 
-    def terminate(number: int, frame: Any) -> None:
+    def end(number: int, frame: Any) -> None:
         stop(number, frame)
-        signal.raise_signal(signal.SIGINT)  # which Tune listens to: it saves its state and ends
+        signal.raise_signal(signal.SIGUSR1)  # which Tune listens to: it saves its state and ends
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in both:
+        signal.signal(number, end)
     try:
         return tuner.fit()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tuner(placed: Any, search: Search, wanted: Aim, store: Path) -> tune.Tuner:
@@ -172,7 +176,7 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
     if isinstance(chosen, HyperBand):
         rounds = evaluations(
             job, job.num_steps
-        )  # not steps: its brackets hold as many trials as there are units of time
+        )  # in steps its first bracket, which stops nobody, would take more trials
         return schedulers.HyperBandScheduler(
             time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor
         )

@@ -126,7 +126,10 @@ def conclude(found: list[Row], search: Search, aim: Aim, directory: Path, consol
             f"best: {chosen.name} ({_measured(chosen.last, aim)}); its model: {directory / 'trials' / chosen.run / 'model'}"
         )
         console.print(f"train it again: rlhf-ray train {file}")
-    (directory / "trials.svg").write_text(plot(found, ahead, chosen, search, aim))
+    try:
+        picture(panels(found, ahead, chosen, search, aim), directory / "trials.svg")
+    except ImportError:
+        console.print("no plot of the trials: pip install 'rlhf-ray[plots]'")
     (directory / "tune.json").write_text(json.dumps(results, indent=1))
     return {key: results[key] for key in ("aim", "best", "front", "importance", "why") if key in results}
 
@@ -166,24 +169,23 @@ def table(found: Sequence[Row], ahead: Sequence[Row], chosen: Row | None, aim: A
     return made
 
 
-def plot(found: Sequence[Row], ahead: Sequence[Row], chosen: Row | None, search: Search, aim: Aim) -> str:
-    """An SVG: quality over KL with the budget and the front, and over each key."""
+def panels(found: Sequence[Row], ahead: Sequence[Row], chosen: Row | None, search: Search, aim: Aim) -> list[Panel]:
+    """Quality over KL with the budget and the front, and over each key."""
     shown = [row for row in found if row.history]
-    panels = []
+    made = []
     for name in aim.spent[:1]:
         dots = [_dot(row, row.last[name], chosen, aim) for row in shown]
         line = sorted((row.last[name], aim.sign * row.last["quality"]) for row in ahead)
-        panels.append(Panel(f"{name} (nats)", aim.metric, dots, limit=aim.budgets.get(name), line=line))
+        made.append(Panel(f"{name} (nats)", aim.metric, dots, limit=aim.budgets.get(name), line=line))
     for key, d in search.tune.space.items():
         log = isinstance(d, LogUniform)
-        panels.append(Panel(key, aim.metric, [_dot(row, row.values[key], chosen, aim) for row in shown], log=log))
-    return picture(panels)
+        made.append(Panel(key, aim.metric, [_dot(row, row.values[key], chosen, aim) for row in shown], log=log))
+    return made
 
 
 def _dot(row: Row, x: Any, chosen: Row | None, aim: Aim) -> Dot:
-    words = f"{row.name}, {row.state} at step {int(row.last['step'])}: {_measured(row.last, aim)}"
     kind = "chosen" if row is chosen else "over" if not aim.within(row.last) else row.state
-    return Dot(x, aim.sign * row.last["quality"], kind, words)
+    return Dot(x, aim.sign * row.last["quality"], kind)
 
 
 def importance(found: Sequence[Row], search: Search) -> dict[str, dict[str, float]]:

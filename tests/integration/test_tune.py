@@ -69,4 +69,4 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     assert best["values"] == {"learner.lr": 3e-3}
     assert (run / "trials" / best["run"] / "model" / "model.safetensors").is_file()
     assert load(run / "best.yaml").learner.lr == 3e-3
-    assert (run / "trials.svg").read_text().startswith("<svg")
+    assert "<svg" in (run / "trials.svg").read_text()

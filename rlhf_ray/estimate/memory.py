@@ -133,9 +133,9 @@ def kv_bytes(s: Shape, size: int) -> float:
 
 
 def embedded_engine(s: Shape, rows: int, longest: int, dtype: str, cpu: bool) -> dict[str, float]:
-    """Bytes of the embedded engine: weights; a cache for ``rows`` rows whose room doubles from 64 tokens up to ``longest``, in
-    float32 on a CPU; five (rows, V) float32 tensors to sample from."""
-    room = 64 * 2 ** math.ceil(math.log2(max(1.0, (longest + 1) / 64)))
+    """Bytes of the embedded engine: weights; a cache for ``rows`` rows of ``longest`` tokens, rounded up to 64, in float32 on a
+    CPU; five (rows, V) float32 tensors to sample from."""
+    room = 64 * math.ceil(longest / 64)
     return {
         "weights": float(BYTES[dtype] * s.num_parameters),
         "KV cache": rows * room * kv_bytes(s, 4 if cpu else BYTES[dtype]),

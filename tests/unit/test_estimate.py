@@ -15,6 +15,7 @@ from rlhf_ray.estimate.hardware import GIB, GPUS, cluster, this_machine
 from rlhf_ray.estimate.needs import Models, Setting
 from rlhf_ray.estimate.shape import shape
 from rlhf_ray.models import load as models
+from tests.benchmarks import rollout_vs_generate
 from tests.helpers import TINY, rl_job
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 101}
@@ -331,3 +332,34 @@ def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch):
     file = written(tmp_path, GIANTS["qwen2-7b"])
     assert main(["plan", file, "--gpus", "8xH200", "learner.num_workers=8", "rollout.num_workers=8", "--scale"]) == 0
     assert "  32 GPUs: ahead 0: " in capsys.readouterr().out
+
+
+ON_H200 = [  # shape, response lengths, seconds of an optimizer step on one H200 (LOG.md, 2026-11-27), none of which a constant was fitted to
+    ("0.5B", "equal", 2.782), ("0.5B", "skewed", 0.872), ("1.5B", "equal", 5.710), ("1.5B", "skewed", 1.635),
+]  # fmt: skip
+
+
+def a_benchmarks_shape(name):
+    values = rollout_vs_generate.SHAPES[name]
+    more = {"vocab_size": 32000, "num_key_value_heads": values["num_attention_heads"], "tie_word_embeddings": True}
+    return shape({"model_type": "llama", **values, **more})
+
+
+@pytest.mark.parametrize(("name", "kind", "seconds"), ON_H200)
+def test_learner_steps_that_were_measured_on_a_gpu(name, kind, seconds):
+    model, sizes = a_benchmarks_shape(name), rollout_vs_generate.lengths(kind, 256, 1008)
+    whole = sizes + 16.0
+    seen = stages.Samples(256, whole.sum(), (whole**2).sum(), float(sizes.sum()))
+    num = float(model.num_parameters)
+    learning = stages.Learning(model, num, num, "bfloat16", 1, 1, False, 32768)
+    assert stages.updating(learning, seen, 1, cluster("1xH200")) == pytest.approx(seconds, rel=0.25)
+
+
+def test_memory_that_was_measured_on_a_gpu():
+    """A learner of 0.5B parameters with micro-batches of 22,867 tokens held 48.57 GiB of an H200."""
+    model = a_benchmarks_shape("0.5B")
+    num = float(model.num_parameters)
+    states = memory.states(num, num, "bfloat16", 1, 1, cpu=False)
+    acts = memory.activations(model, 22867.0, 20800.0, "bfloat16", False)
+    need = memory.Need("learner", states.resident, {**states.working, **acts}, states.step)
+    assert need.stays(cpu=False) + need.comes(cpu=False) == pytest.approx(48.57 * GIB, rel=0.25)

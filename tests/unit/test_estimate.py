@@ -334,7 +334,7 @@ def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch):
     assert "  32 GPUs: ahead 0: " in capsys.readouterr().out
 
 
-ON_H200 = [  # shape, response lengths, seconds of an optimizer step on one H200 (LOG.md, 2026-11-27), none of which a constant was fitted to
+ON_H200 = [  # shape, lengths, seconds of an optimizer step on one H200 (LOG.md, 2026-11-27); no constant was fitted to them
     ("0.5B", "equal", 2.782), ("0.5B", "skewed", 0.872), ("1.5B", "equal", 5.710), ("1.5B", "skewed", 1.635),
 ]  # fmt: skip
 

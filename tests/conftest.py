@@ -14,6 +14,7 @@ if "RAY_AUTH_TOKEN" not in os.environ:
     token_file.write_text(secrets.token_hex(32))
     token_file.chmod(0o600)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no network, and do not wait for one
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():

@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     rows, want = [], float(np.arange(args.count).sum())
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     for number in args.receivers:
         spawn = ray.remote(num_cpus=0.5, enable_tensor_transport=True)
         relay = spawn(Relay).remote(args.count, args.megabytes << 18)

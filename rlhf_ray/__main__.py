@@ -160,7 +160,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     search = load_search(args.job, args.overrides)
-    return _in_ray(search.cluster, "tune", search)
+    return _in_ray(search.cluster, "search.tune", search)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

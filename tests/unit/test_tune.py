@@ -16,11 +16,11 @@ from rich.console import Console
 
 from rlhf_ray.config import BadInput, ObjectiveConfig, Search, TuneConfig, load, load_search
 from rlhf_ray.config.tune import samples
-from rlhf_ray.driver import clone, findings, tune
-from rlhf_ray.driver.aim import aim, base_job
 from rlhf_ray.driver.checkpoint import Checkpoints
-from rlhf_ray.driver.findings import Row
-from rlhf_ray.driver.trial import Trials, last_evaluation, plain
+from rlhf_ray.driver.search import clone, findings, tune
+from rlhf_ray.driver.search.aim import aim, base_job
+from rlhf_ray.driver.search.findings import Row
+from rlhf_ray.driver.search.trial import Trials, last_evaluation, plain
 from rlhf_ray.placement import plan
 from rlhf_ray.quality import pareto
 from tests.helpers import ROOT, rl_job

@@ -15,11 +15,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from ..config import Search, set_values
-from ..config.tune import Choice, LogUniform, RandInt
-from ..quality import pareto
+from ...config import Search, set_values
+from ...config.tune import Choice, LogUniform, RandInt
+from ...quality import pareto
+from ..rundir import manifest
 from .aim import Aim, tree
-from .rundir import manifest
 from .scatter import Dot, Panel, picture
 from .trial import Trials, plain
 

@@ -17,8 +17,8 @@ from ray.tune import schedulers
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
-from ..config import BadInput, Search, TuneConfig, parse, set_values
-from ..config.tune import (
+from ...config import BadInput, Search, TuneConfig, parse, set_values
+from ...config.tune import (
     ASHA,
     Choice,
     Grid,
@@ -30,12 +30,13 @@ from ..config.tune import (
     RandInt,
     samples,
 )
-from ..placement import nodes
-from . import findings, preflight
+from ...placement import nodes
+from .. import preflight
+from ..pipeline import SUBMITTED
+from ..rundir import RunDir
+from ..session import Failed, Stop, Stopped, check_run_dir, check_shared, session
+from . import findings
 from .aim import Aim, aim, base_job, tree
-from .pipeline import SUBMITTED
-from .rundir import RunDir
-from .session import Failed, Stop, Stopped, check_run_dir, check_shared, session
 from .trial import AT, Trials, evaluations, train
 
 SETTINGS = {

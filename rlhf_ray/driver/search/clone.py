@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput
-from .checkpoint import Checkpoints, complete
+from ...config import BadInput
+from ..checkpoint import Checkpoints, complete
 
 
 def settle(

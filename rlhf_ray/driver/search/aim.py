@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import BadInput, ObjectiveConfig, PipelineJob, RLJob, Search, Supervised, parse
-from ..quality import pareto
+from ...config import BadInput, ObjectiveConfig, PipelineJob, RLJob, Search, Supervised, parse
+from ...quality import pareto
 
 SPENT = ("kl", "length")  # of ppo: what an answer costs, beside what it is worth
 

@@ -15,13 +15,13 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from ..config import parse, set_values
-from ..placement import Resources, demand, plan, share
-from . import pipeline
+from ...config import parse, set_values
+from ...placement import Resources, demand, plan, share
+from .. import pipeline
+from ..rundir import RunDir
+from ..session import Stop
 from .aim import Aim
 from .clone import clone, settle
-from .rundir import RunDir
-from .session import Stop
 
 AT = "going_on"  # the step, where the trial goes on after it: what is done is not cloned into
 WAIT_S = 120.0  # for the process that held a trial's run directory before, to end

@@ -1,0 +1,1 @@
+"""A search under Ray Tune: trials of one training, and what came of them."""

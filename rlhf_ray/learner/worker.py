@@ -343,10 +343,8 @@ def _size(parameter: Any) -> int:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a square matrix product in ``dtype``, the best of three: what MFU is measured against."""
     n = 1024 if device.type == "cpu" else 8192
-    a, best = (
-        torch.randn(n, n, device=device, dtype=dtype),
-        float("inf"),
-    )  # constants would need less power, and run faster
+    a = torch.randn(n, n, device=device, dtype=dtype)  # constants would need less power, and run faster
+    best = float("inf")
     for _ in range(3):
         began = time.monotonic()
         (a @ a)[0, 0].item()

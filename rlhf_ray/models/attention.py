@@ -6,6 +6,7 @@ implementation. The sequence lengths travel as a keyword argument of the forward
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -69,15 +70,18 @@ def flash(
     from torch.nn.attention.varlen import varlen_attn
 
     spans = key_spans(lengths, prefixes, query.device)
-    copies = query.shape[1] // key.shape[1]
-    if copies > 1:  # torch's kernel takes fewer heads of keys since 2.12 only
-        key, value = (x.repeat_interleave(copies, 1) for x in (key, value))
+    fewer: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            fewer = {"enable_gqa": True}
+        else:  # the oldest torch that is supported, 2.11, wants as many heads of keys as of queries
+            key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if spans.at is not None:
         k, v = k[spans.at], v[spans.at]
     out = varlen_attn(
         q.contiguous(), k.contiguous(), v.contiguous(), spans.query_ends, spans.key_ends, max(lengths), spans.longest,
-        scale=scaling, window_size=(-1 if window is None else window - 1, 0),
+        scale=scaling, window_size=(-1 if window is None else window - 1, 0), **fewer,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out.unsqueeze(0)

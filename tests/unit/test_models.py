@@ -103,7 +103,7 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
     assert packing.prefixes == (-1, 0, 0, 0, -1, 4, 4, -1)
 
 
-def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
     """torch's CUDA kernel as its documentation reads: each sequence alone, queries aligned with the end of the keys."""
     out = []
     for i in range(len(cu_q) - 1):
@@ -113,15 +113,23 @@ def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
         back = torch.arange(b.shape[1] - a.shape[1], b.shape[1])[:, None] - torch.arange(b.shape[1])
         seen = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
         values = v[cu_k[i] : cu_k[i + 1]].transpose(0, 1)
-        found = torch.nn.functional.scaled_dot_product_attention(a, b, values, attn_mask=seen, scale=scale)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            a, b, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
         out.append(found.transpose(0, 1))
     return torch.cat(out)
 
 
+def varlen_of_torch_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    """The same before it took fewer heads of keys than of queries."""
+    return documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("kernel", [documented_varlen, varlen_of_torch_2_11])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("prefixes", [(-1, -1, -1, -1), (-1, 0, 0, -1)])
-def test_one_flash_kernel_gets_what_the_sequences_apart_get(monkeypatch, window, prefixes):
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
+def test_one_flash_kernel_gets_what_the_sequences_apart_get(monkeypatch, kernel, window, prefixes):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     draw, lengths = torch.Generator().manual_seed(3), (6, 3, 9, 5)
     q, k, v = (torch.randn(1, heads, sum(lengths), 8, generator=draw) for heads in (4, 2, 2))
     apart, _ = packed_attention(torch.nn.Module(), q, k, v, None, 0.3, lengths, prefixes, sliding_window=window)

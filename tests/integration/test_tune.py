@@ -10,6 +10,7 @@ import yaml
 
 from rlhf_ray.config import load
 from rlhf_ray.driver.checkpoint import complete
+from rlhf_ray.driver.rundir import manifest
 from tests.helpers import ROOT, TINY, metrics_of
 
 pytestmark = pytest.mark.integration
@@ -62,6 +63,7 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     for trial in found["trials"]:
         home = run / "trials" / trial["run"]
         assert trial["state"] == "finished"
+        assert manifest(home)["run_id"].startswith(f"{manifest(run)['run_id']}.")
         assert [m["step"] for m in metrics_of(home)] == list(range(96))  # nothing twice, nothing left out
         assert [h["step"] for h in trial["history"]] == list(range(8, 97, 8))
     assert "going on from step-" in (run / "trials" / last / "output.txt").read_text()

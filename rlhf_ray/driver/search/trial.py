@@ -29,12 +29,13 @@ WAIT_S = 120.0  # for the process that held a trial's run directory before, to e
 
 @dataclass(frozen=True)
 class Trials:
-    """What all trials share: the job as nested dicts, where their run directories are, and what they aim at."""
+    """What all trials share: the job as nested dicts, where their run directories are, what they aim at, and the search's id."""
 
     tree: Mapping[str, Any]
     directory: Path
     aim: Aim
     max_concurrent: int
+    run_id: str | None = None
 
     def job(self, values: Mapping[str, Any], home: Path) -> Any:
         """The job of a trial. It checkpoints where it evaluates, so that it can go on, or be cloned, from what was reported."""
@@ -75,7 +76,7 @@ def train(trials: Trials, values: Mapping[str, Any]) -> None:
     with (
         (home / "output.txt").open("a") as output,
         contextlib.redirect_stdout(output),
-        RunDir(job, wait_s=WAIT_S) as held,
+        RunDir(job, within=trials.run_id, wait_s=WAIT_S) as held,
     ):
         if donor is not None:
             clone(trials.directory / donor["run"], donor["step"], home, job, values)

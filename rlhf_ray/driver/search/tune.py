@@ -59,7 +59,7 @@ def run(search: Search, console: Console) -> None:
     if search.tune.searcher.type != "random":
         _require(search.tune.searcher.type)
     with RunDir(search) as held:
-        trials = Trials(tree(search), held.path / "trials", wanted, search.tune.max_concurrent)
+        trials = Trials(tree(search), held.path / "trials", wanted, search.tune.max_concurrent, held.id)
         for values in samples(search.tune.space, 0, 0):
             preflight.check(parse(set_values(dict(trials.tree), values), "tune"))
         with session(search.cluster) as stop:

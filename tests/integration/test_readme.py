@@ -14,12 +14,25 @@ README = (ROOT / "README.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith("make ")])
+def marked(line):
+    """A search takes minutes: `make test-learning` runs it, and trains what it found."""
+    return pytest.param(line, marks=[pytest.mark.learning, pytest.mark.timeout(2400)]) if "tune" in line else line
+
+
+@pytest.mark.parametrize("line", [marked(line) for line in LINES if not line.startswith("make ")])
 def test_a_command_of_the_readme(line):
     if "quickstart" in line and "plan" not in line and not (ROOT / "runs/quickstart/manifest.json").is_file():
         pytest.skip("make quickstart has not run here")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(line.split(), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        line.split(),
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=2300 if "tune" in line else 300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -45,7 +45,6 @@ __all__ = [
     "ModelReward", "NeuralReward", "ObjectiveConfig", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Search", "Section", "Seq2SeqJob",
-    "SimPO",
-    "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "TuneConfig", "VLLMEngine", "apply_overrides", "load",
-    "load_search", "parse", "set_values",
+    "SimPO", "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "TuneConfig", "VLLMEngine",
+    "apply_overrides", "load", "load_search", "parse", "set_values",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
 """Every stage learns the offline world: supervised ones reach known values, preferences and best-of-n move samples, and each RL
-algorithm raises what it is rewarded for. Three pipelines, about 20 minutes on a quiet machine."""
+algorithm raises what it is rewarded for. Three pipelines, about 10 minutes."""
 
 import json
 
@@ -110,7 +110,7 @@ def test_language_models_come_close_to_the_worlds_entropy(start):
     [
         ("masked", "evaluate/masked/accuracy", 0.5), ("classify", "evaluate/f1_macro", 0.8), ("tag", "evaluate/f1_macro", 0.9),
         ("qa", "evaluate/f1", 0.3), ("pairwise", "evaluate/reward/accuracy", 0.8), ("labelled", "evaluate/reward/accuracy", 0.65),
-        *[(name, "evaluate/preference/accuracy", 0.6) for name in PREFERENCES],
+        *[(name, "evaluate/preference/accuracy", 0.6 if name == "kto" else 0.7) for name in PREFERENCES],
     ],
 )  # fmt: skip
 def test_held_out_values(results, stage, measure, least):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks import workload
-from tests.benchmarks.paired import in_turns, summary
+from tests.benchmarks.paired import in_turns, precisions, summary
 from tests.benchmarks.sides import installed, ours, peer
 
 
@@ -64,10 +64,10 @@ def stages(answers):
 def arguments(description):
     """Command line of these benchmarks: rounds, vocabularies, kinds of lengths, precisions, quick. Returns it with the size."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 32000])
     parser.add_argument("--kind", nargs="+", default=["skewed", "equal"], help="of response lengths")
-    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--precision", nargs="+", default=precisions())
     parser.add_argument("--quick", action="store_true", help="a tiny model and short responses: does it run at all")
     parser.add_argument("--large", action="store_true", help="half a billion parameters, for a GPU")
     args = parser.parse_args()

@@ -14,10 +14,10 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
 from rlhf_ray.learner.objectives import PolicyObjective
-from rlhf_ray.learner.worker import LearnerWorker, Role, peak_flops
+from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
 from rlhf_ray.metrics import means
 from tests.benchmarks.paired import report, seconds
-from tests.benchmarks.rollout_vs_generate import DTYPES, SHAPES, lengths, machine
+from tests.benchmarks.rollout_vs_generate import SHAPES, lengths, machine
 
 
 def batch(count, longest, kind, vocab):
@@ -60,7 +60,7 @@ def main():
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    for name, vocab, compiled in itertools.product(args.shape, args.vocab, args.compile):
+    for name, vocab, dtype, compiled in itertools.product(args.shape, args.vocab, args.dtype, args.compile):
         torch.manual_seed(0)
         shape = SHAPES[name]
         config = AutoConfig.for_model(
@@ -72,9 +72,9 @@ def main():
         )
         with tempfile.TemporaryDirectory() as directory:
             with torch.device(args.device):  # a GPU draws a billion numbers at once
-                AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).save_pretrained(directory)
+                AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).save_pretrained(directory)
             model = ModelConfig(
-                path=directory, dtype=args.dtype, gradient_checkpointing=args.recompute, compile=bool(compiled)
+                path=directory, dtype=dtype, gradient_checkpointing=args.recompute, compile=bool(compiled)
             )
             worker = LearnerWorker(
                 LearnerConfig(micro_batch_tokens=args.budget),
@@ -86,8 +86,8 @@ def main():
             worker.start(0, 1, "127.0.0.1", port)
         for kind in ("equal", "skewed"):
             rollouts = batch(args.count, args.longest, kind, vocab)
-            took, mfu = measure(worker, rollouts, args.longest, args.rounds, DTYPES[args.dtype])
-            case = f"{name}, vocabulary {vocab}, {kind} lengths, {args.dtype}" + (", compiled" if compiled else "")
+            took, mfu = measure(worker, rollouts, args.longest, args.rounds, DTYPES[dtype])
+            case = f"{name}, vocabulary {vocab}, {kind} lengths, {dtype}" + (", compiled" if compiled else "")
             tokens = int(rollouts.lengths.sum())
             rows.append({"case": case, "ours_s": took, "theirs_s": took * mfu, "ratio": mfu, "tokens": tokens})
     report("learner: step against the matrix-product peak (ratio is MFU)", rows)

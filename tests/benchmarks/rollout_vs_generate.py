@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_ray.learner.worker import DTYPES
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.transformers_engine import TransformersEngine
-from tests.benchmarks.paired import compare, report
+from tests.benchmarks.paired import compare, precisions, report
 
 SHAPES = {
     "1M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -24,7 +25,6 @@ SHAPES = {
 SAME = {"float32": (None, 0.95), "bfloat16": (4, 0.2)}
 """How many first tokens of the greedy responses are compared (None: all), and the share of responses that must be equal: in
 bfloat16 one rounding changes all that follows."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def lengths(kind, count, longest):
@@ -41,7 +41,7 @@ def machine(parser, shapes):
     """Adds the options that say where a benchmark of one process runs, and with what."""
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=shapes)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=precisions())
 
 
 def sides(model, prompts, sizes, batch, compiled):
@@ -84,13 +84,11 @@ def main():
     parser.add_argument("--count", type=int, default=128, help="prompts")
     parser.add_argument("--batch", type=int, default=64, help="rows decoded together, on both sides")
     parser.add_argument("--longest", type=int, default=128, help="tokens")
-    parser.add_argument(
-        "--compile", type=int, nargs="+", choices=[0, 1], default=[0, 1], help="our decode step, compiled"
-    )
+    parser.add_argument("--compile", type=int, nargs="+", choices=[0, 1], default=[0], help="our decode step, compiled")
     machine(parser, ["1M", "6.6M"])
     args = parser.parse_args()
     rows = []
-    for name, kind, compiled in itertools.product(args.shape, ("equal", "skewed"), args.compile):
+    for name, dtype, kind, compiled in itertools.product(args.shape, args.dtype, ("equal", "skewed"), args.compile):
         torch.manual_seed(0)
         shape = SHAPES[name]
         config = AutoConfig.for_model(
@@ -98,15 +96,15 @@ def main():
             max_position_embeddings=1024, **shape,
         )  # fmt: skip
         with torch.device(args.device):
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype]).eval()
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
         draw = np.random.default_rng(1)
         prompts = [draw.integers(3, 2048, 16) for _ in range(args.count)]
         sizes = lengths(kind, args.count, args.longest)
         ours, theirs = sides(model, prompts, sizes, args.batch, bool(compiled))
-        first, least = SAME[args.dtype]
+        first, least = SAME[dtype]
         same = np.mean([np.array_equal(a[:first], b[:first]) for a, b in zip(ours(), theirs(), strict=True)])
         assert same > least, f"only {same:.0%} of the responses are the same"
-        case = f"{name}, {kind} lengths, {args.dtype}" + (", compiled" if compiled else "")
+        case = f"{name}, {kind} lengths, {dtype}" + (", compiled" if compiled else "")
         found = compare(ours, theirs, args.rounds)
         rows.append({"case": case, "same": same, "tokens": int(sizes.sum()), **found})
     report("rollout: embedded engine against transformers generate", rows)

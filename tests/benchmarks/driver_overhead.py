@@ -9,7 +9,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +19,9 @@ from rlhf_ray.driver.experience import Prompts
 from rlhf_ray.driver.gang import Gang
 from rlhf_ray.driver.rl import RL
 from rlhf_ray.driver.rl_setup import Setup
+from rlhf_ray.driver.rundir import RunDir
 from rlhf_ray.driver.session import Stop, session
+from rlhf_ray.placement import demand, nodes, plan
 from rlhf_ray.workers import WorkerGroup
 from tests.benchmarks.paired import report
 from tests.benchmarks.zero_cost import PROMPT, RESPONSE, Engine, Learner, Scorer
@@ -32,7 +33,8 @@ class IdleGang(Gang):
     """The learner gang with a rank that costs nothing."""
 
     def __init__(self, job, group):
-        self.job, self.group, self.info = job, group, {}
+        counts, each = demand(job)
+        self.job, self.group, self.info, self.plan = job, group, {}, plan(job.cluster, counts, nodes(), each)
 
     def load(self, directory):
         pass
@@ -73,9 +75,10 @@ def measure(job, groups, directory):
         IdleGang(job, learner), rollout, reward, prompts, None, None, list(job.rewards.terms), 1, ["old_log_probs"], False,
         False, 100, SimpleNamespace(save_pretrained=None),
     )  # fmt: skip
-    loop = Timed(job, SimpleNamespace(path=Path(directory)), setup, Stop())
-    loop.marks = []
-    loop.train()
+    with RunDir(job.model_copy(update={"run": job.run.model_copy(update={"dir": directory})})) as run:
+        loop = Timed(job, run, setup, Stop())
+        loop.marks = []
+        loop.train()
     steps = np.diff(np.array(loop.marks), axis=0)
     return [statistics.median(column) for column in steps.T.tolist()]
 

@@ -63,3 +63,11 @@ def test_against_the_peer(name, trl):
     assert done.returncode == 0, done.stderr[-3000:]
     file = ROOT / "build" / "benchmarks" / f"{name}_against_trl.json"
     assert all(row["ratio"] > 0 for row in json.loads(file.read_text())["rows"])
+
+
+def test_the_drivers_own_work_is_measured():
+    """The idle actors and ranks of driver_overhead still fit the loop."""
+    command = [sys.executable, "-m", "tests.benchmarks.driver_overhead", "--samples", "16", "--actors", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "driver CPU" in done.stdout

@@ -5,7 +5,7 @@ positive or negative adjective, some negated; it closes with a verdict. A mood m
 the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
 
 Of the same reviews: their class (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none), and
-questions: how a part was (its adjective), or which part was good or bad.
+questions about a part, answered by its adjective.
 
 Translation. The same clauses in a language of its own: words written backwards, the verb at the end, and the adjective before it.
 
@@ -224,22 +224,15 @@ def _tag(word: str) -> str:
 
 
 def _asked(draw: random.Random) -> tuple[str, dict[str, Any]]:
-    """A review of three parts, one of them unlike the others; asked is how a part was, or which one was good or bad.
-
-    The first kind needs a part found again in the context, which a small model from scratch does not learn in thousands of steps;
-    the second a word's polarity and what stands beside it.
-    """
-    parts, odd, sign = draw.sample(PARTS, 3), draw.randrange(3), draw.choice((1, -1))
-    words = [draw.choice(POSITIVE if (sign if i == odd else -sign) > 0 else NEGATIVE) for i in range(3)]
-    clauses = [_text((p, w, draw.randrange(len(PATTERNS)), False)) for p, w in zip(parts, words, strict=True)]
+    """A review whose clauses are about different parts, and a question about one of them."""
+    parts = draw.sample(PARTS, 3)
+    clauses = [_text((p, draw.choice(POSITIVE + NEGATIVE), draw.randrange(len(PATTERNS)), False)) for p in parts]
     context = f"review of the {draw.choice(TOPICS)} :{_sentences(clauses)}"
     which = draw.randrange(3)
-    question, answer = f"was the {parts[which]}", words[which]
-    if draw.random() < 0.5:
-        which, question, answer = odd, "was good" if sign > 0 else "was bad", parts[odd]
+    answer = next(w for w in clauses[which].split() if w in POLARITY)
     start = context.index(clauses[which]) + clauses[which].index(answer)
     return context, {
-        "question": question,
+        "question": f"was the {parts[which]}",
         "context": context,
         "answers": {"text": [answer], "answer_start": [start]},
     }

@@ -77,7 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--delay", type=float, default=2.0, help="seconds until the server answers")
-    parser.add_argument("--workers", type=int, default=4, help="reward workers; a chunk comes in about four pieces")
+    parser.add_argument("--workers", type=int, default=8, help="reward workers; a step comes in about four pieces")
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=96, help="sampled tokens of a response")
     parser.add_argument("--width", type=int, default=512, help="hidden size of the model")

@@ -75,10 +75,10 @@ def await_dashboard(address, head):
     raise AssertionError("no dashboard")
 
 
-def submit(env, *arguments):
-    command = ["ray", "job", "submit", f"--working-dir={ROOT}", "--", "rlhf-ray", "train", *arguments]
+def submit(env, *arguments, command="train"):
+    line = ["ray", "job", "submit", f"--working-dir={ROOT}", "--", "rlhf-ray", command, *arguments]
     for _ in range(20):  # the node's job agent is up some seconds after the dashboard
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
         if "No available agent" not in done.stderr:
             break
         time.sleep(2.0)
@@ -155,6 +155,22 @@ def test_ctrl_c_stops_a_followed_job_with_a_checkpoint(cluster, tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "stopped"
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert (checkpoint / "manifest.json").is_file()
+
+
+@pytest.mark.learning
+def test_a_submitted_search_reaches_its_end(cluster, tmp_path):
+    """Its trials run on both raylets, each of which unpacks the working directory anew, under the driver that stands in it."""
+    env, _ = cluster
+    heldout = {"path": "toy:reviews/sft", "split": "heldout", "size": 16}
+    space = {"learner.lr": {"type": "grid", "values": [1e-3, 2e-3, 3e-3, 4e-3]}}
+    objective = {"metric": "-loss/cross_entropy"}
+    tune = {"space": space, "num_samples": 1, "max_concurrent": 4, "objective": objective}
+    job = one_learner(evaluate={"every": 1, "data": heldout}, tune=tune)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    done = submit(env, str(tmp_path / "job.yaml"), f"run.dir={tmp_path}/run", command="tune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "run" / "tune.json").read_text())
+    assert [t["state"] for t in found["trials"]] == ["finished"] * 4
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 NAME = "rlhf_ray_packed"
+SHORT = 256  # tokens up to which a CPU's attention, backward pass included, is faster in float32 than in bfloat16
 
 
 def packed_attention(
@@ -47,6 +48,9 @@ def packed_attention(
     prefixes = sequence_prefixes or (-1,) * len(sequence_lengths)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return flash(query, key, value, sequence_lengths, prefixes, scaling, sliding_window), None
+    dtype = query.dtype
+    if dtype == torch.bfloat16 and max(sequence_lengths) <= SHORT:
+        query, key, value = query.float(), key.float(), value.float()
     queries, keys, values = (x.split(sequence_lengths, 2) for x in (query, key, value))  # its backward is one cat
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (length, prefix) in enumerate(zip(sequence_lengths, prefixes, strict=True)):
@@ -59,7 +63,7 @@ def packed_attention(
             **_mask(length, before, sliding_window, query.device),
         )  # fmt: skip
         pieces |= zip(same, out.transpose(1, 2).unbind(0), strict=True)
-    return torch.cat([pieces[i] for i in range(len(sequence_lengths))]).unsqueeze(0), None
+    return torch.cat([pieces[i] for i in range(len(sequence_lengths))]).unsqueeze(0).to(dtype), None
 
 
 def flash(

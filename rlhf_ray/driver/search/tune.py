@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -62,7 +63,8 @@ def run(search: Search, console: Console) -> None:
         trials = Trials(tree(search), held.path / "trials", wanted, search.tune.max_concurrent, held.id)
         for values in samples(search.tune.space, 0, 0):
             preflight.check(parse(set_values(dict(trials.tree), values), "tune"))
-        with session(search.cluster) as stop:
+        # Under `ray job submit` each raylet unpacks the working directory, and two of one machine the same one: not to be stood in.
+        with session(search.cluster) as stop, contextlib.chdir(held.path):
             check_shared(held.path)
             console.print(f"search: {wanted.words()}; {_size(search.tune)}")
             rows = findings.rows(fit(search, trials, held.path, stop), trials, base_job(search).num_steps)

@@ -62,7 +62,7 @@ def test_successive_halving_stops_the_worse_half(tmp_path):
 def test_other_schedulers_end_with_the_best_rate(tmp_path, scheduler):
     rates = {"type": "grid", "values": [1e-6, 2e-6, 5e-3, 3e-6, 4e-6]}
     found = search(
-        tmp_path, PRETRAIN, space={"learner.lr": rates}, num_samples=1, scheduler={"type": scheduler},
+        tmp_path, PRETRAIN, space={"learner.lr": rates}, num_samples=1, scheduler={"type": scheduler}, max_concurrent=3,
         objective={"metric": "-loss/cross_entropy"},
     )  # fmt: skip
     best = next(t for t in found["trials"] if t["name"] == found["best"])

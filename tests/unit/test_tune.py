@@ -408,3 +408,19 @@ def test_what_is_perturbed_stays_inside_the_space(tmp_path):
 def test_a_searcher_that_is_not_installed_is_said_with_its_remedy():
     with pytest.raises(BadInput, match=r"pip install 'rlhf-ray\[no_such_searcher\]'"):
         tune._require("no_such_searcher")
+
+
+@pytest.mark.parametrize(("rounds", "concurrent", "fits"), [(4, 2, False), (4, 3, True), (27, 4, False), (27, 5, True)])
+def test_hyperband_wants_more_at_a_time_than_its_first_bracket_holds(rounds, concurrent, fits):
+    space = {"learner.lr": {"type": "grid", "values": [1e-3, 2e-3]}}
+    config = TuneConfig(
+        space=space,
+        scheduler={"type": "hyperband"},
+        max_concurrent=concurrent,
+        objective={"metric": "-loss/cross_entropy"},
+    )
+    if fits:
+        tune._check_brackets(config, rounds)
+        return
+    with pytest.raises(BadInput, match=rf"tune.max_concurrent: {concurrent} .*set it to {concurrent + 1} or more"):
+        tune._check_brackets(config, rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import random
 import signal
@@ -59,6 +60,7 @@ def run(search: Search, console: Console) -> None:
     check_run_dir(search.run.dir, submitted=SUBMITTED in os.environ)
     if search.tune.searcher.type != "random":
         _require(search.tune.searcher.type)
+    _check_brackets(search.tune, evaluations(base_job(search), base_job(search).num_steps))
     with RunDir(search) as held:
         trials = Trials(tree(search), held.path / "trials", wanted, search.tune.max_concurrent, held.id)
         for values in samples(search.tune.space, 0, 0):
@@ -180,8 +182,10 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
         rounds = evaluations(
             job, job.num_steps
         )  # in steps its first bracket, which stops nobody, would take more trials
-        return schedulers.HyperBandScheduler(
-            time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor
+        return (
+            schedulers.HyperBandScheduler(  # a bracket's last rung lies before the job's end: its best goes on to there
+                time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor, stop_last_trials=False
+            )
         )
     if isinstance(chosen, MedianStopping):
         return schedulers.MedianStoppingRule(
@@ -237,6 +241,17 @@ class Progress(tune.Callback):
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise BadInput(f"tune.searcher: {package} is not installed; pip install 'rlhf-ray[{package}]', or take random")
+
+
+def _check_brackets(config: TuneConfig, rounds: int) -> None:
+    """HyperBand fills a bracket that runs all to their end first, and Ray Tune takes it for open again when its trials are over."""
+    if isinstance(config.scheduler, HyperBand):
+        first = round(math.log(rounds) / math.log(config.scheduler.reduction_factor)) + 1
+        if config.max_concurrent <= first:
+            raise BadInput(
+                f"tune.max_concurrent: {config.max_concurrent} at a time would all run to their end, since HyperBand's first bracket "
+                f"takes {first} trials and stops none; set it to {first + 1} or more, or take asha"
+            )
 
 
 def _count(config: TuneConfig) -> int:

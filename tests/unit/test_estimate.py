@@ -116,7 +116,7 @@ def peak_bytes(model, tokens, length, scored):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
 def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpointing, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", 0)  # as on GPUs: a CPU's float32 attention of short sequences keeps twice as much
+    monkeypatch.setattr(attention, "SHORT", 0)  # as on GPUs: float32 attention of short sequences keeps twice as much
     values = {
         "llama": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
                   "vocab_size": 300, "tie_word_embeddings": True},

@@ -55,10 +55,11 @@ class Need:
         return (work + step) * HEAP if cpu else max(work, step) * CACHING
 
 
-def layer_activations(s: Shape, dtype: str) -> float:
+def layer_activations(s: Shape, dtype: str, wide: bool = False) -> float:
     """Bytes a token leaves in a layer for the backward pass.
 
-    Attention keeps query, keys, values and its output twice: b (3a + 2k). A gated MLP keeps 4f numbers. An RMS norm in bfloat16
+    Attention keeps query, keys, values and its output twice: b (3a + 2k); where it is ``wide``, in float32 whatever the rest is
+    (models/attention.py, on a CPU), 4 (2a + 2k) + b a. A gated MLP keeps 4f numbers. An RMS norm in bfloat16
     computes in float32 and keeps 8h bytes, in float32 3h numbers; there are two.
     """
     b = BYTES[dtype]
@@ -67,8 +68,8 @@ def layer_activations(s: Shape, dtype: str) -> float:
     else:
         norms = float(b * WIDE[s.family] * s.hidden)
     inner = 4 if s.gated else INNER[s.family]
-    width = s.heads * s.head_size
-    return norms + b * (3 * width + 2 * s.kv_heads * s.head_size + inner * s.inner)
+    width, keys = s.heads * s.head_size, s.kv_heads * s.head_size
+    return norms + b * (width + inner * s.inner) + (4 if wide else b) * 2 * (width + keys)
 
 
 def head_activations(s: Shape, scored: float, dtype: str) -> float:
@@ -79,18 +80,25 @@ def head_activations(s: Shape, scored: float, dtype: str) -> float:
     return each * min(scored, rows) * s.vocab + BYTES[dtype] * s.head
 
 
-def activations(s: Shape, tokens: float, scored: float, dtype: str, checkpointing: bool) -> dict[str, float]:
+def activations(
+    s: Shape, tokens: float, scored: float, dtype: str, checkpointing: bool, wide: bool = False
+) -> dict[str, float]:
     """Bytes at the peak of one micro-batch's forward and backward pass, head included.
 
     All layers' activations, or with checkpointing b h of each and one layer's; on top of them the larger of the head's and of one
-    layer's backward pass (b (2f + 2h) a token; where the MLP's function is one kernel, b (f + 2h)).
+    layer's backward pass (b (2f + 2h) a token; where the MLP's function is one kernel, b (f + 2h); of ``wide`` attention its four
+    gradients 4 (2a + 2k) and 2 b h, when the MLP's activations are gone).
     """
-    b, layer = BYTES[dtype], layer_activations(s, dtype)
+    b, layer = BYTES[dtype], layer_activations(s, dtype, wide)
     last = (
         (28.0 if b == 4 else 22.0 if s.gated else 16.0) * s.hidden * tokens
     )  # final norm, and the states the head reads
     head = head_activations(s, scored, dtype) + last
     backward = b * ((1.0 if INNER.get(s.family) == 2 else 2.0) * s.inner + 2.0 * s.hidden) * tokens
+    if wide:
+        gone = (4 if s.gated else INNER[s.family]) * b * s.inner
+        gradients = 8.0 * (s.heads + s.kv_heads) * s.head_size + 2.0 * b * s.hidden
+        backward = max(backward, (gradients - gone) * tokens)
     if not checkpointing:
         return {"activations": s.num_layers * layer * tokens + last, "logits": max(head, backward) - last}
     kept = s.num_layers * b * s.hidden * tokens

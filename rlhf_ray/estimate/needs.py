@@ -73,7 +73,8 @@ def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
     else:
         tokens = min(tokens, float(job.max_length * -(-rows(job) // ranks)))
         scored = tokens
-    acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing)
+    wide = cpu and m.dtype == "bfloat16"  # of sequences that are short: the larger need
+    acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing, wide)
     working = {**actor.working, **acts}
     if models.critic is not None:
         critic = memory.states(

@@ -36,7 +36,7 @@ def packed_attention(
     query (1, heads, T, d), key and value (1, kv_heads, T, d); returns (1, T, heads, d). A sequence may go on from another,
     which ``sequence_prefixes`` names by its index (-1: from none): a prompt that stands there once for all its samples.
     Half-precision sequences on a GPU go through one flash-attention kernel; elsewhere those of the same shape are computed
-    together. Raises ValueError where the model does not pass
+    together, short ones of bfloat16 in float32. Raises ValueError where the model does not pass
     ``sequence_lengths`` on, or uses an option of attention that is not here (soft-capping, position bias); the check at
     load then takes the padded path.
     """

@@ -113,10 +113,10 @@ def peak_bytes(model, tokens, length, scored):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "short"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
-def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpointing, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", 0)  # as on GPUs: float32 attention of short sequences keeps twice as much
+def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpointing, short, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", attention.SHORT if short else 0)  # 0: as on a GPU
     values = {
         "llama": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
                   "vocab_size": 300, "tie_word_embeddings": True},
@@ -131,7 +131,7 @@ def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpoint
         model.core.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     peak_bytes(model, 128, 64, 16)  # first calls allocate what later ones do not
-    found = memory.activations(shape({**values, "model_type": kind}), 512, 8 * 63, dtype, checkpointing)
+    found = memory.activations(shape({**values, "model_type": kind}), 512, 8 * 63, dtype, checkpointing, wide=short)
     assert sum(found.values()) == pytest.approx(peak_bytes(model, 512, 64, 63), rel=0.1)
 
 

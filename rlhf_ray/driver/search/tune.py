@@ -60,7 +60,8 @@ def run(search: Search, console: Console) -> None:
     check_run_dir(search.run.dir, submitted=SUBMITTED in os.environ)
     if search.tune.searcher.type != "random":
         _require(search.tune.searcher.type)
-    _check_brackets(search.tune, evaluations(base_job(search), base_job(search).num_steps))
+    job = base_job(search)
+    _check_brackets(search.tune, evaluations(job, job.num_steps))
     with RunDir(search) as held:
         trials = Trials(tree(search), held.path / "trials", wanted, search.tune.max_concurrent, held.id)
         for values in samples(search.tune.space, 0, 0):
@@ -69,7 +70,7 @@ def run(search: Search, console: Console) -> None:
         with session(search.cluster) as stop, contextlib.chdir(held.path):
             check_shared(held.path)
             console.print(f"search: {wanted.words()}; {_size(search.tune)}")
-            rows = findings.rows(fit(search, trials, held.path, stop), trials, base_job(search).num_steps)
+            rows = findings.rows(fit(search, trials, held.path, stop), trials, job.num_steps)
         left = sum(row.state == "unfinished" for row in rows)
         if stop.requested or left or len(rows) < _count(search.tune):
             raise Stopped("stopped; the same command goes on with the search")
@@ -179,13 +180,11 @@ def scheduler(config: TuneConfig, job: Any) -> Any:
             time_attr="step", max_t=end, grace_period=grace, reduction_factor=chosen.reduction_factor
         )
     if isinstance(chosen, HyperBand):
-        rounds = evaluations(
-            job, job.num_steps
-        )  # in steps its first bracket, which stops nobody, would take more trials
-        return (
-            schedulers.HyperBandScheduler(  # a bracket's last rung lies before the job's end: its best goes on to there
-                time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor, stop_last_trials=False
-            )
+        # Time is evaluations: in steps the first bracket, which stops nobody, would take more trials. A bracket's last rung lies
+        # before the job's end, and its best goes on to there.
+        rounds = evaluations(job, job.num_steps)
+        return schedulers.HyperBandScheduler(
+            time_attr="evaluation", max_t=rounds, reduction_factor=chosen.reduction_factor, stop_last_trials=False
         )
     if isinstance(chosen, MedianStopping):
         return schedulers.MedianStoppingRule(

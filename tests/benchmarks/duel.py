@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from rlhf_ray.learner.worker import DTYPES
 from tests.benchmarks import workload
 from tests.benchmarks.paired import in_turns, precisions, summary
 from tests.benchmarks.sides import installed, ours, peer
@@ -67,8 +69,11 @@ def arguments(description):
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 32000])
     parser.add_argument("--kind", nargs="+", default=["skewed", "equal"], help="of response lengths")
-    parser.add_argument("--precision", nargs="+", default=precisions())
+    parser.add_argument(
+        "--precision", nargs="+", choices=DTYPES, help="default: float32, and bfloat16 where it is faster"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model and short responses: does it run at all")
     parser.add_argument("--large", action="store_true", help="half a billion parameters, for a GPU")
     args = parser.parse_args()
+    args.precision = args.precision or precisions("cuda" if torch.cuda.is_available() else "cpu")
     return args, workload.QUICK if args.quick else workload.LARGE if args.large else workload.FULL

@@ -54,8 +54,7 @@ def main():
     parser.add_argument("--budget", type=int, default=4096, help="tokens of a micro-batch")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing; MFU does not count its work")
     parser.add_argument("--compile", type=int, nargs="+", choices=[0, 1], default=[0], help="model.compile")
-    machine(parser, ["1M", "6.6M"])
-    args = parser.parse_args()
+    args = machine(parser, ["1M", "6.6M"])
     threads, rows = os.cpu_count() or 1, []
     with socket.socket() as probe:
         probe.bind(("", 0))

@@ -56,10 +56,9 @@ def in_turns(sides, rounds):
     return spent, answers
 
 
-def precisions():
-    """float32, and bfloat16 where this machine multiplies faster in it: without its instructions a CPU is ten times slower."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole, half = (peak_flops(device, dtype) for dtype in DTYPES.values())
+def precisions(device):
+    """float32, and bfloat16 where this device multiplies faster in it: without its instructions a CPU is ten times slower."""
+    whole, half = (peak_flops(torch.device(device), dtype) for dtype in DTYPES.values())
     return ["float32", "bfloat16"] if half > whole else ["float32"]
 
 

@@ -38,10 +38,13 @@ def lengths(kind, count, longest):
 
 
 def machine(parser, shapes):
-    """Adds the options that say where a benchmark of one process runs, and with what."""
+    """The command line, with options that say where a benchmark of one process runs, and with what."""
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=shapes)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=precisions())
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: float32, and bfloat16 where it is faster")
+    args = parser.parse_args()
+    args.dtype = args.dtype or precisions(args.device)
+    return args
 
 
 def sides(model, prompts, sizes, batch, compiled):
@@ -85,8 +88,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64, help="rows decoded together, on both sides")
     parser.add_argument("--longest", type=int, default=128, help="tokens")
     parser.add_argument("--compile", type=int, nargs="+", choices=[0, 1], default=[0], help="our decode step, compiled")
-    machine(parser, ["1M", "6.6M"])
-    args = parser.parse_args()
+    args = machine(parser, ["1M", "6.6M"])
     rows = []
     for name, dtype, kind, compiled in itertools.product(args.shape, args.dtype, ("equal", "skewed"), args.compile):
         torch.manual_seed(0)

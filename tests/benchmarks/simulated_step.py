@@ -24,6 +24,7 @@ def job(workers, ahead, args):
     """A GRPO job of one-thread workers and eight chunks a step."""
     tree = rl_job(num_steps=args.steps, algorithm={"type": "grpo", "group_size": 4}, log={"progress": False})
     del tree["critic"]
+    tree["cluster"] = {**tree["cluster"], "device": "cpu"}
     tree["model"] = {**tree["model"], "init": {**tree["model"]["init"], "hidden_size": args.width}}
     tree["rollout"] = {
         "prompts_per_step": 64, "chunk_prompts": 8, "max_new_tokens": args.tokens, "ahead": ahead, "num_workers": workers,
@@ -40,9 +41,8 @@ def run(tree, directory):
     run_job(file, directory / "run", timeout=1200)
     lines = calibrate.metrics(directory / "run")
     ahead = tree["rollout"]["ahead"]
-    return directory / "run", calibrate.measured(
-        lines[ahead : -1 - ahead]
-    )  # the last writes a checkpoint and has none ahead
+    kept = lines[ahead : -1 - ahead]  # the last writes a checkpoint and has none ahead
+    return directory / "run", calibrate.measured(kept)
 
 
 def predict(tree, calibrated):

@@ -65,9 +65,20 @@ def test_against_the_peer(name, trl):
     assert all(row["ratio"] > 0 for row in json.loads(file.read_text())["rows"])
 
 
-def test_the_drivers_own_work_is_measured():
-    """The idle actors and ranks of driver_overhead still fit the loop."""
-    command = [sys.executable, "-m", "tests.benchmarks.driver_overhead", "--samples", "16", "--actors", "1"]
+def said(name, *options):
+    """What a benchmark of ours alone prints."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "driver CPU" in done.stdout
+    return done.stdout
+
+
+def test_the_drivers_own_work_is_measured():
+    """The idle actors and ranks of driver_overhead still fit the loop."""
+    assert "driver CPU" in said("driver_overhead", "--samples", "16", "--actors", "1")
+
+
+@pytest.mark.learning
+def test_the_simulation_is_put_beside_real_runs():
+    small = ["--workers", "1", "--ahead", "0", "1", "--steps", "5", "--tokens", "8", "--width", "32"]
+    assert "1 rollout workers, ahead=1: predicted {" in said("simulated_step", *small)

@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from ..config import DataConfig
 from ..config.data import Form, Source
-from ..journal import say
-from . import files, redact, toy
+from ..run.events import say
+from ..toy import world as toy
+from . import files, redact
 from .files import DataError, Numbered, Row
 from .sampler import Shares
 

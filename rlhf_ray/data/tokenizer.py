@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..config import BadInput, ModelConfig
-from . import toy
+from ..toy import world as toy
 
 
 def load(config: ModelConfig, default: str | None, ends: bool = True) -> Any:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import metrics, weights
 from ..batch import Batch, micro_batches
 from ..config import LearnerConfig, ModelConfig
 from ..models import load as models
 from ..models import values
 from ..models.log_probs import before
+from ..run import metrics
+from ..weights import manifest as weights
 from . import zero
 from .objectives import Columns, Objective, final_positions
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..data import toy
 from ..quality import text as texts
+from ..toy import world as toy
 from .reward import RewardError
 
 Rule = Callable[..., list[float]]

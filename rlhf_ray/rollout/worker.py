@@ -16,7 +16,7 @@ from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
 from ..models import values
-from ..weights import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from ..weights.manifest import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine

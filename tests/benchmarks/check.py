@@ -13,11 +13,11 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, ModelReward
 from rlhf_ray.config.algorithm import GRPO, PPO
 from rlhf_ray.data import tokenizer as tokenizers
-from rlhf_ray.driver import advantages
 from rlhf_ray.learner.objectives import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
-from rlhf_ray.metrics import means
 from rlhf_ray.rewards.model import ModelScorer
+from rlhf_ray.run.metrics import means
+from rlhf_ray.train import advantages
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 

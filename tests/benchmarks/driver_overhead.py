@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
+from rlhf_ray.actors.group import WorkerGroup
+from rlhf_ray.actors.placement import demand, nodes, plan
+from rlhf_ray.actors.session import Stop, session
 from rlhf_ray.config import RLJob
-from rlhf_ray.driver.experience import Prompts
-from rlhf_ray.driver.gang import Gang
-from rlhf_ray.driver.rl import RL
-from rlhf_ray.driver.rl_setup import Setup
-from rlhf_ray.driver.rundir import RunDir
-from rlhf_ray.driver.session import Stop, session
-from rlhf_ray.placement import demand, nodes, plan
-from rlhf_ray.workers import WorkerGroup
+from rlhf_ray.run.directory import RunDir
+from rlhf_ray.train.dispatch import Prompts
+from rlhf_ray.train.learner_group import Gang
+from rlhf_ray.train.rl import RL
+from rlhf_ray.train.setup import Setup
 from tests.benchmarks.paired import report
 from tests.benchmarks.zero_cost import PROMPT, RESPONSE, Engine, Learner, Scorer
 

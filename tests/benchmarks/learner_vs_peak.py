@@ -15,7 +15,7 @@ from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
 from rlhf_ray.learner.objectives import PolicyObjective
 from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
-from rlhf_ray.metrics import means
+from rlhf_ray.run.metrics import means
 from tests.benchmarks.paired import report, seconds
 from tests.benchmarks.rollout_vs_generate import SHAPES, lengths, machine
 

@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 from functools import cached_property
 
-from rlhf_ray import metrics
+from rlhf_ray.actors import environment
 from rlhf_ray.config import parse
-from rlhf_ray.driver import environment
 from rlhf_ray.rollout.worker import RolloutWorker
+from rlhf_ray.run import metrics
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 
@@ -65,7 +65,9 @@ def main():
     environment.authenticate(job.cluster)  # before Ray is imported
     from rich.console import Console
 
-    from rlhf_ray.driver import gauges, pipeline, rl_setup
+    from rlhf_ray.jobs import pipeline
+    from rlhf_ray.run import sinks as gauges
+    from rlhf_ray.train import setup as rl_setup
 
     gauges.Sinks = Sinks
     rl_setup.RolloutWorker = WORKERS[sys.argv[2]]

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from rlhf_ray.config import parse
-from rlhf_ray.driver import forecast, shapes
-from rlhf_ray.driver.plan import hardware
-from rlhf_ray.estimate import calibrate
-from rlhf_ray.estimate.needs import Setting
+from rlhf_ray.plan import calibrate, forecast
+from rlhf_ray.plan import model_shapes as shapes
+from rlhf_ray.plan.requirements import Setting
+from rlhf_ray.plan.text import hardware
 from tests.benchmarks.paired import report
 from tests.helpers import rl_job, run_job
 

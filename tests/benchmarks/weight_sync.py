@@ -18,15 +18,15 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_ray.actors.group import WorkerGroup
+from rlhf_ray.actors.placement import Placement, nodes, plan
+from rlhf_ray.actors.session import session
 from rlhf_ray.config import ModelConfig, RLJob
-from rlhf_ray.driver import report as reports
-from rlhf_ray.driver.gang import Gang
-from rlhf_ray.driver.session import session
 from rlhf_ray.learner.worker import Role
-from rlhf_ray.placement import Placement, nodes, plan
+from rlhf_ray.report import tables as reports
 from rlhf_ray.rollout.worker import Place, RolloutWorker
-from rlhf_ray.weights import unpack
-from rlhf_ray.workers import WorkerGroup
+from rlhf_ray.train.learner_group import Gang
+from rlhf_ray.weights.manifest import unpack
 from tests.benchmarks.paired import report, seconds
 
 VOCABULARY = 16384

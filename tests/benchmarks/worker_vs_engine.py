@@ -10,9 +10,9 @@ import os
 import numpy as np
 import torch
 
+from rlhf_ray.actors import environment
 from rlhf_ray.batch import cat
 from rlhf_ray.config import ClusterConfig, ModelConfig, RolloutConfig
-from rlhf_ray.driver import environment
 from rlhf_ray.rollout.chunk import Chunk, sample_seed
 from rlhf_ray.rollout.engine import Request
 from rlhf_ray.rollout.worker import Place
@@ -50,7 +50,7 @@ def through_engine(engine, chunk):
 
 def measure(size, vocab, kind, precision, rounds):
     """The row of one case, in a Ray session."""
-    from rlhf_ray.workers import WorkerGroup
+    from rlhf_ray.actors.group import WorkerGroup
 
     draw, count = np.random.default_rng(1), size.samples // 4
     prompts = [draw.integers(3, vocab, workload.PROMPT).astype(np.int32) for _ in range(count)]
@@ -75,7 +75,7 @@ def measure(size, vocab, kind, precision, rounds):
 def main():
     args, size = arguments(__doc__)
     environment.authenticate(ClusterConfig())
-    from rlhf_ray.driver.session import session
+    from rlhf_ray.actors.session import session
 
     torch.set_num_threads(os.cpu_count() or 1)
     with session(ClusterConfig()):

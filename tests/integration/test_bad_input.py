@@ -8,8 +8,8 @@ import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhf_ray.__main__ import main
-from rlhf_ray.data import toy
+from rlhf_ray.cli import main
+from rlhf_ray.toy import world as toy
 from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration

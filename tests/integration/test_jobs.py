@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_ray.data import toy
+from rlhf_ray.toy import world as toy
 from tests.helpers import ROOT, T5, TINY
 
 pytestmark = pytest.mark.integration

@@ -10,15 +10,15 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from rlhf_ray.actors.group import DEAD
+from rlhf_ray.actors.session import Stop
 from rlhf_ray.config import apply_overrides, parse
-from rlhf_ray.driver import heldout
-from rlhf_ray.driver.checkpoint import Checkpoints
-from rlhf_ray.driver.experience import Order
-from rlhf_ray.driver.rl import RL
-from rlhf_ray.driver.rl_setup import setup
-from rlhf_ray.driver.rundir import RunDir
-from rlhf_ray.driver.session import Stop
-from rlhf_ray.workers import DEAD
+from rlhf_ray.run.checkpoint import Checkpoints
+from rlhf_ray.run.directory import RunDir
+from rlhf_ray.train import evaluation as heldout
+from rlhf_ray.train.dispatch import Order
+from rlhf_ray.train.rl import RL
+from rlhf_ray.train.setup import setup
 from tests.helpers import metrics_of, rl_job
 
 pytestmark = pytest.mark.integration

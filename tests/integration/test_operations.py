@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import rl_job
-from tests.unit.test_dashboard import FILE, expressions
+from tests.unit.deploy.test_dashboard import FILE, expressions
 
 pytestmark = pytest.mark.integration
 

@@ -8,8 +8,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from rlhf_ray.actors.placement import Placement, nodes, plan
 from rlhf_ray.config import ClusterConfig
-from rlhf_ray.placement import Placement, nodes, plan
 
 pytestmark = pytest.mark.integration
 

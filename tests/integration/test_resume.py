@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlhf_ray.driver.rundir import manifest
+from rlhf_ray.run.directory import manifest
 from tests.helpers import TINY, metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration

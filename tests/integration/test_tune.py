@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rlhf_ray.config import load
-from rlhf_ray.driver.checkpoint import complete
-from rlhf_ray.driver.rundir import manifest
+from rlhf_ray.run.checkpoint import complete
+from rlhf_ray.run.directory import manifest
 from tests.helpers import ROOT, TINY, metrics_of
 
 pytestmark = pytest.mark.integration

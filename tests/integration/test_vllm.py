@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.config import ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request
 from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
-from rlhf_ray.weights import StaleWeights, Ticket, fingerprint, full, num_bytes, pack, unpack, verify_probe
+from rlhf_ray.weights.manifest import StaleWeights, Ticket, fingerprint, full, num_bytes, pack, unpack, verify_probe
 from tests.helpers import TINY, rl_job
 
 pytestmark = [

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
@@ -16,8 +17,7 @@ from rlhf_ray.learner.heads import Seq2SeqObjective
 from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective, PolicyObjective, ValueObjective
 from rlhf_ray.learner.values import ImplicitQObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
-from rlhf_ray.metrics import add, means
-from rlhf_ray.workers import WorkerGroup
+from rlhf_ray.run.metrics import add, means
 from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration

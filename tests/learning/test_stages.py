@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from rlhf_ray.data import toy
+from rlhf_ray.toy import world as toy
 from tests.helpers import ROOT, run_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from rlhf_ray.driver.checkpoint import describe
+from rlhf_ray.run.checkpoint import describe
 from tests.helpers import ROOT, TINY, metrics_of, rl_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1200)]

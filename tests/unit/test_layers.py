@@ -11,15 +11,21 @@ PACKAGE = Path(__file__).parents[2] / "rlhf_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
-    {"batch", "journal", "lean", "metrics"},
-    {"algorithms", "models", "data", "quality", "weights", "estimate"},
-    {"rollout", "rewards", "learner", "placement", "workers"},
-    {"driver"},
+    {"batch", "lean", "toy"},
+    {"run"},
+    {"actors", "algorithms", "data", "models", "quality", "weights"},
+    {"learner", "rewards", "rollout"},
+    {"tasks"},
+    {"train"},
+    {"report"},
+    {"jobs"},
+    {"plan", "search"},
+    {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 DOORS = {
-    "ray": ("workers.py", "placement.py", "weights.py", "driver/"),
+    "ray": ("actors/", "train/", "search/", "weights/", "run/sinks.py", "jobs/", "plan/doctor.py"),
     "deepspeed": ("learner/zero.py",),
     "vllm": ("rollout/vllm_engine.py",),
 }
@@ -66,11 +72,11 @@ def test_every_part_of_the_package_has_a_level():
 @pytest.mark.parametrize(
     ("place", "line"),
     [
-        ("algorithms/x.py", "from ..driver import rl"),
+        ("algorithms/x.py", "from ..train import rl"),
         ("rollout/x.py", "from ..learner.worker import LearnerWorker"),
         ("rollout/x.py", "from .. import rewards"),
         ("data/x.py", "import ray"),
-        ("driver/x.py", "import deepspeed.zero"),
+        ("train/x.py", "import deepspeed.zero"),
         ("config/x.py", "import torch"),
     ],
 )
@@ -89,7 +95,7 @@ def test_config_brings_neither_torch_nor_ray():
 def test_no_process_starts_with_what_it_may_never_need():
     """Each of these takes a worker seconds."""
     late = {"vllm", "deepspeed", "peft", "sklearn", "scipy.stats", "pandas"}
-    code = f"import sys, rlhf_ray.driver.pipeline; assert not {late} & set(sys.modules)"
+    code = f"import sys, rlhf_ray.jobs.pipeline; assert not {late} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -1,1 +1,0 @@
-"""The driver: stages, loop, checkpoints, evaluation."""

@@ -1,0 +1,52 @@
+"""Answers of a model to prompts, judged by reward terms: rollout and reward workers without a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..actors.placement import Placement, gpus_each, nodes, plan
+from ..config import Answers, BadInput, ModelConfig, VLLMEngine
+from ..models import load as models
+from ..rewards.reward import scales
+from ..train import evaluation as heldout
+from ..train import roles
+from ..train.dispatch import Collector, Order, Prompts
+from ..train.setup import load_prompts, reward_group, rollout_group
+
+INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
+
+
+def answers(
+    job: Answers, which: ModelConfig, run_dir: Path, greedy: bool, check: Callable[[Prompts], None] = lambda _: None
+) -> tuple[pa.Table, Prompts]:
+    """One row an answer (heldout.table), and the prompts that were asked. ``check`` sees these before anything starts."""
+    sources = which.path is not None and models.is_encoder_decoder(models.resolve(which.path, which.revision))
+    if sources and isinstance(job.rollout.engine, VLLMEngine):
+        raise BadInput(f"rollout.engine: vllm has no encoder-decoders, and {which.path} is one; take transformers")
+    model, tokenizer = roles.prepare(which, run_dir, job.run.seed, "seq2seq" if sources else "policy")
+    directory = str(model.path)
+    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+    most = job.rollout.max_new_tokens
+    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data", sources)
+    check(prompts)
+    counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
+    placement = Placement(plan(job.cluster, counts, nodes(), gpus_each(job.rollout, job.rewards.terms)), 120.0)
+    longest = job.data.max_prompt_tokens + most
+    reward = reward_group(job.rewards, run_dir, job.cluster, placement)
+    rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)
+    try:
+        reward.broadcast("check", longest)
+        rollout.broadcast("check")
+        collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
+        order = Order(heldout.SEED_STEP, INITIAL, range(len(prompts)), 0, job.samples, greedy=greedy)
+        batch = collector.collect(order, prompts)
+    finally:
+        for group in (rollout, reward):
+            group.kill()
+        placement.remove()
+    members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}  # all else counts as it scores
+    own = {n: s for n, s in scales(batch.reward_parts, job.rewards).items() if n in members}
+    return heldout.table(batch, job.rewards.terms, job.rewards, own, prompts.rows, tokenizer), prompts

@@ -1,0 +1,80 @@
+"""Judging the texts of a dataset: scores as columns, by which another job draws its data or leaves some out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from ..actors.group import WorkerGroup, WorkerLost
+from ..actors.placement import Placement, gpus_each, nodes, plan
+from ..config import BadInput, ScoreJob
+from ..data import examples
+from ..data.examples import Row, Rows
+from ..rewards.reward import combine
+from ..run.directory import RunDir
+from ..train.setup import reward_group
+
+
+def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
+    """Writes RUN/scored.jsonl: every row with its score, the weighted sum of the terms, and score_TERM. Returns the mean.
+
+    The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
+    """
+    placement = Placement(
+        plan(job.cluster, {"reward": job.rewards.num_workers}, nodes(), gpus_each(None, job.rewards.terms)), 120.0
+    )
+    reward = reward_group(job.rewards, None, job.cluster, placement)
+    file = held.path / "scored.jsonl"
+    part, every = file.with_suffix(".tmp"), []
+    try:
+        reward.broadcast("check")
+        with part.open("w", encoding="utf-8") as out:
+            for key, source in examples.named(job.data, "data"):
+                for block in examples.blocks(source, key):
+                    parts = judged(reward, texts(block))
+                    total = combine(parts, job.rewards, {})
+                    for row, score, terms in zip(block, total.tolist(), parts.tolist(), strict=True):
+                        if not np.isnan(score):
+                            named = {f"score_{t.name}": s for t, s in zip(job.rewards.terms, terms, strict=True)}
+                            out.write(
+                                json.dumps({**row, "score": score, **named}, ensure_ascii=False, default=str) + "\n"
+                            )
+                    every.append(total)
+    finally:
+        reward.kill()
+        placement.remove()
+    scores = np.concatenate(every)
+    found = scores[~np.isnan(scores)]
+    if not len(found):
+        raise BadInput(f"none of {len(scores)} texts got a score; see rewards.terms")
+    part.replace(file)
+    levels = ", ".join(
+        f"{q} % {v:.3g}" for q, v in zip((5, 25, 50, 75, 95), np.percentile(found, (5, 25, 50, 75, 95)), strict=True)
+    )
+    console.print(f"scored {len(found)} of {len(scores)} texts: mean {found.mean():.3g}, quantiles {levels}: {file}")
+    return {"scored": float(len(found)), "score/mean": float(found.mean())}
+
+
+def texts(rows: Rows) -> pa.Table:
+    """The rows as terms read them: prompt and completion, or an empty prompt and the text. Raises BadInput where there is neither."""
+    found: list[Row] = []
+    for i, row in enumerate(rows):
+        column = "completion" if "completion" in row else "text"
+        rows.require(i, column, *(["prompt"] if column == "completion" else []))
+        prompt = row["prompt"] if column == "completion" else ""
+        found.append({**row, "prompt": prompt, "completion": examples.text_of(row, column, rows.place(i))})
+    return examples.table(rows.changed(found), range(len(rows)))
+
+
+def judged(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:
+    """Scores (n, k), each worker a share; one that dies is replaced, and all of it done again."""
+    cuts = np.array_split(np.arange(len(rows)), len(reward))
+    while True:
+        try:
+            return np.concatenate(reward.each("judge", [(rows.slice(c[0] if len(c) else 0, len(c)),) for c in cuts]))
+        except WorkerLost as lost:
+            reward.replace(lost.index)

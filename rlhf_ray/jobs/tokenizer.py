@@ -1,0 +1,75 @@
+"""Training a tokenizer on a corpus, with the tokenizers library; written as transformers reads it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ..config import TokenizerJob
+from ..data import examples
+from ..run.directory import RunDir
+
+SPECIAL = {
+    "pad_token": "<pad>",
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def run(job: TokenizerJob, held: RunDir, console: Console) -> dict[str, Any]:
+    """Writes RUN/model, a tokenizer's directory; returns its size and how many tokens a word of the corpus takes."""
+    found = _texts(job)
+    first = list(islice(found, 1000))
+    if not first:
+        there = job.texts or next(examples.blocks(job.data.sources[0], "data"))[0]
+        raise examples.DataError(f"data: no text in columns {', '.join(there)}; name some with texts")
+    made = train(job.algorithm, chain(first, found), job.vocab_size, job.lowercase)
+    directory = held.path / "model"
+    part = directory.with_suffix(".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    made.save_pretrained(str(part))
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+    words = sum(len(t.split()) for t in first)
+    tokens = sum(len(ids) for ids in made(first, add_special_tokens=False)["input_ids"])
+    fertility = tokens / max(1, words)
+    console.print(f"tokenizer: {len(made)} tokens, {fertility:.2f} a word of the first {len(first)} texts: {directory}")
+    return {"vocab_size": float(len(made)), "tokens_per_word": fertility}
+
+
+def _texts(job: TokenizerJob) -> Iterator[str]:
+    """The corpus, never held whole."""
+    for key, source in examples.named(job.data, "data"):
+        for rows in examples.blocks(source, key):
+            yield from (row[c] for row in rows for c in (job.texts or row) if isinstance(row.get(c), str))
+
+
+def train(algorithm: str, texts: Iterable[str], vocab_size: int, lowercase: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (any text comes back as it was) or a WordPiece tokenizer, special tokens first."""
+    names = list(SPECIAL.values())
+    if algorithm == "bpe":
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.post_processor = processors.ByteLevel(trim_offsets=True)
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=names, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )  # fmt: skip
+    else:
+        inner = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
+        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        inner.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=names, show_progress=False)
+    if lowercase:
+        inner.normalizer = normalizers.Lowercase()
+    inner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False, **SPECIAL)

@@ -1,0 +1,238 @@
+"""A job put on a cluster that need not be there: who sits where, what the fullest device holds, seconds by stage, and what would help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..actors.placement import Plan, demand, plan
+from ..config import Answers, BadInput, RLJob, Supervised, apply_overrides, parse
+from ..run import trajectories
+from . import calibrate, stages
+from . import model_shapes as shapes
+from . import requirements as needs
+from .hardware import Cluster
+from .memory import BYTES, GPU_PROCESS, Need
+from .requirements import Lengths, Setting
+from .simulate import Layout
+
+RAY = 0.7e9  # the driver, the raylet and Ray's other processes
+HELPS = 0.95  # of the step's time that a setting must come under to be named
+FIT = (
+    "model.gradient_checkpointing=true", "learner.zero_stage=2", "learner.zero_stage=3", "learner.micro_batch_tokens={longest}",
+    "rollout.engine.dtype=bfloat16", "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16",
+    "cluster.colocate=false",
+)  # fmt: skip
+SPEED = (
+    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.num_workers={rollout}",
+    "learner.num_workers={learner}", "rollout.engine.max_rows={rows}", "rollout.chunk_prompts={chunk}",
+    "model.gradient_checkpointing=false", "learner.micro_batch_tokens={tokens}",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Where a job runs, what the fullest device and the fullest host hold of how much, and seconds by stage."""
+
+    job: Any
+    given: Setting
+    plan: Plan
+    needs: dict[str, Need]
+    taken: float
+    host: float
+    seconds: dict[str, float]
+
+    @property
+    def margin(self) -> float:
+        """The share of device or host memory that is left, whichever is scarcer; below 0 it does not fit."""
+        on = self.given.cluster
+        return min(1.0 - self.taken / on.device.memory, 1.0 - self.host / on.host_memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room, and where an engine has a budget some of it for its cache."""
+        return self.margin >= 0 and all(n.working.get("KV cache", 1.0) > 0 for n in self.needs.values())
+
+
+def forecast(job: Any, given: Setting) -> Forecast:
+    """The forecast of one job. Raises BadInput where it cannot be placed."""
+    on = given.cluster
+    cpu = on.device.is_cpu
+    where = placed(job, on)
+    found: dict[str, Need] = {}
+    if isinstance(job, RLJob | Supervised):
+        found["learner"] = needs.learner(job, given.models, cpu)
+    if isinstance(job, RLJob | Answers):
+        found["rollout"] = needs.rollout(job, given.models, on)
+        found["reward"] = needs.reward(given.models)
+    host = max(_host(job, where, given, node) for node in set(where.nodes))
+    if cpu:
+        host += max(sum(n.stays(cpu) + n.comes(cpu) for n in _there(where, found, node)) for node in set(where.nodes))
+    taken = host if cpu else max(_slot(job, where, found, s) for s in range(len(where.slots)))
+    settled = replace(given, share=min(1.0, where.num_threads / on.cores) if cpu else 1.0)
+    return Forecast(job, settled, where, found, taken, host, _seconds(job, settled, where))
+
+
+def placed(job: Any, on: Cluster) -> Plan:
+    """The placement of a job. Raises BadInput."""
+    counts, each = demand(job)
+    return plan(job.cluster, counts, on.resources(), each)
+
+
+def _there(where: Plan, found: Mapping[str, Need], node: int) -> list[Need]:
+    return [found[r] for r, seats in where.seats.items() for s in seats if where.nodes[s] == node]
+
+
+def _slot(job: Any, where: Plan, found: Mapping[str, Need], slot: int) -> float:
+    """Bytes of one GPU of a slot. Where roles take turns, one of them peaks at a time."""
+    there = [found[r] for r, seats in where.seats.items() for s in seats if s == slot and where.share[r].get("GPU")]
+    turns = where.colocated and (not isinstance(job, RLJob) or job.rollout.ahead == 0)
+    comes = [n.comes(cpu=False) for n in there]
+    return sum(n.stays(cpu=False) for n in there) + (max(comes, default=0.0) if turns else sum(comes))
+
+
+def _host(job: Any, where: Plan, given: Setting, node: int) -> float:
+    """Host memory of a node besides a CPU's workers: Ray, the published weights in the object store, and beside GPUs processes, weights
+    of engines that sleep, and models that are being loaded (by each rank whole, below ZeRO-3)."""
+    num = given.models.policy.num_parameters
+    total = RAY + (BYTES[job.model.dtype] * num if isinstance(job, RLJob) else 0.0)
+    if given.cluster.device.is_cpu:
+        return total
+    there = {r: sum(where.nodes[s] == node for s in seats) for r, seats in where.seats.items()}
+    total += GPU_PROCESS * sum(there.values())
+    if isinstance(job, RLJob) and where.colocated:
+        total += there["rollout"] * BYTES[job.rollout.engine.dtype] * num
+    if isinstance(job, RLJob | Supervised) and job.learner.zero_stage < 3:
+        total += there["learner"] * BYTES[job.model.dtype] * num
+    return total
+
+
+def _seconds(job: Any, given: Setting, where: Plan) -> dict[str, float]:
+    if isinstance(job, RLJob):
+        return calibrate.predicted(job, given, layout(where, given.cluster))
+    if not isinstance(job, Supervised):
+        return {}
+    rows, length = float(needs.rows(job)), given.lengths.prompt
+    seen = stages.Samples(rows, rows * length, rows * length**2, rows * length)
+    model = needs.learning(job, given.models.policy, given.share)
+    return {"step": stages.updating(model, seen, 1, given.cluster) + stages.efficiency(given.cluster.device).call_s}
+
+
+def layout(where: Plan, on: Cluster) -> Layout:
+    """The devices of a placement for the simulation: a slot of GPUs, or all cores of a node."""
+
+    def names(role: str) -> list[str]:
+        own = bool(where.share[role].get("GPU"))
+        return [f"slot {s}" if own else f"node {where.nodes[s]}" for s in where.seats[role]]
+
+    demand = float(min(where.num_threads, on.cores)) if on.device.is_cpu else 1.0
+    capacity = {f"node {n}": float(on.cores) for n in range(on.nodes)}
+    return Layout(names("rollout"), names("reward"), names("learner"), demand, capacity)
+
+
+def lengths(job: Any) -> Lengths:
+    """What to expect before any run: half of the longest."""
+    if isinstance(job, Supervised):
+        return Lengths(job.max_length / 2, np.array([0]), "a guess")
+    return needs.guessed(job.data.max_prompt_tokens, job.rollout.max_new_tokens)
+
+
+def calibrated(given: Setting, run: Path, stages_: Mapping[str, Any]) -> Setting:
+    """The setting with a run's lengths, and factors from its metrics. Raises BadInput where it is no run of an RL job on such devices."""
+    config, manifest = run / "config.json", run / "manifest.json"
+    job = parse(json.loads(config.read_text()), str(config)) if config.is_file() else None
+    if not isinstance(job, RLJob):
+        raise BadInput(f"--from {run}: give the run directory of a ppo job (of a pipeline: of its stage)")
+    gpus = json.loads(manifest.read_text()).get("resources", {}).get("GPU", 0) if manifest.is_file() else 0
+    on = given.cluster
+    if bool(gpus) == on.device.is_cpu:
+        kinds = ("GPUs", "a CPU") if gpus else ("a CPU", "GPUs")
+        raise BadInput(
+            f"--from {run}: ran on {kinds[0]}, and the plan is for {kinds[1]}; give a run on the same devices"
+        )
+    lines = calibrate.metrics(run)
+    batches = [trajectories.read(f) for f in sorted((run / "trajectories").glob("*.parquet"))[-8:]]
+    responses = np.concatenate([(b.lengths - b.prompt_length)[b.response_lengths > 0] for b in batches])
+    seen = calibrate.lengths(responses, np.concatenate([b.prompt_length for b in batches]), run)
+    where = placed(job, on)
+    share = min(1.0, where.num_threads / on.cores) if on.device.is_cpu else 1.0
+    own = Setting(shapes.models(job, stages_), on, seen, share=share)
+    return replace(given, lengths=seen, factors=calibrate.factors(job, own, layout(where, on), lines))
+
+
+# what would help ----------------------------------------------------------------------------------------------------
+
+
+def changed(job: Any, override: str) -> Any:
+    """The job with an option set; None where that is no job, or the same."""
+    try:
+        other = parse(apply_overrides(job.model_dump(mode="json"), [override]), "job")
+    except BadInput:
+        return None
+    return None if other == job else other
+
+
+def _tried(job: Any, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Overrides with this job's numbers in them, and the job each makes."""
+    numbers: dict[str, Any] = {
+        "longest": getattr(job, "max_length", 0),
+        "tokens": 0,
+        "learner": 0,
+        "rollout": 0,
+        "rows": 0,
+        "chunk": 0,
+    }
+    if isinstance(job, RLJob):
+        r = job.rollout
+        numbers["longest"] = job.data.max_prompt_tokens + r.max_new_tokens
+        numbers |= {"rollout": 2 * r.num_workers, "rows": 2 * r.engine.max_rows}
+        numbers["chunk"] = -(-r.prompts_per_step // r.num_workers)
+    if isinstance(job, RLJob | Supervised):
+        numbers |= {"tokens": 2 * job.learner.micro_batch_tokens, "learner": 2 * job.learner.num_workers}
+    for text in overrides:
+        override = text.format(**numbers)
+        other = changed(job, override)
+        if other is not None:
+            yield override, other
+
+
+def room(found: Forecast) -> list[str]:
+    """Options that make a job fit: one alone, else as many as it takes in this order; none where all of them together do not do."""
+    for override, other in _tried(found.job, FIT):
+        if _fits(other, found.given):
+            return [override]
+    taken: list[str] = []
+    job = found.job
+    for override, _ in _tried(job, FIT):
+        other = changed(job, override)
+        if other is None:
+            continue
+        taken, job = [*taken, override], other
+        if _fits(job, found.given):
+            return taken
+    return []
+
+
+def _fits(job: Any, given: Setting) -> bool:
+    try:
+        return forecast(job, given).fits
+    except BadInput:
+        return False
+
+
+def faster(found: Forecast) -> list[tuple[str, float]]:
+    """Options that still fit and make a step shorter, with its seconds; the best first."""
+    better = []
+    for override, other in _tried(found.job, SPEED):
+        try:
+            then = forecast(other, found.given)
+        except BadInput:
+            continue
+        if then.fits and then.seconds["step"] < HELPS * found.seconds["step"]:
+            better.append((override, then.seconds["step"]))
+    return sorted(better, key=lambda pair: pair[1])

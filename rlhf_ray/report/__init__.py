@@ -1,0 +1,1 @@
+"""Reports on finished and running jobs: tables and plots."""

@@ -1,0 +1,1 @@
+"""A synthetic dataset of reviews whose true score is known, so that everything runs without a download."""

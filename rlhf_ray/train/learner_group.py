@@ -1,0 +1,179 @@
+"""The learner gang as the driver sees it: whole Batches in, whole Batches and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from ..actors.group import WorkerGroup, WorkerLost
+from ..actors.placement import Placement
+from ..batch import COLUMNS, Batch
+from ..config import Common, RLJob
+from ..learner.objectives import Objective
+from ..learner.worker import LearnerWorker, Role
+from ..run import metrics
+from ..run.events import say
+
+Result = TypeVar("Result")
+
+PROBE_LENGTH = (
+    3  # of two tokens the log-probs depend on every weight; each more costs the CPU another half read of them
+)
+SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A sync on its way: ``whole`` are references to the ticket and to each bucket in the object store (the arguments of
+    RolloutWorker.load_weights); ``answers`` are, for each receiver, references to its answers to all pieces, the last a Received.
+    """
+
+    whole: list[Any]
+    answers: list[list[Any]]
+
+
+class Gang:
+    """All ranks of the learner, called together. A rank that dies raises WorkerLost, and the gang is started anew."""
+
+    def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
+        self.job, self.plan = job, (plan := placement.plan)
+        self.group = WorkerGroup(
+            "learner", LearnerWorker, job.learner.num_workers,
+            lambda i: (job.learner, roles, plan.device, plan.num_threads, job.cluster.deadline_s),
+            lambda i: placement.options("learner", i),
+            job.cluster.deadline_s, job.cluster.max_restarts,
+        )  # fmt: skip
+        self.info: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Joins the ranks and builds their models."""
+        address, port = self.group.host(0), self.group.broadcast("free_port")[0]
+        world = len(self.group)
+        self.info = self.group.each("start", [(rank, world, address, port) for rank in range(world)])[0]
+
+    def remarks(self) -> list[str]:
+        """Sentences on what the ranks found out about their models and their machine."""
+        padded = "padded forward (packed and one-by-one log-probs differ for this architecture)"
+        found = [
+            f"{role}: {padded}"
+            for role, i in self.info["roles"].items()
+            if i.get("packed_difference") and not i["packed"]
+        ]
+        share = self.info["peak_flops"] / self.info["float32_flops"]
+        if share < 1.0:
+            found.append(
+                f"{self.job.model.dtype} products run at {share:.2f} of float32's speed here; take model.dtype=float32"
+            )
+        return found
+
+    def restart(self) -> None:
+        """New ranks in place of all of them, with the weights they started from."""
+        self.group.respawn()
+        self.start()
+
+    def recover(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``. A lost rank restarts the gang, and ``work`` begins again, from the last checkpoint."""
+        lost = False
+        while True:
+            try:
+                if lost:
+                    self.restart()
+                return work()
+            except WorkerLost as error:
+                lost = True
+                say(f"{error}; going back to the last checkpoint")
+
+    def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
+        """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""
+        if not columns:
+            return batch
+        parts = self.group.broadcast("annotate", ray.put(batch), temperature, columns)
+        names = [*columns, "final_values"] if "values" in columns else columns
+        return batch.replace(**{name: _scatter(batch, parts, name) for name in names})
+
+    def update(
+        self,
+        role: str,
+        objectives: Sequence[tuple[Objective, float]],
+        minis: Sequence[Sequence[np.ndarray]],
+        *batches: Any,
+    ) -> dict[str, float]:
+        """One optimizer step for each of ``minis``; ``batches`` may be references. Returns means over ranks."""
+        refs = [b if isinstance(b, ray.ObjectRef) else ray.put(b) for b in batches]
+        return metrics.means(metrics.add(self.group.broadcast("update", role, objectives, minis, *refs)))
+
+    def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
+        """The objective's metrics without learning."""
+        return metrics.means(metrics.add(self.group.broadcast("evaluate", "actor", objective, batch)))
+
+    def predict(self, objective: Any, batch: Batch) -> list[np.ndarray]:
+        """What the objective's model says of each row, in their order."""
+        found: list[Any] = [None] * len(batch)
+        for part in self.group.broadcast("predict", "actor", objective, ray.put(batch)):
+            for row, value in zip(part["rows"], part["found"], strict=True):
+                found[row] = value
+        return found
+
+    def publish(self, version: int, temperature: float, vocab_size: int, receivers: Sequence[Any]) -> Sync:
+        """Hands the weights piece by piece to the ``receivers`` (actors with a method receive), while the next piece is made."""
+        probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
+        items: list[Any] = []
+        answers: list[list[Any]] = [[] for _ in receivers]
+
+        def take(item: Any) -> None:
+            items.append(item)
+            for receiver, own in zip(receivers, answers, strict=True):
+                own.append(receiver.receive.remote(item))
+
+        self.group.stream("publish", version, probe, temperature, sync_tolerance(self.job), take=take)
+        return Sync([items[-1], *items[1:-2]], answers)
+
+    def save(self, directory: Path) -> None:
+        """Every rank's shards, into ``directory``."""
+        self.group.broadcast("save", str(directory))
+
+    def load(self, directory: Path) -> None:
+        """The inverse of :meth:`save`."""
+        self.group.broadcast("load", str(directory))
+
+    def export(self, directory: Path, save_tokenizer: Callable[[str], Any]) -> None:
+        """The trained model and tokenizer in Hugging Face format; an older one there is replaced at the end."""
+        import shutil
+
+        part = directory.with_name(directory.name + ".tmp")
+        shutil.rmtree(part, ignore_errors=True)
+        self.group.broadcast("export", str(part))
+        save_tokenizer(str(part))
+        shutil.rmtree(directory, ignore_errors=True)
+        part.rename(directory)
+
+    def kill(self) -> None:
+        """Ends all ranks."""
+        self.group.kill()
+
+
+def sync_tolerance(job: Common) -> float:
+    """What engine and learner may differ by on the probe, in nats: the looser of their two dtypes decides."""
+    engine = job.rollout.engine.dtype if isinstance(job, RLJob) else job.model.dtype
+    return max(SYNC_TOLERANCE[job.model.dtype], SYNC_TOLERANCE[engine])
+
+
+def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """Puts the ranks' shares of a column back into the Batch's order."""
+    if COLUMNS[name]["per"] == "sequence":
+        found = np.zeros(len(batch), np.float32)
+        for part in parts:
+            found[part["rows"]] = part[name]
+        return found
+    found = np.zeros(len(batch.tokens), np.float32)
+    starts = batch.offsets[:-1]
+    for part in parts:
+        lengths = batch.lengths[part["rows"]]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        found[np.repeat(starts[part["rows"]], lengths) + within] = part[name]
+    return found

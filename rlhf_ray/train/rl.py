@@ -1,0 +1,241 @@
+"""Reinforcement learning: rollout, reward, learner, and the one loop above them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ..actors.group import DEAD, WorkerGroup
+from ..actors.placement import devices, nodes
+from ..actors.session import Stop
+from ..algorithms.kl import adapt
+from ..batch import Batch
+from ..config import PPO, AdaptiveKL, RLJob
+from ..learner.objectives import LanguageModelObjective, Objective, ValueObjective
+from ..run import trajectories
+from ..run.checkpoint import Checkpoints
+from ..run.directory import RunDir
+from ..run.events import say
+from ..run.meter import Meter
+from ..run.metrics import Sinks
+from ..run.outcome import Stopped, Watch, unwatched
+from ..run.sinks import sinks
+from ..weights.manifest import Received
+from . import advantages, step_metrics
+from . import evaluation as heldout
+from .dispatch import Collector, Order
+from .learner_group import Gang
+from .rollout_queue import Rollouts
+from .setup import Setup
+
+
+class RL:
+    """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
+
+    def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop, watch: Watch = unwatched) -> None:
+        self.job, self.held, self.run, self.setup, self.stop, self.watch = job, run, run.path, setup, stop, watch
+        self.gang: Gang = setup.gang
+        self.rollout: WorkerGroup = setup.rollout
+        collector = Collector(
+            setup.rollout, setup.reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s
+        )
+        self.collector = collector
+        self.rollouts = Rollouts(job, collector, setup.prompts)
+        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
+        self.meter = Meter(run, devices(setup.gang.plan, nodes()), job.cluster.price_per_gpu_hour)
+        self.rollout.welcome = self._welcome
+        self.published: list[Any] | None = None
+        self.sinks: Sinks | None = None
+        self.seconds: dict[str, float] = {}
+        self.step, self.kl_coef = 0, job.algorithm.kl.coef
+
+    # the loop -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Trains to num_steps from wherever the run stands, and exports. A lost learner rank goes to the last checkpoint."""
+        try:
+            self.gang.recover(self._work)
+        finally:
+            self.rollouts.close()
+
+    def _work(self) -> None:
+        self.restore()
+        self.loop()
+        self.gang.export(self.run / "model", self.setup.tokenizer.save_pretrained)
+
+    def loop(self) -> None:
+        """Steps until num_steps; evaluates before the first and after the last."""
+        if self.step < self.job.num_steps:
+            with self.phase("rollout", self.rollout):
+                self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
+        if not heldout.files(self.run):
+            with self.phase("evaluate", self.rollout):
+                self.evaluate()
+        while self.step < self.job.num_steps:
+            began = time.monotonic()
+            with self.phase("rollout", self.rollout):
+                self.rollouts.prefetch(self.step)
+                batch, metrics = self.rollouts.take(self.step)
+            if len(batch):
+                metrics |= self.train_on(batch)
+            else:
+                say(f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples")
+            with self.phase("wait"):
+                self.rollouts.drain()
+            with self.phase("sync", self.rollout):
+                metrics |= self.publish(self.step + 1)
+            self.step += 1
+            metrics["time/step"] = time.monotonic() - began
+            self.finish_step(metrics)
+
+    def train_on(self, batch: Batch) -> dict[str, float]:
+        """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
+        with self.phase("annotate"):
+            batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
+        metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
+        batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
+        trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
+        with self.phase("learn"):
+            return metrics | found | (self.learn(batch) if len(batch) else {})
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
+        a, job = self.job.algorithm, self.job
+        metrics: dict[str, float] = {}
+        minis = self.mini_batches(len(batch))
+        reference = ray.put(batch)
+        if isinstance(a, PPO):
+            metrics |= self.gang.update(
+                "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
+            )
+        if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
+            policy = advantages.objective(
+                a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance
+            )
+            terms: list[tuple[Objective, float]] = [(policy, 1.0)]
+            rows, batches = [[m] for m in minis], [reference]
+            if self.setup.ptx is not None:
+                terms.append((LanguageModelObjective(), a.ptx_coef))
+                rows = [[m, self.setup.ptx.rows(self.step, i, len(minis), len(m))] for i, m in enumerate(minis)]
+                batches.append(self.setup.ptx.batch)
+            metrics |= self.gang.update("actor", terms, rows, *batches)
+        if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
+            kl = float(advantages.token_kl(batch).sum()) / len(batch)
+            self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
+        return step_metrics.with_effective_samples(metrics)
+
+    def mini_batches(self, num_rows: int) -> list[np.ndarray]:
+        """Rows of each optimizer step of this step: for each epoch a shuffle, cut into num_mini_batches."""
+        a = self.job.algorithm
+        draw = np.random.default_rng([self.job.run.seed, self.step])
+        cut = [np.array_split(draw.permutation(num_rows), a.num_mini_batches) for _ in range(a.epochs)]
+        return [rows for epoch in cut for rows in epoch if len(rows)]
+
+    # weights --------------------------------------------------------------------------------------------------------
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Sends the actor's weights to every rollout worker, verified. Returns what it took, as sync/..."""
+        began = time.monotonic()
+        sync = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors)
+        self.published = sync.whole
+        received = [Received()]
+        for index, answers in enumerate(sync.answers):
+            try:
+                received.append(ray.get(answers, timeout=self.job.cluster.deadline_s)[-1])
+            except DEAD:
+                self.rollout.replace(index)
+        return step_metrics.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)
+
+    def _welcome(self, actor: Any) -> None:
+        if self.published is not None:
+            ray.get(actor.load_weights.remote(*self.published), timeout=self.job.cluster.deadline_s)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
+        """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
+        began, self.held.journal.stage = time.monotonic(), name
+        if self.setup.time_shared:
+            self.rollout.reach("wake" if self.rollout in groups else "sleep")
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    # state ----------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """The state of the last checkpoint; of nothing, a fresh start."""
+        self.step, self.kl_coef = 0, self.job.algorithm.kl.coef
+        self.rollouts.reset()
+        found = self.checkpoints.latest()
+        if found is not None:
+            state = json.loads((found / "state.json").read_text())
+            self.step, self.kl_coef = state["step"], state["kl_coef"]
+            self.gang.load(found / "learner")
+            self.rollouts.restore(found / "rollouts", state["rollouts"])
+            say(f"going on from {found.name} in {self.run}")
+        heldout.prune(self.run, self.step, self.job.evaluate)
+        if self.sinks is not None:
+            self.sinks.close()
+        self.sinks = sinks(self.job, self.held, self.step)
+        with self.phase("sync", self.rollout):
+            self.publish(self.step)
+
+    def finish_step(self, metrics: dict[str, float]) -> None:
+        """Logs the step; evaluates, checkpoints and stops where it is time to."""
+        job, last = self.job, self.step == self.job.num_steps
+        stopping = self.stop.requested and not last
+        evaluated = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
+        if evaluated:
+            with self.phase("evaluate", self.rollout):
+                metrics |= self.evaluate()
+        metrics |= step_metrics.step_metrics(metrics, self.seconds)
+        engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
+        metrics |= self.meter.step(self.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward)
+        self.seconds = {}
+        assert self.sinks is not None
+        self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
+        if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
+            with self.phase("checkpoint"):
+                self.save()
+        if job.log.progress:
+            print(step_metrics.progress_line(self.step, job.num_steps, metrics), flush=True)
+        if evaluated:
+            self.watch(self.step, metrics)
+        if stopping:
+            raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything the next step depends on. Nothing is in flight here."""
+
+        def fill(directory: Path) -> None:
+            for name in ("learner", "rollouts"):
+                (directory / name).mkdir()
+            self.gang.save(directory / "learner")
+            state["rollouts"] = self.rollouts.save(directory / "rollouts")
+
+        state: dict[str, Any] = {"step": self.step, "kl_coef": self.kl_coef}
+        self.checkpoints.write(self.step, fill, state)
+
+    # evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out prompts with the published weights, written to RUN/evaluations."""
+        s, e = self.setup, self.job.evaluate
+        if s.heldout is None:
+            return {}
+        order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
+        batch = self.collector.collect(order, s.heldout)
+        self.collector.statistics()  # of these rollouts, which no step is to count as its own
+        batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
+        rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
+        heldout.write(heldout.path(self.run, self.step), rows, e)
+        found = heldout.metrics(rows)
+        if self.job.log.progress:
+            say(step_metrics.evaluation_line(self.step, found))
+        return found

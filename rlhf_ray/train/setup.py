@@ -1,0 +1,199 @@
+"""Everything an RL job needs before its first step: data, models, actors. All bad input shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ..actors.group import WorkerGroup
+from ..actors.placement import Placement, demand, nodes, plan
+from ..config import (
+    BadInput,
+    ClusterConfig,
+    FunctionReward,
+    ModelConfig,
+    NeuralReward,
+    PromptConfig,
+    Reward,
+    RewardsConfig,
+    RLJob,
+    RolloutConfig,
+    TransformersEngine,
+)
+from ..data import batches, examples
+from ..data.sampler import Mixture, Sampler
+from ..models import load as models
+from ..rewards.worker import RewardWorker
+from ..rollout.worker import Place, RolloutWorker
+from ..run.events import say
+from . import roles
+from .dispatch import Prompts
+from .learner_group import PROBE_LENGTH, Gang
+
+
+@dataclass(frozen=True)
+class Ptx:
+    """Pre-training text for the joint objective: a reference to its Batch, and which rows a mini-batch takes."""
+
+    batch: Any
+    sampler: Sampler | Mixture
+
+    def rows(self, step: int, mini: int, num_minis: int, count: int) -> np.ndarray:
+        """As many rows as the mini-batch has samples; a function of (step, mini) alone."""
+        return self.sampler.indices((step * num_minis + mini) * count, count)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The actors and data of an RL job."""
+
+    gang: Gang
+    rollout: WorkerGroup
+    reward: WorkerGroup
+    prompts: Prompts
+    heldout: Prompts | None
+    ptx: Ptx | None
+    terms: list[Reward]
+    num_trained: int
+    columns: list[str]
+    importance: bool
+    time_shared: bool
+    vocab_size: int
+    tokenizer: Any
+
+    @property
+    def reward_names(self) -> list[str]:
+        """Names of the terms that are trained on."""
+        return [t.name for t in self.terms[: self.num_trained]]
+
+
+def load_prompts(
+    config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str, sources: bool = False
+) -> Prompts:
+    """The prompts of a dataset (``sources``: an encoder-decoder's, beside whose context that of the answer is another); a line
+    says how many were dropped. Raises BadInput where they do not fit config or model."""
+    sizes = (config.max_prompt_tokens, max_new_tokens)
+    if (max(sizes) if sources else sum(sizes)) > context:
+        raise BadInput(
+            f"{where}.max_prompt_tokens {config.max_prompt_tokens} {'or' if sources else '+'} rollout.max_new_tokens "
+            f"{max_new_tokens} exceed the model's context of {context} tokens; lower one of them"
+        )
+    rows = examples.load(config, where)
+    kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, sources)
+    if kept.dropped:
+        longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
+        say(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out")
+    return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64), rows.shares)
+
+
+@contextmanager
+def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[Setup]:
+    """Spawns the actors for the time of the block. ``notes`` gets sentences about what was decided."""
+    model, tokenizer = roles.prepare(job.model, run_dir, job.run.seed)
+    directory = str(model.path)
+    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+    context = models.context_length(directory)
+    prompts = load_prompts(job.data, tokenizer, context, job.rollout.max_new_tokens, "data")
+    heldout = None
+    if job.evaluate.data is not None:
+        heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
+    terms = [*job.rewards.terms, *job.evaluate.terms]
+    rewards = job.rewards.model_copy(update={"terms": terms})
+    counts, each = demand(job)
+    chosen = plan(job.cluster, counts, nodes(), each)
+    for line in chosen.lines():
+        notes(line)
+    placement = Placement(chosen, 120.0)
+    reward = reward_group(rewards, run_dir, job.cluster, placement)
+    rollout = rollout_group(
+        job.rollout, model, roles.eos_ids(tokenizer, directory), _max_length(job), job.cluster, placement
+    )
+    gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
+    try:
+        reward.broadcast("check", _longest(job))
+        gang.start()
+        for line in gang.remarks():
+            notes(line)
+        rollout.broadcast("check")
+        yield Setup(
+            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
+            job.annotated, _importance(job),
+            chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
+        )  # fmt: skip
+    finally:
+        for group in (reward, rollout, gang):
+            group.kill()
+        placement.remove()
+
+
+def reward_group(
+    config: RewardsConfig, run_dir: Path | None, cluster: ClusterConfig, placement: Placement
+) -> WorkerGroup:
+    """The reward workers, with the policy's tokenizer that stands in ``run_dir``, if there is a policy."""
+    tokenizer = None if run_dir is None else str(run_dir / "tokenizer")
+    config = config.model_copy(update={"terms": [local(t) for t in config.terms]})
+    place = placement.plan
+    return WorkerGroup(
+        "reward", RewardWorker, config.num_workers,
+        lambda i: (config, tokenizer, place.device_of("reward"), place.num_threads),
+        lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
+    )  # fmt: skip
+
+
+def rollout_group(
+    config: RolloutConfig,
+    model: ModelConfig,
+    eos: tuple[int, ...],
+    longest: int,
+    cluster: ClusterConfig,
+    placement: Placement,
+) -> WorkerGroup:
+    """The rollout workers, for sequences of up to ``longest`` tokens; until the first sync they hold the model's own weights."""
+    place = Place(placement.plan.device_of("rollout"), placement.plan.num_threads, longest)
+    return WorkerGroup(
+        "rollout", RolloutWorker, config.num_workers, lambda i: (config, model, eos, place),
+        lambda i: placement.options("rollout", i), cluster.deadline_s, cluster.max_restarts,
+    )  # fmt: skip
+
+
+def local(term: Reward) -> Reward:
+    """The term with a path that means the same to a worker, whose working directory may be another."""
+    if isinstance(term, NeuralReward):
+        return term.model_copy(update={"path": models.resolve(term.path)})
+    if isinstance(term, FunctionReward):
+        return term.model_copy(update={"path": str(Path(term.path).expanduser().absolute())})
+    return term
+
+
+def _longest(job: RLJob) -> int:
+    """Most tokens of prompt and response that a reward term can meet."""
+    sections = [job.data] if job.evaluate.data is None else [job.data, job.evaluate.data]
+    return max(section.max_prompt_tokens for section in sections) + job.rollout.max_new_tokens
+
+
+def _max_length(job: RLJob) -> int:
+    """The longest sequence an engine meets: a prompt with its response, or the probe of a sync."""
+    prompts = [job.data, *([job.evaluate.data] if job.evaluate.data is not None else [])]
+    return max(max(p.max_prompt_tokens for p in prompts) + job.rollout.max_new_tokens, PROBE_LENGTH)
+
+
+def _importance(job: RLJob) -> bool:
+    """'auto' is off only where engine and learner share code and float32, and rollouts are never stale."""
+    engine = job.rollout.engine
+    shared = isinstance(engine, TransformersEngine) and job.model.dtype == "float32" == engine.dtype
+    exact = shared and job.rollout.ahead == 0
+    return {"on": True, "off": False, "auto": not exact}[job.algorithm.importance]
+
+
+def _ptx(job: RLJob, tokenizer: Any, context: int) -> Ptx | None:
+    if job.ptx_data is None:
+        return None
+    rows = examples.load(job.ptx_data, "ptx_data")
+    made = batches.language_model(rows, tokenizer, min(context, job.learner.micro_batch_tokens))
+    return Ptx(ray.put(made.batch), rows.shares.sampler(made.batch.example_id, job.run.seed))

@@ -1,0 +1,94 @@
+"""Metrics of a step's stages, and the lines that show its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..algorithms.losses import effective_sample_share
+from ..batch import Batch
+from ..weights.manifest import Received, Ticket
+
+
+def rollout_metrics(
+    batch: Batch, job: Any, step: int, kl_coef: float, statistics: dict[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Rewards, lengths and staleness of the step's rollouts; of several reward models the mean deviation of their standardised
+    scores, which grows where the policy has left what they were trained on (Coste et al. 2023, arXiv 2310.02743)."""
+    sampled = batch.take(batch.response_lengths > 0)
+    lengths = (sampled.lengths - sampled.prompt_length).astype(float)
+    found = {
+        "reward/mean": float(sampled.rewards.mean()),
+        "reward/std": float(sampled.rewards.std()),
+        "rollout/length_mean": float(lengths.mean()),
+        "rollout/length_max": float(lengths.max()),
+        "rollout/truncated": float(sampled.truncated.mean()),
+        "rollout/samples": float(len(sampled)),
+        "rollout/tokens": float(lengths.sum()),
+        "rollout/staleness": float(step - sampled.policy_version.mean()),
+        "kl/coef": kl_coef,
+    }
+    for i, term in enumerate(job.rewards.terms):
+        part = sampled.reward_parts[:, i]
+        found |= {
+            f"reward/{term.name}/mean": float(np.nanmean(part)),
+            f"reward/{term.name}/std": float(np.nanstd(part)),
+        }
+    models = [i for i, t in enumerate(job.rewards.terms) if t.type == "model" and t.name in statistics]
+    if len(models) > 1:
+        scales = np.array([statistics[job.rewards.terms[i].name] for i in models])
+        scores = (sampled.reward_parts[:, models] - scales[:, 0]) / scales[:, 1]
+        found["reward/disagreement"] = float(np.nanmean(scores.std(1)))
+    return found
+
+
+def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics with the effective sample size of the importance weights, as a share of the tokens."""
+    if "importance/weight" in metrics:
+        share = effective_sample_share(metrics["importance/weight"], metrics["importance/weight_square"])
+        metrics["importance/effective_samples"] = share
+    return metrics
+
+
+def sync_metrics(ticket: Ticket, received: Sequence[Received], seconds: float) -> dict[str, float]:
+    """The probe's largest difference in nats, bytes, bytes/s of the whole sync, and the share of it spent on verification."""
+    return {
+        "sync/probe_difference": max(r.probe_difference for r in received),
+        "sync/bytes": float(ticket.num_bytes),
+        "sync/bytes_per_second": ticket.num_bytes / max(seconds, 1e-9),
+        "sync/verify_share": max(r.verify_s for r in received) / max(seconds, 1e-9),
+    }
+
+
+def step_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds by stage, and generated tokens per second of the whole step."""
+    found = {f"time/{name}": value for name, value in seconds.items()}
+    if metrics.get("rollout/tokens"):
+        found["step/tokens_per_second"] = metrics["rollout/tokens"] / max(metrics["time/step"], 1e-9)
+    return found
+
+
+def progress_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+    """One line a step: reward, KL, length, entropy, seconds."""
+    shown = [
+        ("reward", "reward/mean", "{:+.3f}"), ("kl", "kl/reference_per_sequence", "{:.2f}"),
+        ("mismatch", "kl/mismatch", "{:.1e}"), ("length", "rollout/length_mean", "{:.1f}"),
+        ("entropy", "policy/entropy", "{:.2f}"), ("s", "time/step", "{:.1f}"),
+    ]  # fmt: skip
+    parts = [f"{label} {form.format(metrics[key])}" for label, key, form in shown if key in metrics]
+    return f"step {step}/{num_steps}  " + "  ".join(parts)
+
+
+def evaluation_line(step: int, metrics: dict[str, float]) -> str:
+    """One line an evaluation."""
+    return f"evaluation at step {step}: " + "  ".join(
+        f"{k.removeprefix('evaluate/')} {v:.3f}" for k, v in metrics.items()
+    )
+
+
+def supervised_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+    """One line of a supervised job: losses, accuracy, seconds."""
+    shown = {k: v for k, v in metrics.items() if k.startswith(("loss/", "reward/", "time/step", "evaluate/"))}
+    return f"step {step}/{num_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items())

@@ -1,0 +1,1 @@
+"""Weight synchronisation from the learner to rollout workers: messages, verification, transport."""

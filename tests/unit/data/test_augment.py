@@ -1,0 +1,122 @@
+"""Texts of a class changed a little, and a classifier as a reward."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_ray.batch import from_sequences
+from rlhf_ray.config import ClassifierReward, ConfigError, ModelConfig, RewardsConfig, parse
+from rlhf_ray.data import augment, examples
+from rlhf_ray.data import tasks as data
+from rlhf_ray.data.examples import Rows, load
+from rlhf_ray.models import load as models
+from rlhf_ray.rewards.classifier import ClassifierScorer
+from rlhf_ray.rewards.reward import RewardError
+from rlhf_ray.rewards.worker import RewardWorker
+from rlhf_ray.tasks import build as tasks
+from rlhf_ray.toy import world as toy
+from tests.helpers import TINY
+
+WORDS = [str(i) for i in range(200)]
+LABELS = ("bad", "good", "mixed")
+
+
+def classify(**more):
+    job = {
+        "job": "classify",
+        "model": {"init": TINY, "tokenizer": "toy"},
+        "data": {"path": "toy:reviews/labels", "size": 40},
+    }
+    return parse({**job, "num_steps": 1, "max_length": 64, **more}, "job")
+
+
+def test_deletion_keeps_order_and_at_least_a_word():
+    draw = np.random.default_rng(0)
+    kept = augment.delete(WORDS, 0.3, draw)
+    assert kept == [w for w in WORDS if w in set(kept)]
+    assert len(kept) / len(WORDS) == pytest.approx(0.7, abs=0.1)
+    assert all(len(augment.delete(["a", "b"], 0.99, draw)) == 1 for _ in range(20))
+
+
+def test_swaps_keep_every_word():
+    moved = augment.swap(WORDS, 0.1, np.random.default_rng(0))
+    assert sorted(moved) == sorted(WORDS)
+    assert 20 <= sum(a != b for a, b in zip(moved, WORDS, strict=True)) <= 40  # twenty swaps of two
+    assert augment.swap(["a"], 0.1, np.random.default_rng(0)) == ["a"]
+
+
+def test_a_copy_depends_on_seed_and_place_alone():
+    rows = Rows([{"text": "a b c d e f", "label": "x"}, {"sentence": "a b c d e f", "label": 1}, {"text": 3}], "x")
+    first = augment.changed(rows, "swap", 0.5, [1, 0])
+    assert first == augment.changed(rows, "swap", 0.5, [1, 0])
+    assert first != augment.changed(rows, "swap", 0.5, [1, 1])
+    assert first[0]["text"] != first[1]["sentence"]
+    assert [r.get("label") for r in first] == ["x", 1, None]
+    assert first[2] == {"text": 3}
+
+
+def test_only_training_texts_are_augmented_and_it_is_said(capsys):
+    plain, more = classify(), classify(augment={"copies": 3, "swap": 0.2})
+    rows, held = (load(plain.data.model_copy(update={"split": s}), "data") for s in ("train", "heldout"))
+    before, after = (tasks.build(job, LABELS, toy.tokenizer(), rows, held) for job in (plain, more))
+    assert (
+        "data: augmented 40 examples by 3 copies of each (2 with delete 0.1, 1 with swap 0.2)"
+        in capsys.readouterr().out
+    )
+    assert len(after.train) == 4 * len(before.train)
+    assert after.heldout.tokens.tolist() == before.heldout.tokens.tolist()
+    assert after.train.take(range(40)).tokens.tolist() == before.train.tokens.tolist()
+    for copy in range(1, 4):
+        part = after.train.take(range(40 * copy, 40 * copy + 40))
+        assert part.labels.tolist() == before.train.labels.tolist()
+        assert part.example_id.tolist() == before.train.example_id.tolist()
+    swapped = after.train.take(range(80, 120)).sequences()  # deletion, swap, deletion
+    assert all(Counter(a) == Counter(b) for a, b in zip(swapped, before.train.sequences(), strict=True))
+    assert set(after.sampler(0).indices(0, 160)) == set(range(160))
+
+
+def test_an_augmentation_that_changes_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"augment: delete and swap are both 0"):
+        classify(augment={"delete": 0, "swap": 0})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("classifier"))
+    return models.create(ModelConfig(init=TINY, tokenizer="toy"), folder, toy.tokenizer(), 3, "classes", LABELS)
+
+
+def test_a_classifiers_reward_is_the_probability_of_the_class(model):
+    texts = ["the view was great .", "the staff was not awful . the price was cold ."]
+    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, micro_batch_tokens=8), "cpu")
+    found = scorer(["", ""], texts, label=["mixed", "bad"])
+    net = models.load("classes", model).eval()
+    for text, label, p in zip(texts, ("mixed", "bad"), found, strict=True):
+        ids = torch.tensor(data.encode(toy.tokenizer(), text).ids)
+        with torch.no_grad():
+            every = net(ids, torch.tensor([len(ids)])).softmax(-1)[0]
+        assert p == pytest.approx(float(every[LABELS.index(label)]), abs=1e-5)
+    one = ClassifierScorer(ClassifierReward(name="c", path=model, label="mixed"), "cpu")
+    assert one(["", ""], texts)[0] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_class_that_the_classifier_has_not_is_bad_input(model):
+    with pytest.raises(RewardError, match="has no class 'great'; it has bad, good, mixed"):
+        ClassifierScorer(ClassifierReward(name="c", path=model, label="great"), "cpu")
+    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, column="kind"), "cpu")
+    with pytest.raises(RewardError, match="no column 'kind' with the class; it has prompt, label; name another"):
+        scorer([""], ["the view"], label=["bad"])
+
+
+def test_a_worker_has_a_classifier_judge_the_completion(model):
+    term = ClassifierReward(name="c", path=model)
+    worker = RewardWorker(RewardsConfig(terms=[term]), model)
+    tokens = [np.array(toy.tokenizer()("verdict : the view was great .")["input_ids"])]
+    batch = from_sequences(tokens, prompt_length=[2], example_id=[0], group=[0])
+    rows = examples.table(Rows([{"prompt": "verdict :", "label": "good"}], "x"), [0])
+    (found,) = worker.score(batch, rows).reward_parts[:, 0]
+    assert found == pytest.approx(
+        ClassifierScorer(term, "cpu")([""], ["the view was great ."], label=["good"])[0], abs=1e-6
+    )

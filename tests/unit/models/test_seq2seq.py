@@ -1,0 +1,224 @@
+"""Encoder-decoders: losses and translations against each pair alone, the engine that answers with them, and who takes them."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+
+from rlhf_ray.batch import from_sequences
+from rlhf_ray.config import BadInput, ModelConfig, Seq2SeqJob
+from rlhf_ray.data import batches, examples
+from rlhf_ray.data.examples import DataError, Rows
+from rlhf_ray.learner.heads import Seq2SeqObjective
+from rlhf_ray.models import load
+from rlhf_ray.rollout.engine import Request, Sampling
+from rlhf_ray.rollout.seq2seq_engine import Seq2SeqEngine
+from rlhf_ray.tasks import build as tasks
+from rlhf_ray.toy import world as toy
+from rlhf_ray.train import roles
+from tests.helpers import T5, TINY
+
+CPU = torch.device("cpu")
+SIDES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "init_std": 0.3,
+}  # fmt: skip
+KINDS = {
+    "t5": {**T5, "initializer_factor": 3.0, "decoder_start_token_id": 0},
+    "bart": {**SIDES, "decoder_start_token_id": 2, "forced_eos_token_id": None},  # a target begins with the end token
+    "marian": {**SIDES, "decoder_start_token_id": 0, "forced_eos_token_id": None},
+}
+
+
+def model(kind):
+    """transformers' model, and the same one wrapped."""
+    values = {
+        "vocab_size": 40,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **KINDS[kind],
+        "model_type": kind,
+    }
+    both = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        both.append(load.CLASSES["seq2seq"].from_config(AutoConfig.for_model(**values)).eval())
+    if kind != "t5":  # Marian's is trained, and no parameter
+        for m in both:
+            m.final_logits_bias.copy_(torch.randn(1, 40, generator=torch.Generator().manual_seed(2)))
+    return both[0], load.finish("seq2seq", both[1], attention="auto")
+
+
+def pairs(sources=(5, 2, 9, 1), targets=(3, 7, 1, 4)):
+    """Ragged random pairs as a Batch."""
+    draw = np.random.default_rng(0)
+    whole = [draw.integers(3, 40, s + t) for s, t in zip(sources, targets, strict=True)]
+    masks = [np.r_[np.zeros(s), np.ones(t)] for s, t in zip(sources, targets, strict=True)]
+    number = np.arange(len(sources))
+    return from_sequences(whole, response_mask=masks, prompt_length=sources, group=number, example_id=number)
+
+
+def split(batch):
+    return [(s[:n], s[n:]) for s, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
+
+
+def ids(row):
+    return torch.tensor(np.asarray(row)).long()[None]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_pairs_is_that_of_each_alone(kind, smoothing):
+    plain, wrapped = model(kind)
+    batch, start = pairs(), plain.config.decoder_start_token_id
+    naive = plainly = 0.0
+    for source, target in split(batch):
+        with torch.no_grad():
+            given = ids(np.r_[start, target[:-1]])
+            log_p = plain(input_ids=ids(source), decoder_input_ids=given).logits[0].log_softmax(-1)
+        for i, t in enumerate(target):
+            plainly -= float(log_p[i, t])
+            naive -= (1 - smoothing) * float(log_p[i, t]) + smoothing * sum(map(float, log_p[i])) / 40
+    objective = Seq2SeqObjective(label_smoothing=smoothing)
+    found, metrics = objective.loss(wrapped, batch, CPU)
+    assert float(found.detach()) == pytest.approx(naive, rel=1e-5)
+    total, count = metrics["loss/cross_entropy"]
+    assert float(total) == pytest.approx(plainly, rel=1e-5)  # what is measured is not smoothed
+    assert objective.weight(batch) == 15 == float(count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_translations_are_those_of_generate_one_by_one(kind):
+    plain, wrapped = model(kind)
+    batch = pairs()
+    found = Seq2SeqObjective(longest=6).predict(wrapped, batch, CPU)
+    plain.generation_config.num_beams = 3  # greedy all the same
+    lengths = set()
+    for (source, _), tokens in zip(split(batch), found, strict=True):
+        alone = plain.generate(input_ids=ids(source), max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:].tolist()
+        assert tokens.tolist() == (alone[: alone.index(2) + 1] if 2 in alone else alone)
+        lengths.add(len(tokens))
+    assert len(found) == 4
+    assert 0 not in lengths
+
+
+def test_a_translation_ends_with_its_end_token():
+    plain, wrapped = model("marian")
+    plain.final_logits_bias[0, 2] = wrapped.core.final_logits_bias[0, 2] = 4.0
+    found = Seq2SeqObjective(longest=30).predict(wrapped, pairs(), CPU)
+    assert {len(t) for t in found} != {30}
+    assert all(t[-1] == 2 and 2 not in t[:-1] for t in found if len(t) < 30)
+
+
+def answers(engine, requests):
+    engine.add(requests)
+    found = []
+    while engine.busy:
+        found += engine.step()
+    return {c.id: c for c in found}
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_the_engine_answers_each_request_as_if_alone(kind):
+    plain, _ = model(kind)
+    sampling, start = Sampling(5, 0.7, (2,)), plain.config.decoder_start_token_id
+    engine = Seq2SeqEngine(plain, sampling, 3, CPU)
+    requests = [Request(i, source, 10 + i, i, greedy=i == 1) for i, (source, _) in enumerate(split(pairs()))]
+    found = answers(engine, requests)
+    assert sorted(found) == [0, 1, 2, 3]
+    for request in requests:
+        got, alone = found[request.id], answers(engine, [request])[request.id]
+        assert got.tokens.tolist() == alone.tokens.tolist()
+        with torch.no_grad():
+            given = ids(np.r_[start, got.tokens[:-1]])
+            logits = plain(input_ids=ids(request.prompt), decoder_input_ids=given).logits[0]
+        log_p = (logits / 0.7).log_softmax(-1)
+        wanted = log_p[torch.arange(len(got.tokens)), torch.tensor(got.tokens).long()]
+        np.testing.assert_allclose(got.log_probs, wanted.numpy(), atol=1e-5)
+        assert got.truncated == (got.tokens[-1] != 2)
+        numbers = np.random.Generator(np.random.Philox(request.seed)).random(5, dtype=np.float32)
+        drawn = [int((p.exp().cumsum(-1) <= u).sum()) for p, u in zip(log_p, numbers, strict=False)]
+        assert got.tokens.tolist() == (logits.argmax(-1).tolist() if request.greedy else drawn)
+    assert engine.statistics()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
+    several = answers(engine, [Request(seed, requests[0].prompt, seed, 0) for seed in range(8)])
+    assert len({tuple(c.tokens.tolist()) for c in several.values()}) > 4
+
+
+def rows(*given):
+    return Rows(given, "x.jsonl", range(1, len(given) + 1))
+
+
+def test_both_sides_get_an_end_token_and_the_loss_is_on_the_target():
+    word = toy.tokenizer()
+    for names in (("source", "target"), ("prompt", "completion")):
+        given = [
+            dict(zip(names, texts, strict=True)) for texts in (("the view", "was great"), ("the the the the", "a"))
+        ]
+        made = batches.translations(rows(*given), word, 4)
+        assert made.dropped == 1
+        assert word.decode(made.batch.tokens) == "the view <eos> was great <eos>"
+        assert made.batch.response_mask.tolist() == [0, 0, 0, 1, 1, 1]
+        assert made.batch.prompt_length.tolist() == [3]
+    asked = batches.prompts(rows({"prompt": "the view"}), word, 4, "error", sources=True)
+    assert word.decode(asked.tokens[0]) == "the view <eos>"
+    with pytest.raises(DataError, match=r"x\.jsonl:1: no column 'target'"):
+        batches.translations(rows({"source": "the view"}), word, 4)
+    with pytest.raises(DataError, match="expected a string"):
+        batches.translations(rows({"prompt": [{"role": "user", "content": "a"}], "completion": "a"}), word, 4)
+
+
+def test_an_end_token_that_the_tokenizer_adds_is_not_doubled():
+    from tokenizers.processors import TemplateProcessing
+
+    word = toy.tokenizer()
+    for single, text in (("$A <eos>", "the view <eos>"), ("$A <eos> <bos>", "the view <eos> <bos>")):
+        word.backend_tokenizer.post_processor = TemplateProcessing(
+            single=single, special_tokens=[(t, word.convert_tokens_to_ids(t)) for t in ("<eos>", "<bos>")]
+        )
+        assert word.decode(examples.side_ids("the view", word)) == text
+
+
+def job(**changes):
+    values = {"model": {"init": T5, "tokenizer": "toy"}, "data": {"path": "none"}, "num_steps": 1, "max_length": 16}
+    return Seq2SeqJob(**{**values, **changes})
+
+
+def test_held_out_translations_are_judged_against_their_own_references():
+    word = toy.tokenizer()
+    texts = ("the view was great", "the the the the the the the the the", "its staff was dull", "a film")
+    given = rows(*({"source": "a", "target": t} for t in texts))
+    held = {"data": {"path": "none"}, "translated": 2}
+    made = tasks.build(job(evaluate=held, max_length=6), (), word, given, given)  # the second is too long
+    assert (made.num_judged, made.objective.longest, len(made.heldout)) == (2, 6, 3)
+    right = [np.array(word(t)["input_ids"] + [word.eos_token_id]) for t in (texts[0], texts[2])]
+    assert made.judge(right) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert made.judge(right[::-1])["chrf"] < 60
+    assert tasks.build(job(evaluate={**held, "translated": 0}), (), word, given, given).judge is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learner": {"micro_batch_tokens": 31}}, "less than a source and a target of max_length = 16"),
+        ({"evaluate": {"longest": 17}}, "evaluate.longest = 17 is more than max_length = 16"),
+    ],
+)
+def test_sizes_that_do_not_fit(changes, says):
+    with pytest.raises(ValueError, match=says):
+        job(**changes)
+
+
+def test_a_job_gets_the_kind_of_model_that_it_is_for(tmp_path):
+    word = toy.tokenizer()
+    both = load.create(ModelConfig(init=T5, tokenizer="toy"), str(tmp_path / "t5"), word, 0, "seq2seq")
+    one = load.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / "llama"), word, 0)
+    made, _ = roles.prepare(ModelConfig(path=both), tmp_path, 0, "seq2seq")
+    assert made.path == both
+    assert load.settings(both)["decoder_start_token_id"] == word.pad_token_id
+    with pytest.raises(BadInput, match="is an encoder-decoder; job: seq2seq trains it"):
+        roles.prepare(ModelConfig(path=both), tmp_path, 0)
+    with pytest.raises(BadInput, match="is no encoder-decoder"):
+        roles.prepare(ModelConfig(path=one), tmp_path, 0, "seq2seq")
+    with pytest.raises(BadInput, match=r"model\.init: .*AutoModelForSeq2SeqLM"):
+        roles.prepare(ModelConfig(init=TINY, tokenizer="toy"), tmp_path, 0, "seq2seq")

@@ -1,0 +1,86 @@
+"""One run id everywhere, and the log of a run."""
+
+import json
+import logging
+
+import pytest
+
+from rlhf_ray.config import parse
+from rlhf_ray.run.checkpoint import Checkpoints
+from rlhf_ray.run.directory import RunDir
+from rlhf_ray.run.events import say
+from rlhf_ray.run.metrics import Sinks
+from tests.helpers import rl_job
+
+
+def held(directory, **more):
+    return RunDir(parse(rl_job(run={"dir": str(directory), "seed": 1}), "job"), **more)
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_an_id_is_made_once_and_is_everywhere(tmp_path):
+    run = held(tmp_path / "my run")
+    assert run.id.startswith("my_run-")
+    sinks = Sinks(run.path, 0, tensorboard=True, wandb=None, config={}, run_id=run.id, more=[run.journal])
+    sinks.write(0, {"time/step": 1.25})
+    sinks.close()
+    kept = Checkpoints(run.path / "checkpoints", 1, run.id).write(1, lambda directory: None, {})
+    run.close()
+    assert json.loads((run.path / "manifest.json").read_text())["run_id"] == run.id
+    assert json.loads((kept / "manifest.json").read_text())["run_id"] == run.id
+    assert {line["run_id"] for name in ("metrics.jsonl", "log.jsonl") for line in lines(run.path / name)} == {run.id}
+    assert next((run.path / "tensorboard").iterdir()).name.endswith(f".{run.id}")
+    again = held(tmp_path / "my run")
+    assert again.id == run.id
+    again.close()
+    other = held(tmp_path / "another")
+    assert other.id != run.id
+    other.close()
+
+
+def test_a_stages_id_begins_with_the_pipelines(tmp_path):
+    outer = held(tmp_path)
+    inner = held(tmp_path / "sft", within=outer.id)
+    say("from the stage")
+    inner.close()
+    say("from the pipeline")
+    outer.close()
+    assert inner.id.startswith(f"{outer.id}.sft-")
+    said = [line["message"] for line in lines(tmp_path / "sft" / "log.jsonl")]
+    assert "from the stage" in said
+    assert "from the pipeline" not in said
+    assert {"from the stage", "from the pipeline"} <= {line["message"] for line in lines(tmp_path / "log.jsonl")}
+
+
+def test_a_line_has_time_level_id_stage_and_step(tmp_path, capsys):
+    run = held(tmp_path)
+    run.journal.stage, run.journal.step = "learn", 7
+    say("learner worker 1 died")
+    logging.getLogger("rlhf_ray.train").warning("slow: %s", "disk")
+    logging.getLogger("elsewhere").warning("not ours")
+    run.journal.write(7, {"time/step": 1.25, "reward/mean": 0.5})
+    run.close()
+    say("after the run")
+    assert capsys.readouterr().out == "learner worker 1 died\nafter the run\n"
+    found = lines(tmp_path / "log.jsonl")[1:]
+    assert [(x["level"], x["message"], x["stage"], x["step"]) for x in found] == [
+        ("INFO", "learner worker 1 died", "learn", 7),
+        ("WARNING", "slow: disk", "learn", 7),
+        ("INFO", "step finished", "learn", 7),
+    ]
+    assert found[2]["seconds"] == 1.25
+    assert found[0]["time"].endswith("+00:00")
+    assert set(found[0]) == {"time", "level", "run_id", "job", "stage", "step", "message"}
+
+
+def test_what_ended_a_run_is_in_its_log_without_what_a_user_wrote(tmp_path):
+    with pytest.raises(ValueError, match="secret"), held(tmp_path):
+        raise ValueError("cannot score 'my secret prompt'")
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "secret" not in text
+    errors = [line["message"] for line in lines(tmp_path / "log.jsonl") if line["level"] == "ERROR"]
+    assert [e.partition(".py:")[0] for e in errors] == ["failed: ValueError at test_journal"]
+    assert "secret" in json.loads((tmp_path / "manifest.json").read_text())["error"]

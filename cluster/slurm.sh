@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch cluster/slurm.sh jobs/ppo.yaml run.dir=/shared/runs/ppo ...
+# sbatch cluster/slurm.sh jobs/rl/ppo.yaml run.dir=/shared/runs/ppo ...
 # One task a node: Ray's head on the first, a raylet on each, the job on the head. Five minutes before the time is up the job stops with
 # a checkpoint, and is queued again. Edit the #SBATCH lines; cluster/README.md says the rest.
 #SBATCH --job-name=rlhf-ray

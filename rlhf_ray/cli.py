@@ -20,14 +20,14 @@ from .config.options import listing
 EPILOG = """\
 examples:
   rlhf-ray train jobs/quickstart.yaml
-  rlhf-ray train jobs/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
-  rlhf-ray tune jobs/tune.yaml
-  rlhf-ray plan jobs/ppo.yaml model.path=/models/qwen
+  rlhf-ray train jobs/rl/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
+  rlhf-ray tune jobs/recipes/tune.yaml
+  rlhf-ray plan jobs/rl/ppo.yaml model.path=/models/qwen
   rlhf-ray report runs/quickstart/ppo
-  rlhf-ray evaluate runs/quickstart/ppo jobs/reviews.yaml against=runs/quickstart/sft/model
+  rlhf-ray evaluate runs/quickstart/ppo jobs/evaluate/reviews.yaml against=runs/quickstart/sft/model
   rlhf-ray options learner
-  ray job submit --working-dir . -- rlhf-ray train jobs/ppo.yaml run.dir=/shared/runs/ppo
-  rlhf-ray submit jobs/ppo.yaml run.dir=/shared/runs/ppo --address http://head:8265
+  ray job submit --working-dir . -- rlhf-ray train jobs/rl/ppo.yaml run.dir=/shared/runs/ppo
+  rlhf-ray submit jobs/rl/ppo.yaml run.dir=/shared/runs/ppo --address http://head:8265
 
 The same `train` command on an existing run directory goes on from its last checkpoint.
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside with a checkpoint written
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", metavar="MODEL", help="run directory, model directory or Hugging Face id")
     evaluate.add_argument(
-        "rest", nargs="*", metavar="[JOB.yaml] key=value", help="a job file (jobs/evaluate.yaml), options"
+        "rest", nargs="*", metavar="[JOB.yaml] key=value", help="a job file (jobs/evaluate/evaluate.yaml), options"
     )
     report = _command(
         commands,

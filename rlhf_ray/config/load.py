@@ -47,7 +47,7 @@ def load_search(path: str | Path, overrides: list[str] | None = None) -> Search:
     if tree.get("tune") is None:
         raise ConfigError(
             f"{path}: there is no section `tune:`; it names the keys to search, such as "
-            "{space: {learner.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}}}; jobs/tune.yaml is an example"
+            "{space: {learner.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}}}; jobs/recipes/tune.yaml is an example"
         )
     tune = _space(tree, str(path))
     base = {key: value for key, value in tree.items() if key != "tune"}

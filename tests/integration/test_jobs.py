@@ -10,7 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_ray.toy import world as toy
-from tests.helpers import ROOT, T5, TINY
+from tests.helpers import JOBS, T5, TINY
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,7 @@ LATER = (
     "translation",
     "tune",
 )  # much like others, or run by CI itself (quickstart): `make test-learning` runs them, so that CI stays short
-FILES = sorted(p.stem for p in (ROOT / "jobs").glob("*.yaml"))
+FILES = sorted(JOBS)
 REWARD = """
 def reward(prompts, completions, **columns):
     return [float(len(completion.split())) for completion in completions]
@@ -125,7 +125,7 @@ def stages(folder, names):
     (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = {}
     for name in names:
-        job = yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
+        job = yaml.safe_load(JOBS[name].read_text())
         inner = {f"{name}_{n}": s for n, s in job["stages"].items()} if job["job"] == "pipeline" else {name: job}
         found |= {n: tiny(s, folder) for n, s in inner.items()}
     for job in found.values():
@@ -166,7 +166,7 @@ SUMS = [
 
 def mathematics(job, folder):
     """The GSM8K job's questions as the file asks them, of a model of the same family with a chat template, on rows of that form."""
-    written = yaml.safe_load((ROOT / "jobs" / "gsm8k.yaml").read_text())
+    written = yaml.safe_load(JOBS["gsm8k"].read_text())
     inner = ByteLevelBPETokenizer()
     inner.train_from_iterator([json.dumps(SUMS)] * 2, vocab_size=300, show_progress=False)
     tokens = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"], "chat_template": CHAT}

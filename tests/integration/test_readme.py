@@ -42,11 +42,3 @@ def test_ci_runs_the_two_commands_and_every_stage_of_the_tests():
     assert {command for command, _ in commands} == {line for line in LINES if line.startswith("make ")}
     stages = re.search(r"STAGES \?= (.*)", makefile)[1].split()
     assert [stage for _, names in commands for stage in names.split()] == stages
-
-
-def test_the_tree_names_every_file():
-    tree = README.split("## The tree")[1]
-    files = [f for f in (ROOT / "rlhf_ray").rglob("*.py") if f.name != "__init__.py"]
-    assert not [str(f) for f in files if not re.search(rf"\b{re.escape(f.name)}\b", tree)]
-    there = {f.name for place in ("rlhf_ray", "jobs") for f in (ROOT / place).rglob("*.py")}
-    assert not set(re.findall(r"(\w+\.py)\b", tree)) - there

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rlhf_ray.toy import world as toy
-from tests.helpers import ROOT, run_job
+from tests.helpers import JOBS, ROOT, run_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 
@@ -43,7 +43,7 @@ def test_the_truth_rises(quickstart, seed):
 def test_without_a_penalty_the_reward_model_is_hacked(quickstart, tmp_path):
     base = quickstart(0)
     overrides = [f"model.path={base}/sft/model", f"rewards.terms.0.path={base}/reward/model"]
-    run_job(ROOT / "jobs" / "hacked.yaml", tmp_path / "hacked", *overrides, timeout=600)
+    run_job(JOBS["hacked"], tmp_path / "hacked", *overrides, timeout=600)
     careful, hacked = results(base)["ppo"], results(tmp_path / "hacked")
     assert hacked["part/model"]["low"] > 0
     assert hacked["kl"]["after"] > 3 * careful["kl"]["after"]

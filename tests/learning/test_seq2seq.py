@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT, run_job
+from tests.helpers import JOBS, ROOT, run_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 
 
 def test_translations_are_learnt(tmp_path):
-    run_job(ROOT / "jobs" / "seq2seq.yaml", tmp_path / "run", timeout=1200)
+    run_job(JOBS["seq2seq"], tmp_path / "run", timeout=1200)
     found = json.loads((tmp_path / "run" / "seq2seq" / "evaluation.json").read_text())
     assert found["chrf"] > 80
     data = [

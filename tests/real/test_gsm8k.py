@@ -9,7 +9,7 @@ from rlhf_ray.config import DataConfig
 from rlhf_ray.config import load as load_job
 from rlhf_ray.data import examples
 from rlhf_ray.rewards.rules import rule
-from tests.helpers import ROOT
+from tests.helpers import JOBS
 
 REAL = os.environ.get("RLHF_RAY_REAL")
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 @pytest.mark.parametrize(("split", "size"), [("train", 7473), ("test", 1319)])
 def test_every_row_is_understood(split, size):
     file = str(Path(REAL) / "data" / "gsm8k" / f"{split}.jsonl")
-    config = load_job(ROOT / "jobs" / "gsm8k.yaml", [f"data.path={file}"]).data
+    config = load_job(JOBS["gsm8k"], [f"data.path={file}"]).data
     rows = examples.load(DataConfig(path=file, formats=config.formats), "data")
     assert len(rows) == size
     answers = [row["answer"] for row in rows]

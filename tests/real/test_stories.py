@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, run_job
+from tests.helpers import JOBS, run_job
 
 REAL = os.environ.get("RLHF_RAY_REAL")
 pytestmark = [
@@ -32,7 +32,7 @@ def paths():
 def reward_model(paths, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("reward")
     data = [f"data.path={paths['data/sst2/train.tsv']}", f"evaluate.data.path={paths['data/sst2/dev.tsv']}"]
-    job = ROOT / "jobs" / "stories_reward.yaml"
+    job = JOBS["stories_reward"]
     run_job(job, run_dir, f"model.path={paths['models/stories260k']}", *data, timeout=2000)
     return run_dir
 
@@ -46,7 +46,7 @@ def test_the_reward_model_knows_sentiment(reward_model):
 def test_stories_get_happier(paths, reward_model, monkeypatch, tmp_path, algorithm, seed):
     monkeypatch.setenv("SST2", paths["data/sst2/train.tsv"])
     model = [f"rewards.terms.0.path={reward_model}/model"] if algorithm == "ppo" else []
-    job = ROOT / "jobs" / f"stories_{algorithm}.yaml"
+    job = JOBS[f"stories_{algorithm}"]
     run_job(job, tmp_path, f"model.path={paths['models/stories260k']}", f"run.seed={seed}", *model, timeout=900)
     found = results(tmp_path)
     for name in ("words", "judge"):

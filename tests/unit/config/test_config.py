@@ -11,7 +11,7 @@ from rlhf_ray.config import BadInput, ConfigError, load
 from rlhf_ray.config.load import parse
 from tests.helpers import ROOT, TINY, rl_job
 
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
 
 
 def changed(path, value):

@@ -151,7 +151,7 @@ def test_the_command_reports_every_section_of_a_job(tmp_path, capsys):
 
 
 def test_squad_split_keeps_paragraphs_apart(tmp_path):
-    """jobs/squad_split.py, as the question answering recipe's page says."""
+    """jobs/recipes/squad_split.py, as the question answering recipe's page says."""
     asked = [
         {"context": f"Paragraph {i}.", "qas": [{"id": f"{i}", "question": "Which?", "answers": [{"text": f"{i}", "answer_start": 10}]}]}
         for i in range(20)
@@ -159,7 +159,7 @@ def test_squad_split_keeps_paragraphs_apart(tmp_path):
     asked[0]["qas"].append({"id": "none", "question": "Unanswerable?", "answers": []})
     file = tmp_path / "squad.json"
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": asked}]}))
-    subprocess.run([sys.executable, "jobs/squad_split.py", file, tmp_path / "out"], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "jobs/recipes/squad_split.py", file, tmp_path / "out"], check=True, cwd=ROOT)
     train, dev = (
         [json.loads(x) for x in (tmp_path / "out" / f"{n}.jsonl").read_text().splitlines()] for n in ("train", "dev")
     )

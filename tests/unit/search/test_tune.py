@@ -25,7 +25,7 @@ from rlhf_ray.search import search as tune
 from rlhf_ray.search.objective import aim, base_job
 from rlhf_ray.search.results import Row
 from rlhf_ray.search.trial import Trials, last_evaluation, plain
-from tests.helpers import ROOT, rl_job
+from tests.helpers import JOBS, rl_job
 
 LR = {"type": "loguniform", "low": 1e-4, "high": 1e-2}
 HELDOUT = {"every": 2, "data": {"path": "toy:reviews/prompts", "split": "heldout", "size": 16, "max_prompt_tokens": 32}}
@@ -356,7 +356,7 @@ def test_no_budget_is_refused_below_zero():
 
 
 def test_the_job_file_of_the_repository_is_a_search():
-    search = load_search(ROOT / "jobs" / "tune.yaml")
+    search = load_search(JOBS["tune"])
     assert aim(search).budgets["kl"] > 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..batch import COLUMNS, Batch
 from ..config import DataConfig
+from ..run.atomic import replace_directory
 from . import examples, files
 from .batches import NothingFits, Prepared
 from .examples import DataError, Rows
@@ -45,10 +46,9 @@ class Stream:
         if not directory.is_dir():
             for old in self.folder.glob(f"{PREFIX}*"):
                 shutil.rmtree(old)
-            part = directory.with_suffix(".tmp")
-            part.mkdir(parents=True)
-            self._write(part, make)
-            part.rename(directory)
+            with replace_directory(directory) as part:
+                part.mkdir(parents=True)
+                self._write(part, make)
         self.index = json.loads((directory / "index.json").read_text())
         self.logits = np.load(directory / "chances.npy", "r")
         return Prepared(_mapped(directory, self.index["widths"]), self.index["dropped"])

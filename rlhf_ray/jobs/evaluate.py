@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from ..config import BadInput, EvaluateJob
 from ..quality import classes, intervals, text
+from ..run.atomic import replace_file, write_json
 from ..run.directory import RunDir
 from ..train import evaluation as heldout
 from ..train.dispatch import Prompts
@@ -34,10 +33,9 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
         found["wins"] = wins(rows, other, [t.name for t in job.rewards.terms])
     file = heldout.path(held.path, 0)
     file.parent.mkdir(exist_ok=True)
-    for target, write in ((file, lambda p: pq.write_table(rows, p)), (held.path / "evaluation.json", _writer(found))):
-        part = target.with_suffix(".tmp")
-        write(part)
-        part.replace(target)
+    with replace_file(file) as part:
+        pq.write_table(rows, part)
+    write_json(held.path / "evaluation.json", found)
     show(job, found, rows, console)
     return {f"evaluate/{name}": term["mean"] for name, term in found["terms"].items()} | {
         f"evaluate/{name}": value for name, value in found["measures"].items() if isinstance(value, float)
@@ -151,7 +149,3 @@ def show(job: EvaluateJob, found: dict[str, Any], rows: pa.Table, console: Conso
 
 def _term(rows: pa.Table, name: str) -> np.ndarray:
     return rows[f"part/{name}"].to_numpy()
-
-
-def _writer(found: dict[str, Any]) -> Callable[[Path], Any]:
-    return lambda path: path.write_text(json.dumps(found, indent=1))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..config import BadInput, SampleJob
 from ..quality import intervals
+from ..run.atomic import write_text
 from ..run.directory import RunDir
 from ..train.dispatch import Prompts
 from .answers import answers
@@ -29,9 +30,7 @@ def run(job: SampleJob, held: RunDir, console: Console) -> dict[str, Any]:
             f"keep is {job.keep}; lower above, or take more samples"
         )
     file = held.path / "kept.jsonl"
-    part = file.with_suffix(".tmp")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
-    part.replace(file)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
     every, chosen = intervals.mean(best), intervals.mean(np.array([row["reward"] for row in found]))
     console.print(
         f"kept {len(found)} of {len(rows)} answers to {len(prompts)} prompts: mean reward {every.mean:.3f} of all, {chosen.mean:.3f} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..config import BadInput, ScoreJob
 from ..data import examples
 from ..data.examples import Row, Rows
 from ..rewards.reward import combine
+from ..run.atomic import replace_file
 from ..run.directory import RunDir
 from ..train.setup import reward_group
 
@@ -29,34 +31,38 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
     )
     reward = reward_group(job.rewards, None, job.cluster, placement)
     file = held.path / "scored.jsonl"
-    part, every = file.with_suffix(".tmp"), []
     try:
         reward.broadcast("check")
-        with part.open("w", encoding="utf-8") as out:
-            for key, source in examples.named(job.data, "data"):
-                for block in examples.blocks(source, key):
-                    parts = judged(reward, texts(block))
-                    total = combine(parts, job.rewards, {})
-                    for row, score, terms in zip(block, total.tolist(), parts.tolist(), strict=True):
-                        if not np.isnan(score):
-                            named = {f"score_{t.name}": s for t, s in zip(job.rewards.terms, terms, strict=True)}
-                            out.write(
-                                json.dumps({**row, "score": score, **named}, ensure_ascii=False, default=str) + "\n"
-                            )
-                    every.append(total)
+        with replace_file(file) as part:
+            scores = _write_scores(job, reward, part)
+            found = scores[~np.isnan(scores)]
+            if not len(found):
+                raise BadInput(f"none of {len(scores)} texts got a score; see rewards.terms")
     finally:
         reward.kill()
         placement.remove()
-    scores = np.concatenate(every)
-    found = scores[~np.isnan(scores)]
-    if not len(found):
-        raise BadInput(f"none of {len(scores)} texts got a score; see rewards.terms")
-    part.replace(file)
     levels = ", ".join(
         f"{q} % {v:.3g}" for q, v in zip((5, 25, 50, 75, 95), np.percentile(found, (5, 25, 50, 75, 95)), strict=True)
     )
     console.print(f"scored {len(found)} of {len(scores)} texts: mean {found.mean():.3g}, quantiles {levels}: {file}")
     return {"scored": float(len(found)), "score/mean": float(found.mean())}
+
+
+def _write_scores(job: ScoreJob, reward: WorkerGroup, file: Path) -> np.ndarray:
+    """Writes the scored rows to ``file``, a JSON object a line; returns the scores of all rows, NaN for those left out."""
+    scores = []
+    with file.open("w", encoding="utf-8") as out:
+        for key, source in examples.named(job.data, "data"):
+            for block in examples.blocks(source, key):
+                parts = judged(reward, texts(block))
+                total = combine(parts, job.rewards, {})
+                for row, score, terms in zip(block, total.tolist(), parts.tolist(), strict=True):
+                    if not np.isnan(score):
+                        named = {f"score_{t.name}": s for t, s in zip(job.rewards.terms, terms, strict=True)}
+                        line = json.dumps({**row, "score": score, **named}, ensure_ascii=False, default=str)
+                        out.write(f"{line}\n")
+                scores.append(total)
+    return np.concatenate(scores)
 
 
 def texts(rows: Rows) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..config import TokenizerJob
 from ..data import examples
+from ..run.atomic import replace_directory
 from ..run.directory import RunDir
 
 SPECIAL = {
@@ -33,11 +33,8 @@ def run(job: TokenizerJob, held: RunDir, console: Console) -> dict[str, Any]:
         raise examples.DataError(f"data: no text in columns {', '.join(there)}; name some with texts")
     made = train(job.algorithm, chain(first, found), job.vocab_size, job.lowercase)
     directory = held.path / "model"
-    part = directory.with_suffix(".tmp")
-    shutil.rmtree(part, ignore_errors=True)
-    made.save_pretrained(str(part))
-    shutil.rmtree(directory, ignore_errors=True)
-    part.rename(directory)
+    with replace_directory(directory) as part:
+        made.save_pretrained(str(part))
     words = sum(len(t.split()) for t in first)
     tokens = sum(len(ids) for ids in made(first, add_special_tokens=False)["input_ids"])
     fertility = tokens / max(1, words)

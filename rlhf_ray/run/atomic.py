@@ -1,4 +1,4 @@
-"""Atomic writes: a file or directory is there whole, or not at all."""
+"""Atomic writes: a reader sees the complete old file or directory, or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,50 +13,53 @@ from typing import Any
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yields a path next to ``path`` to write to; after the block it replaces ``path`` in one step, synced to disk.
+    """Yields a temporary path next to ``path``. After the block, that file is synced to disk and replaces ``path``.
 
-    If the block raises, the unfinished file is removed and ``path`` stays as it was.
+    If the block raises, the temporary file is removed and ``path`` stays as it was.
     """
-    part = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        yield part
-        sync(part)
-        part.replace(path)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file's content in one step."""
-    with replace_file(path) as part:
-        part.write_text(text)
+    """Replaces the content of ``path`` with ``text`` in UTF-8, in one step."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces the file's content in one step by ``value`` as JSON, indented."""
+    """Replaces the content of ``path`` with ``value`` as indented JSON, in one step."""
     write_text(path, json.dumps(value, indent=1))
 
 
 @contextlib.contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """Yields a directory name (nothing is there) next to ``path``; after the block, what was made there replaces ``path``.
+    """Yields the name of a new directory next to ``path``; the block makes it. It then replaces ``path``, synced to disk.
 
-    If the block raises, the unfinished directory is removed and ``path`` stays as it was.
+    If the block raises, the unfinished directory is removed and ``path`` stays as it was. A process that dies between the
+    two last steps (removing the old directory, renaming the new one) leaves no ``path``, never a part of one.
     """
-    part = path.with_name(path.name + ".tmp")
-    shutil.rmtree(part, ignore_errors=True)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
-        yield part
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
         shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
+        temporary.rename(path)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or directory."""
+    """Flushes a file or a directory to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

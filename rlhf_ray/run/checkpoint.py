@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .atomic import sync
+
 log = logging.getLogger(__name__)
 
 
@@ -102,12 +104,3 @@ def describe(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256 of a file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput, parse
+from .atomic import write_json
 from .events import Journal
 from .outcome import Stopped
 
@@ -82,9 +83,7 @@ class RunDir:
                     f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
                     "take the old values to go on with it, or another run.dir"
                 )
-        part = config.with_suffix(".tmp")
-        part.write_text(json.dumps(mine, indent=1))
-        part.replace(config)
+        write_json(config, mine)
 
     def _begun(self) -> bool:
         """Whether a run here got as far as writing something that another config must not go on with."""
@@ -108,9 +107,7 @@ class RunDir:
         }
         if used.is_file():
             now["usage"] = json.loads(used.read_text())
-        part = file.with_suffix(".tmp")
-        part.write_text(json.dumps({**before, **now, **more}, indent=1))
-        part.replace(file)
+        write_json(file, {**before, **now, **more})
         if state != before.get("state"):
             log.info("the run is %s", state)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import usage
+from .atomic import write_json
 from .directory import RunDir
 
 
@@ -31,9 +32,7 @@ class Meter:
         step = usage.Step(now - self.mark, {**self.starting, **stages}, tokens, **more)
         self.mark, self.starting = now, {}
         self.total = usage.add(self.total, self.devices, step, self.price)
-        part = self.file.with_suffix(".tmp")
-        part.write_text(json.dumps(self.total, indent=1))
-        part.replace(self.file)
+        write_json(self.file, self.total)
         return usage.metrics(self.total, self.devices, step, self.price)
 
 

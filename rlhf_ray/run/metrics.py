@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from .atomic import write_text
+
 log = logging.getLogger(__name__)
 
 Sums = dict[str, Any]
@@ -54,9 +56,7 @@ class JsonLines:
         self.about = {} if run_id is None else {"run_id": run_id}
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step(line) < keep]
-            part = path.with_suffix(".jsonl.tmp")
-            part.write_text("".join(f"{line}\n" for line in lines))
-            part.replace(path)
+            write_text(path, "".join(f"{line}\n" for line in lines))
         self.file = path.open("a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ..batch import Batch
+from .atomic import replace_file
 
 
 def path(run_dir: Path, step: int) -> Path:
@@ -19,9 +20,8 @@ def write(file: Path, batch: Batch, reward_names: list[str]) -> None:
     """Writes a Batch; the names of reward_parts' columns go into the schema's metadata. Replaces the file in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
     table = batch.to_arrow().replace_schema_metadata({"reward_parts": json.dumps(reward_names)})
-    part = file.with_suffix(".tmp")
-    pq.write_table(table, part)
-    part.replace(file)
+    with replace_file(file) as part:
+        pq.write_table(table, part)
 
 
 def read(file: Path) -> Batch:

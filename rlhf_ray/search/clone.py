@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput
+from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints, complete
 
 
@@ -30,7 +31,7 @@ def settle(
         return own[-1], pointer
     home = directory / f"{trial}-{_generation(own[-1], trial) + 1 if own else 1}"
     home.mkdir(parents=True)
-    (home / "clone.json").write_text(json.dumps(made_of))
+    write_json(home / "clone.json", made_of)
     return home, pointer
 
 

@@ -19,6 +19,7 @@ from ..config import Search, set_values
 from ..config.tune import Choice, LogUniform, RandInt
 from ..quality import pareto
 from ..report.plots import Dot, Panel, picture
+from ..run.atomic import write_json, write_text
 from ..run.directory import manifest
 from .objective import Aim, tree
 from .trial import Trials, plain
@@ -121,7 +122,7 @@ def conclude(found: list[Row], search: Search, aim: Aim, directory: Path, consol
         results["why"] = why_none(found, aim)
     else:
         file = directory / "best.yaml"
-        file.write_text(best_yaml(chosen, search, aim, directory))
+        write_text(file, best_yaml(chosen, search, aim, directory))
         console.print(
             f"best: {chosen.name} ({_measured(chosen.last, aim)}); its model: {directory / 'trials' / chosen.run / 'model'}"
         )
@@ -130,7 +131,7 @@ def conclude(found: list[Row], search: Search, aim: Aim, directory: Path, consol
         picture(panels(found, ahead, chosen, search, aim), directory / "trials.svg")
     except ImportError:
         console.print("no plot of the trials: pip install 'rlhf-ray[plots]'")
-    (directory / "tune.json").write_text(json.dumps(results, indent=1))
+    write_json(directory / "tune.json", results)
     return {key: results[key] for key in ("aim", "best", "front", "importance", "why") if key in results}
 
 

@@ -17,6 +17,7 @@ from ..config.jobs import EvaluateRL
 from ..data.examples import completion
 from ..quality import intervals
 from ..rewards.reward import combine
+from ..run.atomic import replace_file
 from .advantages import token_kl
 
 SEED_STEP = (1 << 32) - 1  # no training step has this number
@@ -69,9 +70,8 @@ def path(run_dir: Path, step: int) -> Path:
 def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
     """Replaces the file in one step; what was asked goes into the schema's metadata."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
-    part.replace(file)
+    with replace_file(file) as part:
+        pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
 
 
 def files(run_dir: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from ..config import Common, RLJob
 from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
 from ..run import metrics
+from ..run.atomic import replace_directory
 from ..run.events import say
 
 Result = TypeVar("Result")
@@ -143,14 +144,9 @@ class Gang:
 
     def export(self, directory: Path, save_tokenizer: Callable[[str], Any]) -> None:
         """The trained model and tokenizer in Hugging Face format; an older one there is replaced at the end."""
-        import shutil
-
-        part = directory.with_name(directory.name + ".tmp")
-        shutil.rmtree(part, ignore_errors=True)
-        self.group.broadcast("export", str(part))
-        save_tokenizer(str(part))
-        shutil.rmtree(directory, ignore_errors=True)
-        part.rename(directory)
+        with replace_directory(directory) as part:
+            self.group.broadcast("export", str(part))
+            save_tokenizer(str(part))
 
     def kill(self) -> None:
         """Ends all ranks."""

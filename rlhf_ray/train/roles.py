@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ..config import PPO, BadInput, ILQLJob, ModelConfig, ModelReward, RLJob, Su
 from ..data import tokenizer as tokenizers
 from ..learner.worker import Role
 from ..models import load as models
+from ..run.atomic import replace_directory
 
 
 def prepare(
@@ -28,11 +28,8 @@ def prepare(
             tokenizer.add_special_tokens({"mask_token": "<mask>"})
         directory = run_dir / "init"
         if not (directory / "config.json").is_file():
-            part = directory.with_suffix(".tmp")
-            for left in (part, directory):
-                shutil.rmtree(left, ignore_errors=True)
-            models.create(config, str(part), tokenizer, seed, kind if kind != "scalar" else "policy", labels)
-            part.rename(directory)
+            with replace_directory(directory) as part:
+                models.create(config, str(part), tokenizer, seed, kind if kind != "scalar" else "policy", labels)
         return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
     directory_name = models.resolve(str(config.path), config.revision)
     _require_sides(str(config.path), directory_name, kind)

@@ -24,6 +24,7 @@ from ..learner.heads import Seq2SeqObjective
 from ..learner.objectives import LanguageModelObjective, Objective
 from ..learner.preferences import DesirableObjective, log_ratios
 from ..models import load as models
+from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import say
@@ -172,9 +173,7 @@ class SupervisedRun:
         if self.task.judge is not None:
             judged = batch.take(np.arange(len(batch))[: self.task.num_judged])
             found |= self.task.judge(gang.predict(objective, judged))
-        part = self.run / "evaluation.tmp"
-        part.write_text(json.dumps({"step": self.step, **found}, indent=1))
-        part.replace(self.run / "evaluation.json")
+        write_json(self.run / "evaluation.json", {"step": self.step, **found})
         return {f"evaluate/{name}": value for name, value in found.items() if isinstance(value, float)}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import __version__
 from .config import BadInput, ClusterConfig, apply_overrides, load, load_search, parse
-from .config.options import listing
+from .config.options import listing, search
 
 EPILOG = """\
 examples:
@@ -115,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("directory", metavar="RUN", help="run directory")
     report.add_argument("--samples", type=int, default=3, help="completions shown side by side (default 3)")
     options = _command(commands, "options", _options, "every option of every job: type, default, meaning")
-    options.add_argument("contains", nargs="?", default="", help="only those whose path contains this")
+    options.add_argument(
+        "word", nargs="?", default="", help="only options whose path contains this, or that other systems call so"
+    )
     return top
 
 
@@ -253,7 +255,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> int:
-    return _listed(line for line in listing() if args.contains in line.split("  ")[0])
+    return _listed(search(args.word) if args.word else listing())
 
 
 def _listed(lines: Iterable[str]) -> int:

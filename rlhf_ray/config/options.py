@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import typing
+from collections import Counter, defaultdict
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from .jobs import Job
+from .section import BadInput
+from .synonyms import SYNONYMS
 from .tune import TuneConfig
 
 
@@ -19,6 +24,41 @@ def listing() -> list[str]:
         _walk(job, str(job.model_fields["job"].default), found)
     _walk(TuneConfig, "tune", found)
     return [f"{path}  {rest}" for path, rest in sorted(found.items())]
+
+
+def search(word: str) -> list[str]:
+    """Lines of the options whose path contains ``word``, or that other systems call ``word``.
+
+    Options that several jobs or algorithms share are one line: 'learner.lr  float  1e-06; reward 1e-05  Learning rate.  (12 jobs)'.
+    Raises BadInput that names similar options if there are none.
+    """
+    targets = SYNONYMS.get(word, ())
+    groups: dict[tuple[str, str, str], list[tuple[str, str, str]]] = defaultdict(list)
+    for line in listing():
+        path, kind, default, meaning = line.split("  ", 3)
+        job, _, key = path.partition(".")
+        plain = re.sub(r"\[\w+\]", "", key)
+        if word in path or word in f"{job}.{plain}" or any(f".{plain}".endswith(f".{target}") for target in targets):
+            variants = re.findall(r"\[(\w+)\]", key)
+            groups[plain, kind, meaning].append((job, variants[-1] if variants else job, default))
+    if not groups:
+        names = {re.sub(r"\[\w+\]", "", line.split("  ")[0]).rpartition(".")[2] for line in listing()}
+        near = difflib.get_close_matches(word, sorted(names | set(SYNONYMS)), n=3)
+        hint = f"similar: {', '.join(near)}" if near else "`rlhf-ray options` lists all"
+        raise BadInput(f"no option matches '{word}'; {hint}")
+    return [_group_line(*key, uses) for key, uses in sorted(groups.items())]
+
+
+def _group_line(plain: str, kind: str, meaning: str, uses: list[tuple[str, str, str]]) -> str:
+    """One line of an option that is used as (job, its variant or else the job, default)."""
+    jobs = sorted({job for job, _, _ in uses})
+    common = Counter(default for _, _, default in uses).most_common(1)[0][0]
+    others = dict.fromkeys(f"{name} {default}" for _, name, default in uses if default != common)
+    where = f"{jobs[0]}.{plain}" if len(jobs) == 1 else plain
+    names = jobs if len(jobs) > 1 else [name for name in dict.fromkeys(name for _, name, _ in uses) if name not in jobs]
+    shown = f"{len(names)} jobs" if len(jobs) > 4 else ", ".join(names)
+    end = f"  ({shown})" if names and (len(jobs) > 1 or len(names) <= 3) else ""
+    return f"{where}  {kind}  {'; '.join([common, *others])}  {meaning}{end}"
 
 
 def _walk(section: type[BaseModel], path: str, found: dict[str, str]) -> None:

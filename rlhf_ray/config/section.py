@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from .synonyms import SYNONYMS
+
+
+def _elsewhere(key: Any, names: Collection[str]) -> list[str]:
+    """The option that other systems call ``key``: its name if it is one of ``names``, else its dotted path."""
+    targets = SYNONYMS.get(str(key), ())
+    return [t.rpartition(".")[2] for t in targets if t.rpartition(".")[2] in names] or list(targets)
 
 
 class BadInput(ValueError):
@@ -27,7 +36,9 @@ class Section(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1) or _elsewhere(
+                        key, cls.model_fields
+                    )
                     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key '{key}'; {hint}")
             said = {

@@ -143,6 +143,31 @@ def test_options_are_listed_by_what_they_contain(capsys):
     assert all(line.startswith("ppo.learner.") for line in capsys.readouterr().out.splitlines())
 
 
+def test_an_option_is_found_by_the_name_that_other_systems_give_it(capsys):
+    assert main(["options", "learning_rate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"learner.lr", "ppo.critic.lr"}
+    assert main(["options", "learning_rat"]) == 2
+    assert "similar: learning_rate" in capsys.readouterr().err
+
+
+def test_options_that_algorithms_share_are_one_line(capsys):
+    assert main(["options", "ppo.algorithm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    clip = [line for line in lines if line.startswith("ppo.algorithm.clip_high ")]
+    assert len(clip) == 2
+    assert "0.2; dapo 0.28" in clip[0]
+    assert clip[1].endswith("(gspo)")
+    assert len(lines) < 60
+
+
+def test_a_key_of_another_system_is_told_where_it_is():
+    with pytest.raises(ConfigError, match=r"learner.*'learning_rate'; did you mean 'lr'"):
+        parse(rl_job(learner={"learning_rate": 1e-4}), "job")
+    with pytest.raises(ConfigError, match=r"unknown key 'num_generations'; did you mean 'algorithm.group_size'"):
+        parse(rl_job(num_generations=8), "job")
+
+
 @pytest.mark.parametrize("command", ["--help", "train --help", "report --help", "--version"])
 def test_help_ends_well(command, capsys):
     with pytest.raises(SystemExit) as ended:

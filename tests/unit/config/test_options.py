@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from rlhf_ray.config.options import listing
+from rlhf_ray.config.synonyms import SYNONYMS
 
 GOLDEN = Path(__file__).with_name("options.txt")
 PACKAGE = Path(__file__).parents[3] / "rlhf_ray"
@@ -24,3 +25,10 @@ def test_every_option_has_a_reader():
     names = {line.split("  ")[0].split()[0].split(".")[-1].split("[")[0] for line in listing()}
     unread = {n for n in names if not re.search(rf"\.{re.escape(n)}\b|[\"']{re.escape(n)}[\"']", code)}
     assert not unread
+
+
+def test_every_synonym_names_an_option():
+    plain = [re.sub(r"\[\w+\]", "", line.split("  ")[0]) for line in listing()]
+    for word, targets in SYNONYMS.items():
+        for target in targets:
+            assert any(f".{path}".endswith(f".{target}") for path in plain), f"{word}: {target}"

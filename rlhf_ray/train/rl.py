@@ -32,6 +32,7 @@ from . import advantages, step_metrics
 from . import evaluation as heldout
 from .dispatch import Collector, Order
 from .learner_group import Gang
+from .loop import StageTimer
 from .rollout_queue import Rollouts
 from .setup import Setup
 
@@ -53,7 +54,7 @@ class RL:
         self.rollout.welcome = self._welcome
         self.published: list[Any] | None = None
         self.sinks: Sinks | None = None
-        self.seconds: dict[str, float] = {}
+        self.timer = StageTimer()
         self.step, self.kl_coef = 0, job.algorithm.kl.coef
 
     # the loop -------------------------------------------------------------------------------------------------------
@@ -72,6 +73,7 @@ class RL:
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
+        self.timer.begin()
         if self.step < self.job.num_steps:
             with self.phase("rollout", self.rollout):
                 self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
@@ -79,7 +81,6 @@ class RL:
             with self.phase("evaluate", self.rollout):
                 self.evaluate()
         while self.step < self.job.num_steps:
-            began = time.monotonic()
             with self.phase("rollout", self.rollout):
                 self.rollouts.prefetch(self.step)
                 batch, metrics = self.rollouts.take(self.step)
@@ -92,7 +93,7 @@ class RL:
             with self.phase("sync", self.rollout):
                 metrics |= self.publish(self.step + 1)
             self.step += 1
-            metrics["time/step"] = time.monotonic() - began
+            metrics["time/step"] = self.timer.step_seconds()
             self.finish_step(metrics)
 
     def train_on(self, batch: Batch) -> dict[str, float]:
@@ -160,11 +161,11 @@ class RL:
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
         """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
-        began, self.held.journal.stage = time.monotonic(), name
-        if self.setup.time_shared:
-            self.rollout.reach("wake" if self.rollout in groups else "sleep")
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        self.held.journal.stage = name
+        with self.timer.stage(name):
+            if self.setup.time_shared:
+                self.rollout.reach("wake" if self.rollout in groups else "sleep")
+            yield
 
     # state ----------------------------------------------------------------------------------------------------------
 
@@ -194,10 +195,12 @@ class RL:
         if evaluated:
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
-        metrics |= step_metrics.step_metrics(metrics, self.seconds)
+        metrics |= step_metrics.step_metrics(metrics, self.timer.seconds)
         engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
-        metrics |= self.meter.step(self.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward)
-        self.seconds = {}
+        metrics |= self.meter.step(
+            self.timer.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward
+        )
+        self.timer.begin()
         assert self.sinks is not None
         self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
         if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
@@ -207,6 +210,7 @@ class RL:
             print(step_metrics.progress_line(self.step, job.num_steps, metrics), flush=True)
         if evaluated:
             self.watch(self.step, metrics)
+        self.timer.start()
         if stopping:
             raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -74,6 +75,20 @@ def test_every_step_is_evaluated(done):
     for line in steps:
         assert {"evaluate/reward", "evaluate/kl"} <= set(line)
     assert abs(steps[1]["evaluate/kl"]) > 0
+
+
+def test_a_step_takes_at_least_as_long_as_its_stages(done):
+    """Also the first, which generates before the first evaluation."""
+    for line in map(json.loads, (done.path / "metrics.jsonl").read_text().splitlines()):
+        stages = [line[f"time/{name}"] for name in ("rollout", "annotate", "learn", "wait", "sync")]
+        assert line["time/step"] >= sum(stages)
+
+
+def test_a_recovery_forgets_the_seconds_of_the_step_that_was_cut_short(done):
+    done.loop.timer.seconds["learn"] = 1e6
+    done.loop.restore()
+    done.loop.loop()
+    assert "learn" not in done.loop.timer.seconds
 
 
 def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(done):

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Checkpoints:
 
         On any failure the unfinished directory is removed, older checkpoints stay, and the error goes on.
         """
+        began = time.monotonic()
         final = self.directory / f"step-{step:06d}"
         part = self.directory / f"{final.name}.tmp-{secrets.token_hex(4)}"
         part.mkdir(mode=0o700)
@@ -55,7 +57,7 @@ class Checkpoints:
         newest = complete.index(final) + 1  # what comes after it was damaged, or it would have been gone on from
         for old in [*complete[: max(0, newest - self.keep)], *complete[newest:]]:
             shutil.rmtree(old)
-        log.info("%s written to %s", final.name, self.directory.name)
+        log.info("%s written to %s in %.3f s", final.name, self.directory.name, time.monotonic() - began)
         return final
 
     def complete(self) -> list[Path]:

@@ -28,12 +28,20 @@ class Meter:
 
     def step(self, stages: Mapping[str, float], tokens: float, **more: Any) -> dict[str, float]:
         """Adds everything since the last call as one step. Returns usage/... of it and of the run; ``more`` as in usage.Step."""
+        step = self._add(stages, tokens, **more)
+        return usage.metrics(self.total, self.devices, step, self.price)
+
+    def finish(self, stages: Mapping[str, float]) -> None:
+        """Adds everything since the last step, as its checkpoint, which is no step of its own."""
+        self._add(stages, 0.0, num_steps=0)
+
+    def _add(self, stages: Mapping[str, float], tokens: float, **more: Any) -> usage.Step:
         now = time.monotonic()
         step = usage.Step(now - self.mark, {**self.starting, **stages}, tokens, **more)
         self.mark, self.starting = now, {}
         self.total = usage.add(self.total, self.devices, step, self.price)
         write_json(self.file, self.total)
-        return usage.metrics(self.total, self.devices, step, self.price)
+        return step
 
 
 def read(directory: Path) -> usage.Totals | None:

@@ -32,13 +32,17 @@ class Devices:
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a step: seconds of the wall, of each stage, and of all engines together; tokens; mean reward."""
+    """What is known of a step: seconds of the wall, of each stage, and of all engines together; tokens; mean reward.
+
+    ``num_steps`` is 0 for what comes after the last step.
+    """
 
     wall_s: float
     stages: Mapping[str, float]
     tokens: float
     engines_s: float = 0.0
     reward: float | None = None
+    num_steps: int = 1
 
 
 def busy_seconds(there: Devices, step: Step) -> float:
@@ -69,7 +73,7 @@ def add(total: Totals, there: Devices, step: Step, price: float | None) -> Total
         stages[name] = stages.get(name, 0.0) + value
     return {
         "device": there.kind, "devices": there.count,
-        "steps": total["steps"] + 1,
+        "steps": total["steps"] + step.num_steps,
         "wall_seconds": total["wall_seconds"] + step.wall_s,
         "device_seconds": total["device_seconds"] + seconds,
         "busy_seconds": total["busy_seconds"] + busy_seconds(there, step),

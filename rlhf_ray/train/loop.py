@@ -33,6 +33,11 @@ class StageTimer:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
+    def metrics(self) -> dict[str, float]:
+        """time/... of each stage. A checkpoint is written after its step's line, so its seconds are in the next line."""
+        names = {"checkpoint": "previous_checkpoint"}
+        return {f"time/{names.get(name, name)}": seconds for name, seconds in self.seconds.items()}
+
     def step_seconds(self) -> float:
         """Seconds since the start, without evaluations."""
         return time.monotonic() - self.began - self.seconds.get("evaluate", 0.0)

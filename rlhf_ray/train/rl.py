@@ -195,17 +195,22 @@ class RL:
         if evaluated:
             with self.phase("evaluate", self.rollout):
                 metrics |= self.evaluate()
-        metrics |= step_metrics.step_metrics(metrics, self.timer.seconds)
+        tokens = metrics.get("rollout/tokens", 0.0)
+        if tokens:
+            metrics["step/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
+        metrics |= self.timer.metrics()
         engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
-        metrics |= self.meter.step(
-            self.timer.seconds, metrics.get("rollout/tokens", 0.0), engines_s=engines, reward=reward
-        )
+        metrics |= self.meter.step(self.timer.seconds, tokens, engines_s=engines, reward=reward)
         self.timer.begin()
         assert self.sinks is not None
-        self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
+        # The line precedes the checkpoint: a run that resumes from it keeps the lines before its step and needs all of them.
+        # So the line cannot hold this checkpoint's seconds. The next line does, and log.jsonl and usage.json the last one's.
+        self.sinks.write(self.step - 1, metrics)
         if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
             with self.phase("checkpoint"):
                 self.save()
+        if last or stopping:
+            self.meter.finish(self.timer.seconds)
         if job.log.progress:
             print(step_metrics.progress_line(self.step, job.num_steps, metrics), flush=True)
         if evaluated:

@@ -62,14 +62,6 @@ def sync_metrics(ticket: Ticket, received: Sequence[Received], seconds: float) -
     }
 
 
-def step_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds by stage, and generated tokens per second of the whole step."""
-    found = {f"time/{name}": value for name, value in seconds.items()}
-    if metrics.get("rollout/tokens"):
-        found["step/tokens_per_second"] = metrics["rollout/tokens"] / max(metrics["time/step"], 1e-9)
-    return found
-
-
 def progress_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
     """One line a step: reward, KL, length, entropy, seconds."""
     shown = [

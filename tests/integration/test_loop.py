@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -82,6 +83,19 @@ def test_a_step_takes_at_least_as_long_as_its_stages(done):
     for line in map(json.loads, (done.path / "metrics.jsonl").read_text().splitlines()):
         stages = [line[f"time/{name}"] for name in ("rollout", "annotate", "learn", "wait", "sync")]
         assert line["time/step"] >= sum(stages)
+
+
+def test_no_checkpoints_seconds_are_lost(done):
+    """Those of a step's checkpoint are in the next line; those of the last, which has none, in log.jsonl and usage.json."""
+    first, second = map(json.loads, (done.path / "metrics.jsonl").read_text().splitlines())
+    assert "time/previous_checkpoint" not in first
+    assert second["time/previous_checkpoint"] > 0
+    messages = [json.loads(line)["message"] for line in (done.path / "log.jsonl").read_text().splitlines()]
+    written = [m for m in messages if re.fullmatch(r"step-00000\d written to checkpoints in \d+\.\d+ s", m)]
+    assert [m.split()[0] for m in written] == ["step-000001", "step-000002"]
+    usage = json.loads((done.path / "usage.json").read_text())
+    assert usage["steps"] == 2
+    assert usage["stages"]["checkpoint"] > usage["devices"] * second["time/previous_checkpoint"]
 
 
 def test_a_recovery_forgets_the_seconds_of_the_step_that_was_cut_short(done):

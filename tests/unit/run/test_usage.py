@@ -52,6 +52,12 @@ def test_sums_points_and_resume():
     assert found["usage/cost_per_point"] == pytest.approx(0.24 / 0.25)
 
 
+def test_what_comes_after_the_last_step_is_no_step():
+    total = add(add(NOTHING, THERE, STEP, None), THERE, Step(2.0, {"checkpoint": 1.5}, 0.0, num_steps=0), None)
+    assert (total["steps"], total["wall_seconds"], total["reward"]) == (1, 22.0, 0.5)
+    assert (total["stages"]["checkpoint"], total["stages"]["other"]) == (12.0, 24.0)
+
+
 def test_without_a_price_nothing_costs_and_the_first_price_holds_for_what_was_before():
     total = add(NOTHING, THERE, STEP, None)
     assert total["cost"] is None

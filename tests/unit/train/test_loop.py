@@ -39,6 +39,15 @@ def test_a_stage_adds_up_and_the_first_evaluation_is_no_part_of_the_step(clock):
     assert timer.step_seconds() == 11
 
 
+def test_a_checkpoint_is_in_the_next_steps_line_under_a_name_that_says_so(clock):
+    timer = StageTimer()
+    spend(timer, clock, checkpoint=4)
+    timer.start()
+    spend(timer, clock, rollout=1)
+    assert timer.metrics() == {"time/previous_checkpoint": 4, "time/rollout": 1}
+    assert timer.step_seconds() == 1
+
+
 def test_a_step_that_was_cut_short_leaves_nothing(clock):
     timer = StageTimer()
     spend(timer, clock, learn=9)

@@ -8,8 +8,9 @@ nothing comes twice, and the result depends on the step alone.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +96,25 @@ class Collector:
     ) -> None:
         self.rollout, self.reward = rollout, reward
         self.chunk_prompts, self.run_seed, self.deadline_s = chunk_prompts, run_seed, deadline_s
+        self.load = [0] * len(reward)  # pieces at each reward worker, of all orders
+        self.lock = threading.Lock()  # an order may be generated in one thread while another is scored in the main one
+
+    def forget(self) -> None:
+        """Counts no pieces of orders whose scores nobody will wait for."""
+        with self.lock:
+            self.load = [0] * len(self.load)
+
+    def take_reward_worker(self) -> int:
+        """The reward worker with the fewest pieces, which has one more now."""
+        with self.lock:
+            worker = min(range(len(self.load)), key=self.load.__getitem__)
+            self.load[worker] += 1
+        return worker
+
+    def release_reward_worker(self, worker: int) -> None:
+        """A piece fewer at this reward worker."""
+        with self.lock:
+            self.load[worker] -= 1
 
     def collect(self, order: Order, prompts: Prompts) -> Batch:
         """All rows of the order, scored (reward_parts), in canonical order. Raises StageTimeout, or what a worker raised."""
@@ -135,7 +155,6 @@ class Collection:
         self.idle = deque(range(len(collector.rollout)))
         self.generating: dict[Any, tuple[int, int]] = {}  # stream -> (worker, chunk)
         self.scoring: dict[Any, Scoring] = {}
-        self.load: Counter[int] = Counter()  # pieces at each reward worker
         self.pieces: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}  # scored
         self.num_stale = 0
 
@@ -200,16 +219,15 @@ class Collection:
         self.waiting.appendleft(chunk)
 
     def _score(self, piece: Batch, chunk: int) -> None:
-        worker = min(range(len(self.c.reward)), key=lambda i: self.load[i])
+        worker = self.c.take_reward_worker()
         at = np.searchsorted(self.prompts.example_id, np.unique(piece.example_id))
         actor = self.c.reward.actors[worker]
         reference = actor.score.remote(piece, self.prompts.rows.take(at), self.order.terms)
         self.scoring[reference] = Scoring(actor, worker, chunk, piece)
-        self.load[worker] += 1
 
     def _done(self, reference: Any) -> Scoring:
         what = self.scoring.pop(reference)
-        self.load[what.worker] -= 1
+        self.c.release_reward_worker(what.worker)
         return what
 
     def _take_scores(self, reference: Any) -> None:

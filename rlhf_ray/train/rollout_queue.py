@@ -46,6 +46,7 @@ class Rollouts:
         for future in self.futures.values():
             future.exception()
         self.futures = {}
+        self.collector.forget()
         self.ready: dict[int, tuple[Batch, dict[str, float]]] = {}
         self.cursor = 0
         self.statistics: dict[str, tuple[float, float]] | None = None

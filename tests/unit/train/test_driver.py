@@ -57,6 +57,9 @@ class Scored:
     def statistics(self):
         return {}
 
+    def forget(self):
+        pass
+
 
 def rollouts(value=lambda g: 1.0, varied=lambda g: True, **algorithm):
     job = parse(rl_job(algorithm={"type": "grpo", "group_size": 2, **algorithm}), "job")

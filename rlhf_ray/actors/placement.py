@@ -270,7 +270,7 @@ def devices(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> Devices:
 
 def gpus_each(rollout: RolloutConfig | None, terms: Sequence[Reward]) -> dict[str, float]:
     """What plan() must know of a job: the GPUs of one rollout worker where there are any, and that rules need none."""
-    each = {} if rollout is None else {"rollout": float(rollout.num_gpus)}
+    each = {} if rollout is None else {"rollout": float(rollout.engine.num_gpus)}
     return each | ({"reward": 0.0} if all(isinstance(term, RuleReward) for term in terms) else {})
 
 

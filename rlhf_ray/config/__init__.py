@@ -19,7 +19,7 @@ from .rewards import (
     RewardsConfig,
     RuleReward,
 )
-from .rollout import RolloutConfig, TransformersEngine, VLLMEngine
+from .rollout import RolloutConfig, TransformersEngineConfig, VLLMEngineConfig
 from .run import CheckpointConfig, ClusterConfig, LogConfig, RunConfig
 from .section import BadInput, Section
 from .supervised import (
@@ -45,6 +45,6 @@ __all__ = [
     "ModelReward", "NeuralReward", "ObjectiveConfig", "PipelineJob",
     "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
     "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Search", "Section", "Seq2SeqJob",
-    "SimPO", "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngine", "TuneConfig", "VLLMEngine",
+    "SimPO", "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngineConfig", "TuneConfig", "VLLMEngineConfig",
     "apply_overrides", "load", "load_search", "parse", "set_values",
 ]  # fmt: skip

@@ -69,7 +69,7 @@ class RLJob(Common):
 
     @model_validator(mode="after")
     def _samples_its_own_policy(self) -> RLJob:
-        if self.rollout.guide:
+        if self.rollout.engine.guide:
             raise ValueError(
                 "rollout.engine.guide: training rollouts sample from the distribution that is trained; guide job: evaluate or sample"
             )

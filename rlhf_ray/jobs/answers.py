@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..actors.placement import Placement, gpus_each, nodes, plan
-from ..config import Answers, BadInput, ModelConfig, VLLMEngine
+from ..config import Answers, BadInput, ModelConfig
 from ..models import load as models
 from ..rewards.reward import scales
 from ..train import evaluation as heldout
@@ -24,8 +24,12 @@ def answers(
 ) -> tuple[pa.Table, Prompts]:
     """One row an answer (heldout.table), and the prompts that were asked. ``check`` sees these before anything starts."""
     sources = which.path is not None and models.is_encoder_decoder(models.resolve(which.path, which.revision))
-    if sources and isinstance(job.rollout.engine, VLLMEngine):
-        raise BadInput(f"rollout.engine: vllm has no encoder-decoders, and {which.path} is one; take transformers")
+    engine = job.rollout.engine
+    if sources and not engine.supports_encoder_decoders:
+        raise BadInput(
+            f"rollout.engine.type: {engine.type} does not generate with encoder-decoders, and {which.path} is one; "
+            "set rollout.engine.type=transformers"
+        )
     model, tokenizer = roles.prepare(which, run_dir, job.run.seed, "seq2seq" if sources else "policy")
     directory = str(model.path)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import Answers, NeuralReward, PreferenceJob, RewardJob, RLJob, Supervised, VLLMEngine
+from ..config import Answers, NeuralReward, PreferenceJob, RewardJob, RLJob, Supervised
 from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
@@ -95,13 +95,14 @@ def rollout(job: RLJob | Answers, models: Models, cluster: Cluster) -> Need:
     """One rollout worker, of each of its GPUs."""
     e, p, device = job.rollout.engine, models.policy, cluster.device
     longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
-    if isinstance(e, VLLMEngine) and not device.is_cpu:
-        given = None if e.kv_cache_gib is None else e.kv_cache_gib * memory.GIB
-        parts = memory.vllm_engine(p, e.tensor_parallel_size, e.dtype, e.memory_fraction * device.memory, given)
+    reserved = e.memory_reservation
+    if reserved is not None and not device.is_cpu:
+        kv_cache = None if reserved.kv_cache_gib is None else reserved.kv_cache_gib * memory.GIB
+        parts = memory.vllm_engine(p, e.num_gpus, e.dtype, reserved.gpu_fraction * device.memory, kv_cache)
         return Need("rollout", {}, parts, managed=True)
     parts = memory.embedded_engine(p, e.max_rows, longest, e.dtype, device.is_cpu)
-    if isinstance(e, VLLMEngine):
-        parts["KV cache"] = (e.kv_cache_gib or 1.0) * memory.GIB
+    if reserved is not None:
+        parts["KV cache"] = (reserved.kv_cache_gib or 1.0) * memory.GIB
     if device.is_cpu:  # nobody sleeps there
         return Need("rollout", parts)
     return Need("rollout", {}, parts)
@@ -117,9 +118,8 @@ def reward(models: Models) -> Need:
 def room(job: RLJob | Answers, models: Models, need: Need) -> float:
     """How many of the longest sequences a vLLM worker's KV cache holds at once."""
     e = job.rollout.engine
-    assert isinstance(e, VLLMEngine)
     longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
-    each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.tensor_parallel_size
+    each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.num_gpus
     return need.working["KV cache"] / (longest * each)
 
 
@@ -192,8 +192,8 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
     """Seconds of generation of each chunk of one step."""
     r, a, e = job.rollout, job.algorithm, job.rollout.engine
     per = a.group_size + (a.type == "remax")
-    graphs, ranks = (not e.eager, float(e.tensor_parallel_size)) if isinstance(e, VLLMEngine) else (True, 1.0)
-    engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, ranks * given.share, graphs)
+    devices = float(e.num_gpus) * given.share
+    engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, devices, e.uses_cuda_graphs)
     found, first_s = [], stages.efficiency(given.cluster.device).rollout_s
     for first in range(0, r.prompts_per_step, r.chunk_prompts):
         prompts = min(r.chunk_prompts, r.prompts_per_step - first)

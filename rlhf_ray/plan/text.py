@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Answers, BadInput, PipelineJob, RLJob, ScoreJob, TokenizerJob, VLLMEngine
+from ..config import Answers, BadInput, PipelineJob, RLJob, ScoreJob, TokenizerJob
 from . import forecast
 from . import model_shapes as shapes
 from . import requirements as needs
@@ -123,10 +123,9 @@ def _memory(f: Forecast) -> Iterator[str]:
         parts = {**need.resident, **need.working, **need.step}
         named = " + ".join(f"{name} {size(v)}" for name, v in parts.items() if v) or "nothing of its own"
         yield f"memory of each {role} worker: {named}; with its process {size(need.stays(cpu) + need.comes(cpu))}"
-    engine = getattr(getattr(f.job, "rollout", None), "engine", None)
-    if isinstance(engine, VLLMEngine) and isinstance(f.job, RLJob | Answers):
-        held = needs.room(f.job, f.given.models, f.needs["rollout"])
-        yield f"a rollout worker's KV cache holds {max(0.0, held):.0f} of the longest sequences at once (max_rows {engine.max_rows})"
+    if isinstance(f.job, RLJob | Answers) and f.job.rollout.engine.memory_reservation is not None:
+        held, max_rows = needs.room(f.job, f.given.models, f.needs["rollout"]), f.job.rollout.engine.max_rows
+        yield f"a rollout worker's KV cache holds {max(0.0, held):.0f} of the longest sequences at once (max_rows {max_rows})"
     turns = " (roles in turns)" if f.plan.colocated and not cpu and getattr(f.job.cluster, "colocate", False) else ""
     yield f"the fullest {'machine' if cpu else 'GPU'}: {size(f.taken)} of {size(on.device.memory)}{turns}" + (
         "" if cpu else f"; host RAM of the fullest node: {size(f.host)} of {size(on.host_memory)}"

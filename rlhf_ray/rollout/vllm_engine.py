@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BadInput, ModelConfig
-from ..config import VLLMEngine as VLLMConfig
+from ..config import BadInput, ModelConfig, VLLMEngineConfig
 from ..models import load as models
 from .engine import Completion, Counters, Request, Sampling
 
@@ -40,7 +39,7 @@ class VLLMEngine:
     """
 
     def __init__(
-        self, config: VLLMConfig, model: ModelConfig, sampling: Sampling, device: str, max_length: int
+        self, config: VLLMEngineConfig, model: ModelConfig, sampling: Sampling, device: str, max_length: int
     ) -> None:
         self.sampling, self.max_rows, self.device = sampling, config.max_rows, device
         self.vllm = _vllm(device)
@@ -157,7 +156,7 @@ def _vllm(device: str) -> Any:
     return vllm
 
 
-def _arguments(config: VLLMConfig, device: str) -> dict[str, Any]:
+def _arguments(config: VLLMEngineConfig, device: str) -> dict[str, Any]:
     """vLLM's engine arguments, but for those of the model."""
     cpu = device == "cpu"
     gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)

@@ -24,7 +24,6 @@ from ..config import (
     RewardsConfig,
     RLJob,
     RolloutConfig,
-    TransformersEngine,
 )
 from ..data import batches, examples
 from ..data.sampler import Mixture, Sampler
@@ -186,7 +185,7 @@ def _max_length(job: RLJob) -> int:
 def _importance(job: RLJob) -> bool:
     """'auto' is off only where engine and learner share code and float32, and rollouts are never stale."""
     engine = job.rollout.engine
-    shared = isinstance(engine, TransformersEngine) and job.model.dtype == "float32" == engine.dtype
+    shared = engine.shares_code_with_learner and job.model.dtype == "float32" == engine.dtype
     exact = shared and job.rollout.ahead == 0
     return {"on": True, "off": False, "auto": not exact}[job.algorithm.importance]
 

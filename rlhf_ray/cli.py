@@ -16,6 +16,7 @@ from typing import Any
 from . import __version__
 from .config import BadInput, ClusterConfig, apply_overrides, load, load_search, parse
 from .config.options import listing, search
+from .run.events import TerminalHandler
 
 EPILOG = """\
 examples:
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # sentences for a run's log are on the terminal already
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # INFO is for a run's log; TerminalHandler shows notices
     logging.getLogger("DeepSpeed").addFilter(lambda r: "accelerator" not in str(r.msg))  # the driver needs none
+    terminal = TerminalHandler()
     try:
         return args.call(args)
     except BadInput as error:
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         logging.getLogger("rlhf_ray").exception("failed")
         return 1
+    finally:
+        terminal.close()
 
 
 def parser() -> argparse.ArgumentParser:

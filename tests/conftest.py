@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.run.events import PackageHandler
+
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 if "RAY_AUTH_TOKEN" not in os.environ:
     token_file = Path(tempfile.mkdtemp(prefix="rlhf-ray-test-")) / "token"
@@ -25,5 +27,19 @@ if not Path("/dev/nvidiactl").exists():
 def _no_log_stays_open():
     """A test may leave its run directory open, as a crash does: the next one logs nothing there."""
     yield
-    for handler in [h for h in logging.getLogger("rlhf_ray").handlers if hasattr(h, "end")]:
-        handler.end()
+    for handler in [h for h in logging.getLogger("rlhf_ray").handlers if isinstance(h, PackageHandler)]:
+        handler.close()
+
+
+@pytest.fixture
+def notices():
+    """The sentences for the terminal that the package logs in a test."""
+    sentences = []
+
+    class Collector(PackageHandler):
+        def emit(self, record):
+            if getattr(record, "terminal", False):
+                sentences.append(record.getMessage())
+
+    Collector()
+    return sentences

@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from ..run.events import say
+from ..run.events import notice
 
 DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
 
@@ -142,7 +142,7 @@ class WorkerGroup:
             if dead is not None and dead is not self.actors[index]:
                 return
             self._count_restart()
-            say(f"{self.role} worker {index} died and is replaced")
+            notice(f"{self.role} worker {index} died and is replaced")
             ray.kill(self.actors[index])
             self.actors[index] = self._spawn(index)
             self.catch_up(index)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ..config import DataConfig
 from ..config.data import Form, Source
-from ..run.events import say
+from ..run.events import notice
 from ..toy import world as toy
 from . import files, redact
 from .files import DataError, Numbered, Row
@@ -151,9 +151,9 @@ def blocks(config: Source, option: str) -> Iterator[Rows]:
         bars = ", ".join(f"{column} above {bar:g}" for column, bar in config.above.items())
         if not left:
             raise DataError(f"{_name(config)}: none of {done} rows has {bars}; lower {option}.above")
-        say(f"{option}: {left} of {done} rows have {bars}, the others are left out")
+        notice(f"{option}: {left} of {done} rows have {bars}, the others are left out")
     if config.redact:
-        say(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}")
+        notice(f"{option}: redacted {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}")
 
 
 def _name(config: Source) -> str:

@@ -15,7 +15,7 @@ from ..config.jobs import STAGE
 from ..report import tables as report
 from ..run import meter, usage
 from ..run.directory import RunDir
-from ..run.events import say
+from ..run.events import notice
 from ..run.outcome import Watch, failing, unwatched
 from ..train.rl import RL
 from ..train.setup import setup
@@ -47,7 +47,7 @@ def run(job: Any, console: Console) -> None:
 def single(job: Any, held: RunDir, stop: Stop, console: Console, watch: Watch = unwatched) -> dict[str, Any]:
     """One job in its run directory; returns its results, which the manifest keeps too. ``watch`` sees the evaluations of a training."""
     if isinstance(job, RLJob):
-        with setup(job, held.path, say) as made:
+        with setup(job, held.path, notice) as made:
             rl = RL(job, held, made, stop, watch)
             with failing(lambda: rl.step > 0):
                 rl.train()
@@ -76,7 +76,7 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
     done: dict[str, str] = {}
     for number, (name, stage) in enumerate(job.stages.items(), 1):
         settled = settle(job, name, stage)
-        held.journal.stage = name
+        held.events.at(stage=name)
         console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
         made = lineage.trace(settled, held.path, done)
         done[name] = made.outputs

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..config import BadInput, parse
 from .atomic import write_json
-from .events import Journal
+from .events import EventLog
 from .outcome import Stopped
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class RunDir:
         self._accept(job)
         self.began = time.time()
         self.id = self.state.get("run_id") or _new_id(self.path.name, within)
-        self.journal = Journal(self.path / "log.jsonl", self.id, job.job)
+        self.events = EventLog(self.path / "log.jsonl", self.id, job.job)
         if not (keep_state and self.state.get("state") == "finished"):
             self.record("running")
 
@@ -125,12 +125,12 @@ class RunDir:
             self.record("stopped")
         elif error is not None:
             self.record("failed", error=f"{type(error).__name__}: {error}")
-            self.journal.failed(error)
+            self.events.write_failure(error)
         self.close()
 
     def close(self) -> None:
         """Lets another process have the directory."""
-        self.journal.end()
+        self.events.close()
         self.lock.close()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from .directory import RunDir
+from .events import EventLog
 from .metrics import Sinks
 
 COUNTED = {"usage/tokens": "tokens", "usage/device_seconds": "device_seconds", "usage/cost": "cost"}
@@ -58,10 +59,24 @@ class Gauges:
         """Nothing: Ray forgets the values with the process."""
 
 
+class StepEvents:
+    """A line of RUN/log.jsonl for each finished step."""
+
+    def __init__(self, events: EventLog) -> None:
+        self.events = events
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the line."""
+        self.events.finish_step(step, metrics["time/step"])
+
+    def close(self) -> None:
+        """Does nothing: the event log is open as long as the run directory, the sinks as long as a training."""
+
+
 def sinks(job: Any, run: RunDir, step: int) -> Sinks:
     """Everywhere that the metrics of a run go, from ``step`` on."""
-    run.journal.step = step
-    more: list[Any] = [run.journal]
+    run.events.at(step=step)
+    more: list[Any] = [StepEvents(run.events)]
     if job.log.prometheus:
         more.append(Gauges(run.id, job.job))
     config = job.model_dump(mode="json")

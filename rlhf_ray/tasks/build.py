@@ -37,7 +37,7 @@ from ..learner.objectives import LanguageModelObjective, Objective, PairwiseObje
 from ..learner.preferences import DesirableObjective, PairObjective
 from ..learner.values import ImplicitQObjective
 from ..quality import classes, intervals, reward_model, text
-from ..run.events import say
+from ..run.events import notice
 
 View = Callable[[Batch, Sequence[int]], Batch]
 Judge = Callable[[list[np.ndarray]], dict[str, Any]]
@@ -178,7 +178,7 @@ def _prepare(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepar
 def _kept(made: batches.Prepared, rows: Rows | Stream, max_length: int) -> Batch:
     if made.dropped:
         longest = f"max_length {max_length}"
-        say(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out")
+        notice(f"{rows.option}: {made.dropped} of {len(rows)} examples are longer than {longest}, left out")
     return made.batch
 
 
@@ -195,7 +195,7 @@ def _augmented(job: ClassifyJob, rows: Rows) -> list[Rows]:
     kinds = [list(shares)[i % len(shares)] for i in range(job.augment.copies)]
     copies = [augment.changed(rows, kind, shares[kind], [job.run.seed, i]) for i, kind in enumerate(kinds)]
     done = ", ".join(f"{kinds.count(kind)} with {kind} {share:g}" for kind, share in shares.items() if kind in kinds)
-    say(f"data: augmented {len(rows)} examples by {len(copies)} copies of each ({done})")
+    notice(f"data: augmented {len(rows)} examples by {len(copies)} copies of each ({done})")
     return copies
 
 
@@ -207,7 +207,7 @@ def _classify(job: ClassifyJob, names: tuple[str, ...], train: Batch, heldout: B
         raise BadInput(f"data: no example of class {', '.join(absent)}; remove it from labels, or add examples")
     weights = classes.weights(counts, job.class_weights, job.effective_beta)
     shown = ", ".join(f"{n} {c} (weight {w:.2f})" for n, c, w in zip(names, counts, weights, strict=True))
-    say(f"data: classes {shown}; sampling {job.sampling}, gamma {job.gamma:g}")
+    notice(f"data: classes {shown}; sampling {job.sampling}, gamma {job.gamma:g}")
     return Task(
         ClassObjective(tuple(weights), job.gamma), train, heldout,
         judge=None if heldout is None else partial(_classes, names, heldout),

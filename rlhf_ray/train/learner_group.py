@@ -18,7 +18,7 @@ from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
 from ..run import metrics
 from ..run.atomic import replace_directory
-from ..run.events import say
+from ..run.events import notice
 
 Result = TypeVar("Result")
 
@@ -87,7 +87,7 @@ class Gang:
                 return work()
             except WorkerLost as error:
                 lost = True
-                say(f"{error}; going back to the last checkpoint")
+                notice(f"{error}; going back to the last checkpoint")
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""

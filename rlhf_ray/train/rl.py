@@ -22,7 +22,7 @@ from ..learner.objectives import LanguageModelObjective, Objective, ValueObjecti
 from ..run import trajectories
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
-from ..run.events import say
+from ..run.events import notice
 from ..run.meter import Meter
 from ..run.metrics import Sinks
 from ..run.outcome import Stopped, Watch, unwatched
@@ -87,7 +87,7 @@ class RL:
             if len(batch):
                 metrics |= self.train_on(batch)
             else:
-                say(f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples")
+                notice(f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples")
             with self.phase("wait"):
                 self.rollouts.drain()
             with self.phase("sync", self.rollout):
@@ -161,7 +161,7 @@ class RL:
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
         """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
-        self.held.journal.stage = name
+        self.held.events.at(stage=name)
         with self.timer.stage(name):
             if self.setup.time_shared:
                 self.rollout.reach("wake" if self.rollout in groups else "sleep")
@@ -179,7 +179,7 @@ class RL:
             self.step, self.kl_coef = state["step"], state["kl_coef"]
             self.gang.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
-            say(f"going on from {found.name} in {self.run}")
+            notice(f"going on from {found.name} in {self.run}")
         heldout.prune(self.run, self.step, self.job.evaluate)
         if self.sinks is not None:
             self.sinks.close()
@@ -246,5 +246,5 @@ class RL:
         heldout.write(heldout.path(self.run, self.step), rows, e)
         found = heldout.metrics(rows)
         if self.job.log.progress:
-            say(step_metrics.evaluation_line(self.step, found))
+            notice(step_metrics.evaluation_line(self.step, found))
         return found

@@ -30,7 +30,7 @@ from ..data.sampler import Mixture, Sampler
 from ..models import load as models
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
-from ..run.events import say
+from ..run.events import notice
 from . import roles
 from .dispatch import Prompts
 from .learner_group import PROBE_LENGTH, Gang
@@ -87,7 +87,7 @@ def load_prompts(
     kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, sources)
     if kept.dropped:
         longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
-        say(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out")
+        notice(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out")
     return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64), rows.shares)
 
 

@@ -27,7 +27,7 @@ from ..models import load as models
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
-from ..run.events import say
+from ..run.events import notice
 from ..run.meter import Meter
 from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
@@ -68,7 +68,7 @@ class SupervisedRun:
             gang.start()
             self.meter = Meter(self.held, devices(chosen, nodes()), job.cluster.price_per_gpu_hour)
             for line in gang.remarks():
-                say(line)
+                notice(line)
             return gang.recover(lambda: self._work(gang))
         finally:
             gang.kill()
@@ -83,7 +83,7 @@ class SupervisedRun:
         self._loop(gang)
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
             gang.load(best / "learner")
-            say(f"the model is that of {best.name}, the best by {job.evaluate.best}")
+            notice(f"the model is that of {best.name}, the best by {job.evaluate.best}")
         gang.export(self.run / "model", self.tokenizer.save_pretrained)
         return self.evaluate(gang) if self.heldout is not None else {}
 
@@ -104,7 +104,7 @@ class SupervisedRun:
         if found is not None:
             self.step = json.loads((found / "state.json").read_text())["step"]
             gang.load(found / "learner")
-            say(f"going on from {found.name} in {self.run}")
+            notice(f"going on from {found.name} in {self.run}")
         self.sinks = sinks(self.job, self.held, self.step)
 
     def _loop(self, gang: Gang) -> None:

@@ -57,14 +57,11 @@ def test_a_copy_depends_on_seed_and_place_alone():
     assert first[2] == {"text": 3}
 
 
-def test_only_training_texts_are_augmented_and_it_is_said(capsys):
+def test_only_training_texts_are_augmented_and_it_is_said(notices):
     plain, more = classify(), classify(augment={"copies": 3, "swap": 0.2})
     rows, held = (load(plain.data.model_copy(update={"split": s}), "data") for s in ("train", "heldout"))
     before, after = (tasks.build(job, LABELS, toy.tokenizer(), rows, held) for job in (plain, more))
-    assert (
-        "data: augmented 40 examples by 3 copies of each (2 with delete 0.1, 1 with swap 0.2)"
-        in capsys.readouterr().out
-    )
+    assert "data: augmented 40 examples by 3 copies of each (2 with delete 0.1, 1 with swap 0.2)" in notices
     assert len(after.train) == 4 * len(before.train)
     assert after.heldout.tokens.tolist() == before.heldout.tokens.tolist()
     assert after.train.take(range(40)).tokens.tolist() == before.train.tokens.tolist()

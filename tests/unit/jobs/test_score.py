@@ -63,11 +63,11 @@ def test_a_part_of_a_mixture_is_drawn_by_its_own_scores(scored):
     assert count[10:] / 6000 == pytest.approx(weight / weight.sum(), abs=0.005)
 
 
-def test_rows_below_a_bar_are_left_out_and_the_others_keep_their_places(scored, capsys):
+def test_rows_below_a_bar_are_left_out_and_the_others_keep_their_places(scored, notices):
     rows = load(DataConfig(path=scored, above={"score": 0.5}), "data")
     assert [r["score"] for r in rows] == [1, 2, 3]
     assert rows.place(2).endswith("s.jsonl:11")
-    assert "data: 3 of 6 rows have score above 0.5, the others are left out" in capsys.readouterr().out
+    assert "data: 3 of 6 rows have score above 0.5, the others are left out" in notices
     with pytest.raises(DataError, match=r"none of 6 rows has score above 9; lower data.above"):
         load(DataConfig(path=scored, above={"score": 9}), "data")
 

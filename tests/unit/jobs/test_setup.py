@@ -16,13 +16,12 @@ from rlhf_ray.train.setup import load_prompts, local
 from tests.helpers import ROOT
 
 
-def test_dropped_prompts_are_reported_and_rows_keep_their_columns(tmp_path, capsys):
+def test_dropped_prompts_are_reported_and_rows_keep_their_columns(tmp_path, notices):
     rows = [{"prompt": "the view was great"}, {"prompt": "the view", "answer": "7"}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = PromptConfig(path=str(tmp_path / "x.jsonl"), max_prompt_tokens=2, too_long="drop")
     prompts = load_prompts(config, toy.tokenizer(), 128, 8, "evaluate.data")
-    said = "evaluate.data: 1 of 2 prompts are longer than evaluate.data.max_prompt_tokens 2, left out\n"
-    assert capsys.readouterr().out == said
+    assert notices == ["evaluate.data: 1 of 2 prompts are longer than evaluate.data.max_prompt_tokens 2, left out"]
     assert prompts.rows.to_pylist() == [{"prompt": "the view", "answer": "7", "example_id": 1}]
 
 

@@ -8,8 +8,9 @@ import pytest
 from rlhf_ray.config import parse
 from rlhf_ray.run.checkpoint import Checkpoints
 from rlhf_ray.run.directory import RunDir
-from rlhf_ray.run.events import say
+from rlhf_ray.run.events import TerminalHandler, notice
 from rlhf_ray.run.metrics import Sinks
+from rlhf_ray.run.sinks import StepEvents
 from tests.helpers import rl_job
 
 
@@ -24,7 +25,7 @@ def lines(file):
 def test_an_id_is_made_once_and_is_everywhere(tmp_path):
     run = held(tmp_path / "my run")
     assert run.id.startswith("my_run-")
-    sinks = Sinks(run.path, 0, tensorboard=True, wandb=None, config={}, run_id=run.id, more=[run.journal])
+    sinks = Sinks(run.path, 0, tensorboard=True, wandb=None, config={}, run_id=run.id, more=[StepEvents(run.events)])
     sinks.write(0, {"time/step": 1.25})
     sinks.close()
     kept = Checkpoints(run.path / "checkpoints", 1, run.id).write(1, lambda directory: None, {})
@@ -44,9 +45,9 @@ def test_an_id_is_made_once_and_is_everywhere(tmp_path):
 def test_a_stages_id_begins_with_the_pipelines(tmp_path):
     outer = held(tmp_path)
     inner = held(tmp_path / "sft", within=outer.id)
-    say("from the stage")
+    notice("from the stage")
     inner.close()
-    say("from the pipeline")
+    notice("from the pipeline")
     outer.close()
     assert inner.id.startswith(f"{outer.id}.sft-")
     said = [line["message"] for line in lines(tmp_path / "sft" / "log.jsonl")]
@@ -55,16 +56,15 @@ def test_a_stages_id_begins_with_the_pipelines(tmp_path):
     assert {"from the stage", "from the pipeline"} <= {line["message"] for line in lines(tmp_path / "log.jsonl")}
 
 
-def test_a_line_has_time_level_id_stage_and_step(tmp_path, capsys):
+def test_a_line_has_time_level_id_stage_and_step(tmp_path):
     run = held(tmp_path)
-    run.journal.stage, run.journal.step = "learn", 7
-    say("learner worker 1 died")
+    run.events.at(stage="learn", step=7)
+    notice("learner worker 1 died")
     logging.getLogger("rlhf_ray.train").warning("slow: %s", "disk")
     logging.getLogger("elsewhere").warning("not ours")
-    run.journal.write(7, {"time/step": 1.25, "reward/mean": 0.5})
+    StepEvents(run.events).write(7, {"time/step": 1.25, "reward/mean": 0.5})
     run.close()
-    say("after the run")
-    assert capsys.readouterr().out == "learner worker 1 died\nafter the run\n"
+    notice("after the run")
     found = lines(tmp_path / "log.jsonl")[1:]
     assert [(x["level"], x["message"], x["stage"], x["step"]) for x in found] == [
         ("INFO", "learner worker 1 died", "learn", 7),
@@ -76,11 +76,27 @@ def test_a_line_has_time_level_id_stage_and_step(tmp_path, capsys):
     assert set(found[0]) == {"time", "level", "run_id", "job", "stage", "step", "message"}
 
 
+def test_a_notice_is_on_the_terminal_only_while_a_command_runs(tmp_path, capsys):
+    notice("before")
+    terminal = TerminalHandler()
+    run = held(tmp_path)
+    notice("learner worker 1 died")
+    logging.getLogger("rlhf_ray.train").info("for the log alone")
+    run.close()
+    notice("after the run")
+    terminal.close()
+    notice("after the command")
+    assert capsys.readouterr().out == "learner worker 1 died\nafter the run\n"
+    assert not logging.getLogger("rlhf_ray").isEnabledFor(logging.INFO)
+    messages = [line["message"] for line in lines(tmp_path / "log.jsonl")]
+    assert messages == ["the run is running", "learner worker 1 died", "for the log alone"]
+
+
 def test_what_ended_a_run_is_in_its_log_without_what_a_user_wrote(tmp_path):
     with pytest.raises(ValueError, match="secret"), held(tmp_path):
         raise ValueError("cannot score 'my secret prompt'")
     text = (tmp_path / "log.jsonl").read_text()
     assert "secret" not in text
     errors = [line["message"] for line in lines(tmp_path / "log.jsonl") if line["level"] == "ERROR"]
-    assert [e.partition(".py:")[0] for e in errors] == ["failed: ValueError at test_journal"]
+    assert [e.partition(".py:")[0] for e in errors] == ["failed: ValueError at test_events"]
     assert "secret" in json.loads((tmp_path / "manifest.json").read_text())["error"]

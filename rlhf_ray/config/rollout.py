@@ -29,10 +29,6 @@ class TransformersEngineConfig(Section):
     type: Literal["transformers"] = "transformers"
     max_rows: int = Field(64, ge=1, description="Sequences decoded together.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers the engine computes with.")
-    compile: bool = Field(
-        False,
-        description="Compile the decode step (on GPUs it is a CUDA graph anyway): starts later, and pays for long runs.",
-    )
     guide: float = Field(
         0.0, ge=0, description="Of a model with value heads (job: ilql): beta in log pi + beta (Q - V); 0: not guided."
     )

@@ -114,15 +114,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     attention: str = "packed",
-    zero_head: bool = False,
     lora: LoraConfig | None = None,
 ) -> Any:
     """A PolicyModel, ScalarModel or ValueModel (``kind`` 'policy', 'scalar', 'values' with new heads) of a directory, dropout off.
 
-    ``zero_head`` starts a scalar head at zero. Raises BadInput where the architecture has no such head.
+    Raises BadInput if the architecture has no such head.
     """
     model = pretrained(kind, path, dtype=dtype, trust_remote_code=trust_remote_code)
-    return finish(kind, model, attention=attention, zero_head=zero_head, lora=lora)
+    return finish(kind, model, attention=attention, lora=lora)
 
 
 def _labels(kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -183,13 +182,10 @@ def tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def finish(kind: str, model: Any, *, attention: str, zero_head: bool = False, lora: LoraConfig | None = None) -> Any:
+def finish(kind: str, model: Any, *, attention: str, lora: LoraConfig | None = None) -> Any:
     """Head, adapters, dropout and wrapper of a freshly built model. Raises BadInput where there is no head to train."""
     if kind == "scalar" and not isinstance(getattr(model, "score", None), nn.Linear):
         raise BadInput(f"{type(model).__name__} has no 'score' head to read at every token; use a decoder-only model")
-    if zero_head:
-        with torch.no_grad():
-            model.score.weight.zero_()
     without_dropout(model)
     if lora is not None:
         from peft import LoraConfig as PeftLora

@@ -83,10 +83,6 @@ class Engine(Protocol):
         """One decode step; what finished in it."""
         ...
 
-    def abort(self, ids: Iterable[int]) -> None:
-        """Forgets requests."""
-        ...
-
     def load_weights(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """New weights by transformers' names. Raises ValueError naming a missing, unknown or mis-shaped tensor."""
         ...

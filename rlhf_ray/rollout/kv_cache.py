@@ -138,14 +138,11 @@ class CachedDecoder:
     """The model's own forward with a RaggedCache.
 
     ``graphed``: a decode step is a CUDA graph, one for each of a few numbers of rows and widths, both powers of two; it costs the
-    host one launch instead of some hundred. ``compiled``: the model's forward is compiled, always for all ``max_rows`` rows.
+    host one launch instead of some hundred.
     """
 
-    def __init__(
-        self, model: Any, max_rows: int, device: torch.device, compiled: bool = False, graphed: bool = False
-    ) -> None:
-        self.model, self.max_rows, self.device, self.compiled = model, max_rows, device, compiled
-        self.forward: Any = torch.compile(model.forward, dynamic=False) if compiled else model
+    def __init__(self, model: Any, max_rows: int, device: torch.device, graphed: bool = False) -> None:
+        self.model, self.max_rows, self.device = model, max_rows, device
         self.graphs = Graphs(self._decode) if graphed else None
         model.set_attn_implementation(NAME)
         config = model.config.get_text_config()
@@ -192,8 +189,8 @@ class CachedDecoder:
         n = len(tokens)
         widest = int(self.sizes[:n].max()) + 1
         rows, width = n, widest
-        if self.compiled or self.graphs:  # few shapes
-            rows = self.max_rows if self.compiled else min(self.max_rows, _power_of_two(n))
+        if self.graphs:  # few shapes
+            rows = min(self.max_rows, _power_of_two(n))
             width = min(self.cache.capacity, _power_of_two(max(widest, GROW)))
         self.lengths[n:rows] = 0
         given = nn.functional.pad(tokens, (0, rows - n)), self.lengths[:rows].clone()
@@ -226,7 +223,7 @@ class CachedDecoder:
             mask: Any = {"full_attention": self._bias(full), "sliding_attention": self._bias(near)}
         else:
             mask = self._bias(full if self.kinds == {"full_attention"} else near)
-        out = self.forward(
+        out = self.model(
             input_ids=tokens[:, None],
             position_ids=at[:, None],
             attention_mask=mask,

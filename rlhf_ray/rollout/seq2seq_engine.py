@@ -76,10 +76,6 @@ class Seq2SeqEngine:
         self.counters.step(len(rows), time.monotonic() - began, finished)
         return finished
 
-    def abort(self, ids: Iterable[int]) -> None:
-        gone = set(ids)
-        self.waiting = deque(r for r in self.waiting if r.id not in gone)
-
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         raise NotImplementedError("the weights of an encoder-decoder are those of its directory")
 

@@ -46,16 +46,11 @@ def draw(
 
 
 class TransformersEngine:
-    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time.
+    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time."""
 
-    ``compiled`` compiles the decode step.
-    """
-
-    def __init__(
-        self, model: Any, sampling: Sampling, max_rows: int, device: torch.device, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
         self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
-        self.decoder: Any = self._decoder(compiled)
+        self.decoder: Any = self._decoder()
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []
         shape = (max_rows, sampling.max_new_tokens)
@@ -68,14 +63,14 @@ class TransformersEngine:
         self.eos = torch.tensor(sampling.eos_token_ids, device=device)
         self.counters = Counters(max_rows)
 
-    def _decoder(self, compiled: bool) -> Any:
+    def _decoder(self) -> Any:
         """The cached decoder where it gives the model's own log-probs on two ragged sequences, on a GPU as CUDA graphs where the
         model can be captured; else the recomputing one."""
         plain = getattr(self.model.config, "_attn_implementation", "sdpa")
         reason = ""
         for graphed in (True, False) if self.device.type == "cuda" else (False,):
             try:
-                cached = CachedDecoder(self.model, self.max_rows, self.device, compiled, graphed)
+                cached = CachedDecoder(self.model, self.max_rows, self.device, graphed)
                 difference = self._disagreement(cached)
                 if difference <= TOLERANCE[self.model.dtype]:
                     cached.drop()
@@ -196,13 +191,6 @@ class TransformersEngine:
             for s, t in zip(source, target, strict=True):
                 self.rows[t] = self.rows[s]
         del self.rows[left:]
-
-    def abort(self, ids: Iterable[int]) -> None:
-        gone = set(ids)
-        self.waiting = deque(r for r in self.waiting if r.id not in gone)
-        over = [i for i, r in enumerate(self.rows) if r.id in gone]
-        if over:
-            self._remove(over)
 
     @torch.no_grad()
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:

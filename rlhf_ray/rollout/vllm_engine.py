@@ -88,9 +88,6 @@ class VLLMEngine:
         self.counters.step(rows, time.monotonic() - began, finished)
         return finished
 
-    def abort(self, ids: Iterable[int]) -> None:
-        self.core.abort_request([str(i) for i in ids])
-
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         if self.busy:
             raise RuntimeError("weights cannot change while requests are unfinished")

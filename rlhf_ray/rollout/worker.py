@@ -177,7 +177,7 @@ def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Pl
     loaded = loaded.to(device).eval()
     if sides:
         return Seq2SeqEngine(loaded, sampling, config.max_rows, device)
-    engine = TransformersEngine(loaded, sampling, config.max_rows, device, config.compile)
+    engine = TransformersEngine(loaded, sampling, config.max_rows, device)
     if config.guide:  # after the engine has compared its cache with the model: beta would magnify what they differ by
         values.guide(loaded, path, config.guide)
     return engine

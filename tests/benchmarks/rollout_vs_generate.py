@@ -47,7 +47,7 @@ def machine(parser, shapes):
     return args
 
 
-def sides(model, prompts, sizes, batch, compiled):
+def sides(model, prompts, sizes, batch):
     """Two functions that generate ``sizes`` tokens for ``prompts``, at most ``batch`` rows at a time."""
     longest = int(sizes.max())
 
@@ -77,7 +77,7 @@ def sides(model, prompts, sizes, batch, compiled):
     device = model.device
     plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(device).eval()
     plain.load_state_dict(model.state_dict())
-    engine = TransformersEngine(model, Sampling(longest, 1.0, (-1,)), batch, device, compiled)
+    engine = TransformersEngine(model, Sampling(longest, 1.0, (-1,)), batch, device)
     return ours, theirs
 
 
@@ -87,10 +87,9 @@ def main():
     parser.add_argument("--count", type=int, default=128, help="prompts")
     parser.add_argument("--batch", type=int, default=64, help="rows decoded together, on both sides")
     parser.add_argument("--longest", type=int, default=128, help="tokens")
-    parser.add_argument("--compile", type=int, nargs="+", choices=[0, 1], default=[0], help="our decode step, compiled")
     args = machine(parser, ["1M", "6.6M"])
     rows = []
-    for name, dtype, kind, compiled in itertools.product(args.shape, args.dtype, ("equal", "skewed"), args.compile):
+    for name, dtype, kind in itertools.product(args.shape, args.dtype, ("equal", "skewed")):
         torch.manual_seed(0)
         shape = SHAPES[name]
         config = AutoConfig.for_model(
@@ -102,11 +101,11 @@ def main():
         draw = np.random.default_rng(1)
         prompts = [draw.integers(3, 2048, 16) for _ in range(args.count)]
         sizes = lengths(kind, args.count, args.longest)
-        ours, theirs = sides(model, prompts, sizes, args.batch, bool(compiled))
+        ours, theirs = sides(model, prompts, sizes, args.batch)
         first, least = SAME[dtype]
         same = np.mean([np.array_equal(a[:first], b[:first]) for a, b in zip(ours(), theirs(), strict=True)])
         assert same > least, f"only {same:.0%} of the responses are the same"
-        case = f"{name}, {kind} lengths, {dtype}" + (", compiled" if compiled else "")
+        case = f"{name}, {kind} lengths, {dtype}"
         found = compare(ours, theirs, args.rounds)
         rows.append({"case": case, "same": same, "tokens": int(sizes.sum()), **found})
     report("rollout: embedded engine against transformers generate", rows)

@@ -14,8 +14,7 @@ part() {
 part pytest -m gpu tests/gpu
 part tests.benchmarks.learner_vs_peak --device cuda --dtype bfloat16 --shape 0.5B 1.5B --vocab 32000 --count 256 --longest 1008 \
   --budget 32768 --rounds 3
-part tests.benchmarks.rollout_vs_generate --device cuda --dtype bfloat16 --shape 0.5B --count 512 --batch 256 --longest 256 --rounds 2 \
-  --compile 0
+part tests.benchmarks.rollout_vs_generate --device cuda --dtype bfloat16 --shape 0.5B --count 512 --batch 256 --longest 256 --rounds 2
 part tests.benchmarks.weight_sync --device cuda --layers 24 --rounds 6
 part tests.benchmarks.grpo_vs_trl --large --vocab 32000 --precision bfloat16 --rounds 3
 part tests.benchmarks.table

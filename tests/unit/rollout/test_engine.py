@@ -27,9 +27,9 @@ def made(kind="llama", seed=0, **more):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**WIDE, **more})).eval()
 
 
-def engine(model=None, max_rows=4, max_new_tokens=12, temperature=0.8, compiled=False):
+def engine(model=None, max_rows=4, max_new_tokens=12, temperature=0.8):
     sampling = Sampling(max_new_tokens, temperature, EOS)
-    return TransformersEngine(model or made(), sampling, max_rows, torch.device("cpu"), compiled)
+    return TransformersEngine(model or made(), sampling, max_rows, torch.device("cpu"))
 
 
 def requests(count=9, **more):
@@ -109,31 +109,6 @@ def test_greedy_is_what_transformers_generates():
         torch.tensor([[5, 9, 4]]), do_sample=False, max_new_tokens=12, eos_token_id=list(EOS), pad_token_id=0
     )
     assert found.tolist() == whole[0, 3:].tolist()
-
-
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_a_step_of_fixed_shape_samples_the_same(kind):
-    """What is compiled (here run as it is): all rows and the whole cache, also where few rows are alive and the cache grows."""
-    more = {"sliding_window": 4} if kind == "mistral" else {}
-    plain = run(engine(made(kind, **more), max_new_tokens=80), requests())
-    with torch.compiler.set_stance("force_eager"):
-        fixed = run(engine(made(kind, **more), max_new_tokens=80, compiled=True), requests())
-    for i, wanted in plain.items():
-        np.testing.assert_array_equal(fixed[i].tokens, wanted.tokens)
-        np.testing.assert_allclose(fixed[i].log_probs, wanted.log_probs, atol=1e-4)
-
-
-def test_aborted_requests_are_forgotten_and_the_others_go_on():
-    wanted, used = run(engine(), requests()), engine()
-    used.add(requests())
-    used.step()
-    used.abort([0, 1, 8])
-    found = {}
-    while used.busy:
-        found |= {c.id: c for c in used.step()}
-    assert not {0, 1, 8} & set(found)
-    for i, completion in found.items():
-        assert completion.tokens.tolist() == wanted[i].tokens.tolist()
 
 
 def test_a_model_that_a_cache_does_not_fit_is_recomputed():

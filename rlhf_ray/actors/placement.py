@@ -1,6 +1,7 @@
-"""Placement: which actor gets which share of which device. Colocated roles take turns on a slot; others own one each.
+"""Placement: which actor gets which share of which device.
 
-:func:`plan` is arithmetic on what nodes have and needs no Ray, so that `rlhf-ray plan` can say it too; :class:`Placement` makes it real.
+The arithmetic (`plan_placement`) needs no Ray, so that `rlhf-ray plan` can use it for clusters that do not exist.
+`Placement` reserves a plan's slots with Ray.
 """
 
 from __future__ import annotations
@@ -9,21 +10,59 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Answers, BadInput, ClusterConfig, Reward, RLJob, RolloutConfig, RuleReward, Supervised
+from ..config import BadInput, ClusterConfig, LearnerConfig, RewardsConfig, RolloutConfig, RuleReward
 from ..run.usage import Devices
 
 Resources = dict[str, float]
+"""Amounts by Ray's names: {"CPU": 8.0, "GPU": 1.0}."""
+
+Nodes = Sequence[Mapping[str, float]]
+"""The resources of each node."""
+
+TIMEOUT_S = 120.0  # for Ray to reserve the slots of a plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """The workers that a job needs, by role.
+
+    ``gpus_per_worker`` overrides the default of one GPU for a role: several GPUs of one node (tensor parallelism), or
+    none. The user's `cluster.gpus` overrides both.
+    """
+
+    counts: dict[str, int]
+    gpus_per_worker: dict[str, float] = field(default_factory=dict)
+
+
+def worker_demand(
+    *,
+    learner: LearnerConfig | None = None,
+    rollout: RolloutConfig | None = None,
+    rewards: RewardsConfig | None = None,
+) -> Demand:
+    """The demand of a job with these sections. Reward terms that are all rules need no GPU."""
+    counts: dict[str, int] = {}
+    gpus: dict[str, float] = {}
+    if learner is not None:
+        counts["learner"] = learner.num_workers
+    if rollout is not None:
+        counts["rollout"], gpus["rollout"] = rollout.num_workers, float(rollout.engine.num_gpus)
+    if rewards is not None:
+        counts["reward"] = rewards.num_workers
+        if all(isinstance(term, RuleReward) for term in rewards.terms):
+            gpus["reward"] = 0.0
+    return Demand(counts=counts, gpus_per_worker=gpus)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Worker i of a role sits in slot ``seats[role][i]`` with ``share[role]`` of it.
+    """Worker i of a role sits in slot ``seats[role][i]`` and gets ``share[role]`` of it.
 
-    ``slots`` are reserved group by group: a group is a strategy of Ray's and its slots, the hardest to place first. ``nodes`` is where
-    each slot is expected.
+    ``slots`` holds the resources of each slot. Slots are reserved group by group, the hardest to place first: a group
+    is a strategy of Ray's and the indices of its slots. ``nodes`` is the node on which each slot is expected.
     """
 
     counts: dict[str, int]
@@ -38,197 +77,245 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
-        wide = {role: f" ({share['GPU']:g} GPUs each)" for role, share in self.share.items() if share.get("GPU", 0) > 1}
-        roles = ", ".join(f"{n} {role}{wide.get(role, '')}" for role, n in self.counts.items())
-        kinds = Counter(" + ".join(f"{v:g} {k}" for k, v in slot.items()) for slot in self.slots)
-        where = " and ".join(f"{n} slots of {kind}" for kind, n in kinds.items())
-        shares = "; ".join(
-            f"{role} " + " + ".join(f"{v:g} {k}" for k, v in share.items()) for role, share in self.share.items()
+        gpus = {role: share.get("GPU", 0) for role, share in self.share.items()}
+        roles = ", ".join(
+            f"{count} {role}" + (f" ({gpus[role]:g} GPUs each)" if gpus[role] > 1 else "")
+            for role, count in self.counts.items()
         )
-        found = [f"placement: {roles} on {where} ({shares}), {self.num_threads} threads each ({self.device})"]
-        return found + ([f"nodes: {self._by_node()}"] if len(set(self.nodes)) > 1 else [])
+        kinds = Counter(_in_words(slot) for slot in self.slots)
+        slots = " and ".join(f"{count} slots of {kind}" for kind, count in kinds.items())
+        shares = "; ".join(f"{role} {_in_words(share)}" for role, share in self.share.items())
+        lines = [f"placement: {roles} on {slots} ({shares}), {self.num_threads} threads each ({self.device})"]
+        return lines + ([f"nodes: {self._by_node()}"] if len(set(self.nodes)) > 1 else [])
 
     def _by_node(self) -> str:
-        there: dict[int, list[str]] = {}
+        """'2 with 1 rollout; one with 4 learner': how many nodes hold the same workers."""
+        workers: dict[int, list[str]] = {}
         for role, seats in self.seats.items():
-            for node, count in sorted(Counter(self.nodes[s] for s in seats).items()):
-                there.setdefault(node, []).append(f"{count} {role}")
-        kinds = Counter(", ".join(roles) for _, roles in sorted(there.items()))
-        return "; ".join(f"{n} with {roles}" if n > 1 else f"one with {roles}" for roles, n in kinds.items())
+            for node, count in sorted(Counter(self.nodes[slot] for slot in seats).items()):
+                workers.setdefault(node, []).append(f"{count} {role}")
+        kinds = Counter(", ".join(roles) for _, roles in sorted(workers.items()))
+        return "; ".join(
+            f"{count} with {roles}" if count > 1 else f"one with {roles}" for roles, count in kinds.items()
+        )
 
     def device_of(self, role: str) -> str:
         """Where the models of a role live: a role without a GPU stays on the CPU."""
         return self.device if self.share[role].get("GPU") or self.device == "cpu" else "cpu"
 
 
-def plan(
-    config: ClusterConfig,
-    counts: dict[str, int],
-    nodes: Sequence[Mapping[str, float]],
-    gpus_each: Mapping[str, float] | None = None,
-) -> Plan:
-    """Shares what ``nodes`` have (Ray's CPU and GPU of each) among ``counts`` workers of each role.
+def _in_words(resources: Resources) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
-    ``gpus_each`` is what a worker of a role needs where ``config.gpus`` does not say: several GPUs, of one node (tensor parallelism), or
-    none. Raises BadInput that says what is missing.
+
+def plan_placement(config: ClusterConfig, demand: Demand, nodes: Nodes) -> Plan:
+    """Distributes the resources of ``nodes`` over the demanded workers.
+
+    Raises BadInput if they do not fit; the message says what is missing.
     """
-    gpus = sum(int(n.get("GPU", 0)) for n in nodes)
-    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+    counts = demand.counts
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    device = ("cuda" if num_gpus else "cpu") if config.device == "auto" else config.device
     colocated = config.colocate or device == "cpu"
-    wanted = _wanted(config, counts, gpus_each or {}, device, colocated)
-    seats, slots = _turns(counts) if colocated else _own(counts, wanted)
+    gpus = _gpus_per_worker(config, demand, device, colocated)
+    seats, slots = _shared_slots(counts) if colocated else _separate_slots(counts, gpus)
     if device == "cpu":
         slots = [{} for _ in slots]
     needed = round(sum(slot.get("GPU", 0.0) for slot in slots))
-    if needed > gpus:
+    if needed > num_gpus:
         raise BadInput(
-            f"the job needs {needed} GPUs ({counts}, colocate: {config.colocate}) and there are {gpus}; "
-            "lower num_workers, let roles share a GPU (cluster.gpus.reward=0.5), set cluster.colocate=true or cluster.device=cpu"
+            f"the job needs {needed} GPUs ({counts}, colocate: {config.colocate}) and there are {num_gpus}; lower "
+            "num_workers, let roles share a GPU (cluster.gpus.reward=0.5), set cluster.colocate=true or "
+            "cluster.device=cpu"
         )
-    groups = _groups(seats, slots, "SPREAD" if config.spread else "PACK")
-    workers = Counter(s for own in seats.values() for s in own)
-    cpu, found = 1.0, None
-    while found is None and cpu >= 0.01:
-        full = [{"CPU": round(cpu * workers[i], 4), **slot} for i, slot in enumerate(slots)]
-        found = _fit(groups, full, nodes)
-        cpu = round(cpu - 0.01, 2)
-    if found is None:
-        raise BadInput(_missing(slots, nodes))
-    share = {
-        role: {"CPU": round(cpu + 0.01, 2)} | ({"GPU": wanted[role]} if device == "cuda" and wanted[role] else {})
-        for role in counts
-    }
-    threads = config.num_threads or max(1, (os.cpu_count() or 1) // counts.get("learner", 1))
-    return Plan(counts, seats, share, full, groups, found, device, threads, colocated)
+    groups = _slot_groups(seats, slots, "SPREAD" if config.spread else "PACK")
+    workers = Counter(slot for role_seats in seats.values() for slot in role_seats)
+    largest = largest_share(groups, [(workers[i], slot) for i, slot in enumerate(slots)], nodes)
+    if largest is None:
+        raise BadInput(_why_not(slots, nodes))
+    return Plan(
+        counts=counts,
+        seats=seats,
+        share={role: {"CPU": largest.cpus} | ({"GPU": gpus[role]} if gpus[role] else {}) for role in counts},
+        slots=largest.slots,
+        groups=groups,
+        nodes=largest.nodes,
+        device=device,
+        num_threads=config.num_threads or max(1, (os.cpu_count() or 1) // counts.get("learner", 1)),
+        colocated=colocated,
+    )
 
 
-def _wanted(
-    config: ClusterConfig, counts: dict[str, int], each: Mapping[str, float], device: str, colocated: bool
-) -> dict[str, float]:
+def _gpus_per_worker(config: ClusterConfig, demand: Demand, device: str, colocated: bool) -> dict[str, float]:
     """GPUs of one worker of each role. Raises BadInput for what cannot be shared."""
-    wide = {role: n for role, n in each.items() if n > 1}
-    if wide and colocated:
+    counts, defaults = demand.counts, demand.gpus_per_worker
+    parallel = {role: gpus for role, gpus in defaults.items() if gpus > 1}
+    if parallel and colocated:
         raise BadInput(
-            f"a {' or '.join(wide)} worker on several GPUs (tensor_parallel_size) needs them for itself: "
+            f"a {' or '.join(parallel)} worker on several GPUs (tensor_parallel_size) needs them for itself: "
             "set cluster.colocate=false on GPUs, or tensor_parallel_size=1"
         )
     if device == "cpu":
         return dict.fromkeys(counts, 0.0)
-    said: dict[str, float] = {role: n for role, n in config.gpus.items() if role in counts}
-    for role, n in said.items():
-        if role in wide and n != wide[role]:
-            raise BadInput(f"cluster.gpus.{role} = {n:g}, and tensor_parallel_size is {wide[role]:g}; leave it out")
-    if said.get("learner", 1) != 1 and (counts["learner"] > 1 or not said["learner"]):
+    configured: dict[str, float] = {role: gpus for role, gpus in config.gpus.items() if role in counts}
+    for role, gpus in configured.items():
+        if role in parallel and gpus != parallel[role]:
+            raise BadInput(
+                f"cluster.gpus.{role} = {gpus:g}, and tensor_parallel_size is {parallel[role]:g}; leave it out"
+            )
+    if configured.get("learner", 1) != 1 and (counts["learner"] > 1 or not configured["learner"]):
         raise BadInput(
             "cluster.gpus.learner: each of several learner ranks needs one GPU for itself (nccl); leave it out"
         )
     if not colocated:
-        return {role: float(said.get(role, each.get(role, 1))) for role in counts}
-    rest = [role for role in counts if role not in said and each.get(role, 1)]
-    left = 1.0 - sum(said.values())
-    if left < 0 or (rest and left <= 0):
+        return {role: float(configured.get(role, defaults.get(role, 1))) for role in counts}
+    others = [role for role in counts if role not in configured and defaults.get(role, 1)]
+    left = 1.0 - sum(configured.values())
+    if left < 0 or (others and left <= 0):
         raise BadInput(
-            f"cluster.gpus: roles that take turns on one GPU cannot have {sum(said.values()):g} of it together"
+            f"cluster.gpus: roles that take turns on one GPU cannot have {sum(configured.values()):g} of it together"
         )
-    equal = math.floor(100 * left / len(rest) + 1e-9) / 100 if rest else 0.0
-    return {role: float(said.get(role, equal if role in rest else 0.0)) for role in counts}
+    equal = math.floor(100 * left / len(others) + 1e-9) / 100 if others else 0.0
+    return {role: float(configured.get(role, equal if role in others else 0.0)) for role in counts}
 
 
-def _turns(counts: dict[str, int]) -> tuple[dict[str, list[int]], list[Resources]]:
-    """Worker i of every role in slot i."""
-    seats = {role: list(range(n)) for role, n in counts.items()}
+def _shared_slots(counts: dict[str, int]) -> tuple[dict[str, list[int]], list[Resources]]:
+    """Seats and slots of roles that take turns: worker i of every role sits in slot i, which is one GPU."""
+    seats = {role: list(range(count)) for role, count in counts.items()}
     return seats, [{"GPU": 1.0} for _ in range(max(counts.values()))]
 
 
-def _own(counts: dict[str, int], wanted: dict[str, float]) -> tuple[dict[str, list[int]], list[Resources]]:
-    """A slot for each worker, but for those that want less than a GPU: they fill up slots of one."""
+def _separate_slots(counts: dict[str, int], gpus: dict[str, float]) -> tuple[dict[str, list[int]], list[Resources]]:
+    """Seats and slots of roles that own their devices: one slot a worker; workers with less than a GPU share slots.
+
+    Three rollout workers of 0.5 GPU and one reward worker of 0.25 sit in slots 0, 0, 1 and 1.
+    """
     seats: dict[str, list[int]] = {role: [] for role in counts}
     slots: list[Resources] = []
-    room: dict[int, float] = {}
-    for role, n in counts.items():
-        for _ in range(n):
-            share = wanted[role]
-            at = next((s for s, left in room.items() if 0 < share < 1 and left >= share - 1e-9), None)
-            if at is None:
-                at = len(slots)
+    free: dict[int, float] = {}  # what is left of each slot that is shared
+    for role, count in counts.items():
+        share = gpus[role]
+        for _ in range(count):
+            slot = next((s for s, left in free.items() if 0 < share < 1 and left >= share - 1e-9), None)
+            if slot is None:
+                slot = len(slots)
                 slots.append({"GPU": float(max(1.0, share))} if share else {})
                 if 0 < share < 1:
-                    room[at] = 1.0
-            if at in room:
-                room[at] -= share
-            seats[role].append(at)
+                    free[slot] = 1.0
+            if slot in free:
+                free[slot] -= share
+            seats[role].append(slot)
     return seats, slots
 
 
-def _groups(seats: dict[str, list[int]], slots: list[Resources], others: str) -> list[tuple[str, list[int]]]:
-    """Slots of several GPUs, which must find a node whole; learner ranks, packed; and the rest."""
+def _slot_groups(seats: dict[str, list[int]], slots: list[Resources], strategy: str) -> list[tuple[str, list[int]]]:
+    """Slots of several GPUs, which need a whole node; learner ranks, packed; and the rest."""
     learner = set(seats.get("learner", []))
-    wide = [i for i, s in enumerate(slots) if s.get("GPU", 0) > 1 and i not in learner]
-    rest = [i for i in range(len(slots)) if i not in learner and i not in wide]
-    return [(how, which) for how, which in ((others, wide), ("PACK", sorted(learner)), (others, rest)) if which]
+    parallel = [i for i, slot in enumerate(slots) if slot.get("GPU", 0) > 1 and i not in learner]
+    rest = [i for i in range(len(slots)) if i not in learner and i not in parallel]
+    groups = ((strategy, parallel), ("PACK", sorted(learner)), (strategy, rest))
+    return [(group_strategy, indices) for group_strategy, indices in groups if indices]
 
 
-def _fit(
-    groups: list[tuple[str, list[int]]], slots: list[Resources], nodes: Sequence[Mapping[str, float]]
-) -> list[int] | None:
-    """A node for each slot: packed groups fill the node with the most room first, spread ones go round. None where one finds no room."""
-    free = [{k: float(n.get(k, 0.0)) for k in ("CPU", "GPU")} for n in nodes]
+@dataclass(frozen=True)
+class Share:
+    """``cpus`` of each worker, the slots with their CPUs, and a node for each slot."""
+
+    cpus: float
+    slots: list[Resources]
+    nodes: list[int]
+
+
+def largest_share(
+    groups: Sequence[tuple[str, list[int]]], slots: Sequence[tuple[int, Resources]], nodes: Nodes
+) -> Share | None:
+    """The largest CPU share of a worker, in hundredths up to 1, with which all slots find a node; None if none does.
+
+    ``slots`` are (number of workers, resources without CPUs); a slot needs the share of each of its workers.
+    Every hundredth is tried, because slots that fit with a large share need not fit with a smaller one: a slot that
+    no longer needs the node with many CPUs takes a GPU of the node with few, and the next slot finds none there.
+    """
+    for hundredths in range(100, 0, -1):
+        cpus = hundredths / 100
+        full = [{"CPU": round(cpus * workers, 4), **slot} for workers, slot in slots]
+        places = _fit_slots(groups, full, nodes)
+        if places is not None:
+            return Share(cpus, full, places)
+    return None
+
+
+def _fit_slots(groups: Sequence[tuple[str, list[int]]], slots: Sequence[Resources], nodes: Nodes) -> list[int] | None:
+    """A node for each slot, or None if a slot finds none.
+
+    Packed groups fill the node with the most free GPUs first; spread ones go round the nodes.
+    """
+    free = [{name: float(node.get(name, 0.0)) for name in ("CPU", "GPU")} for node in nodes]
     places = [-1] * len(slots)
-    for how, which in groups:
+    for strategy, indices in groups:
         used: Counter[int] = Counter()
         order = sorted(range(len(free)), key=lambda n: (-free[n]["GPU"], -free[n]["CPU"], n))
-        for slot in which:
-            fitting = (n for n in order if all(free[n][k] >= v - 1e-6 for k, v in slots[slot].items()))
-            node = min(fitting, key=lambda n: used[n], default=None) if how == "SPREAD" else next(fitting, None)
+        for slot in indices:
+            fitting = (n for n in order if all(free[n][name] >= v - 1e-6 for name, v in slots[slot].items()))
+            if strategy == "SPREAD":
+                node = min(fitting, key=lambda n: used[n], default=None)
+            else:
+                node = next(fitting, None)
             if node is None:
                 return None
             used[node] += 1
             places[slot] = node
-            for k, v in slots[slot].items():
-                free[node][k] -= v
+            for name, amount in slots[slot].items():
+                free[node][name] -= amount
     return places
 
 
-def _missing(slots: list[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
-    """Why nothing fits though there are GPUs enough: they are on the wrong nodes, or there are no CPUs beside them."""
-    have = ", ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
-    widest = max(s.get("GPU", 0.0) for s in slots)
+def _why_not(slots: list[Resources], nodes: Nodes) -> str:
+    """Why no share fits although there are enough GPUs: they are on the wrong nodes, or their nodes lack CPUs."""
+    offer = ", ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
+    widest = max(slot.get("GPU", 0.0) for slot in slots)
     need = f"{len(slots)} slots" + (f", the widest of {widest:g} GPUs of one node" if widest > 1 else "")
-    return f"the job needs {need}, and its nodes have {have}: nodes with more room, or a lower tensor_parallel_size or num_workers"
+    return (
+        f"the job needs {need}, and its nodes have {offer}; take nodes with more resources, or lower "
+        "tensor_parallel_size or num_workers"
+    )
 
 
 class Placement:
-    """A Plan made real: placement groups that live as long as the job. In a trial of a search the trial's own group, whose bundles are
-    the plan's nodes, is all there is."""
+    """The placement groups that reserve a Plan's slots, as long as the job lasts.
 
-    def __init__(self, what: Plan, timeout_s: float) -> None:
+    A trial of a search already runs in a placement group, whose bundles are the plan's nodes. It is used as it is.
+    """
+
+    def __init__(self, plan: Plan, timeout_s: float = TIMEOUT_S) -> None:
+        """Reserves the slots. Raises BadInput if Ray cannot within ``timeout_s``."""
         import ray
         from ray.util.placement_group import placement_group
 
-        self.plan = what
+        self.plan = plan
         self.groups: list[Any] = []
-        self.place: dict[int, tuple[Any, int]] = {}
-        if (given := _given()) is not None:
-            self.place = {slot: (given, bundle) for slot, bundle in enumerate(what.nodes)}
+        self.bundles: dict[int, tuple[Any, int]] = {}  # slot: its placement group and bundle
+        trial_group = _trial_group()
+        if trial_group is not None:
+            self.bundles = {slot: (trial_group, bundle) for slot, bundle in enumerate(plan.nodes)}
             return
-        for how, which in what.groups:
-            group = placement_group([what.slots[i] for i in which], strategy=how)
+        for strategy, indices in plan.groups:
+            group = placement_group([plan.slots[i] for i in indices], strategy=strategy)
             self.groups.append(group)
-            self.place |= {slot: (group, bundle) for bundle, slot in enumerate(which)}
+            self.bundles |= {slot: (group, bundle) for bundle, slot in enumerate(indices)}
             try:
                 ray.get(group.ready(), timeout=timeout_s)
             except ray.exceptions.GetTimeoutError:
-                have = ray.available_resources()
+                free = ray.available_resources()
                 self.remove()
                 raise BadInput(
-                    f"Ray could not place {what.lines()[0]} in {timeout_s:.0f} s; it has free: {have}"
+                    f"Ray could not place {plan.lines()[0]} in {timeout_s:.0f} s; it has free: {free}"
                 ) from None
 
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Ray actor options of worker ``index`` of ``role``."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group, bundle = self.place[self.plan.seats[role][index]]
+        group, bundle = self.bundles[self.plan.seats[role][index]]
         share = self.plan.share[role]
         return {
             "num_cpus": share["CPU"],
@@ -247,62 +334,41 @@ class Placement:
             remove_placement_group(group)
 
 
-def devices(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> Devices:
-    """The devices that a plan reserves; on CPUs the workers' threads, at most all cores of the ``nodes``.
+def reserved_devices(plan: Plan, nodes: Nodes) -> Devices:
+    """The devices that a plan reserves: GPUs, or on CPUs the workers' threads, at most all cores of the ``nodes``.
 
-    Colocated workers have their slot's whole GPU in turns. Rules wait for rollouts, and a colocated reward model shares its
-    turn with them: neither counts as work of its own.
+    A colocated worker has the whole GPU of its slot in its turn. A reward worker counts as idle if it runs rules
+    (which wait for rollouts) or is colocated (its models share a turn with the rollouts).
     """
     if plan.device == "cpu":
         cores = sum(node.get("CPU", 0.0) for node in nodes)
         count = min(cores, float(plan.num_threads * len(plan.slots)))
-        each = {role: 0.0 if role == "reward" else float(plan.num_threads) for role in plan.counts}
-        return Devices("CPU", count, {role: (each[role], n) for role, n in plan.counts.items()})
-    own = {
-        role: 0.0 if plan.colocated and role == "reward" else share.get("GPU", 0.0)
-        for role, share in plan.share.items()
-    }
+        threads = {role: 0.0 if role == "reward" else float(plan.num_threads) for role in plan.counts}
+        return Devices("CPU", count, {role: (threads[role], n) for role, n in plan.counts.items()})
+    gpus = {role: share.get("GPU", 0.0) for role, share in plan.share.items()}
     if plan.colocated:
-        own = {role: float(gpus > 0) for role, gpus in own.items()}
+        gpus = {role: float(role != "reward" and amount > 0) for role, amount in gpus.items()}
     count = sum(slot.get("GPU", 0.0) for slot in plan.slots)
-    return Devices("GPU", count, {role: (own[role], n) for role, n in plan.counts.items()})
+    return Devices("GPU", count, {role: (gpus[role], n) for role, n in plan.counts.items()})
 
 
-def gpus_each(rollout: RolloutConfig | None, terms: Sequence[Reward]) -> dict[str, float]:
-    """What plan() must know of a job: the GPUs of one rollout worker where there are any, and that rules need none."""
-    each = {} if rollout is None else {"rollout": float(rollout.engine.num_gpus)}
-    return each | ({"reward": 0.0} if all(isinstance(term, RuleReward) for term in terms) else {})
-
-
-def demand(job: Any) -> tuple[dict[str, int], dict[str, float]]:
-    """How many workers of each role a job has, and the GPUs of one where plan() must know."""
-    counts: dict[str, int] = {}
-    if isinstance(job, RLJob | Supervised):
-        counts["learner"] = job.learner.num_workers
-    if not isinstance(job, RLJob | Answers):
-        return counts, {}
-    terms = [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])]
-    return counts | {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}, gpus_each(
-        job.rollout, terms
-    )
-
-
-def nodes() -> list[Resources]:
-    """What each live node of the Ray cluster has; in a trial of a search, what each bundle of the trial's placement group has."""
+def cluster_nodes() -> list[Resources]:
+    """The resources of each live node of the Ray cluster; in a trial of a search, of each bundle of its group."""
     import ray
 
-    if (given := _given()) is not None:
-        return [dict(bundle) for bundle in given.bundle_specs]
-    return [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    trial_group = _trial_group()
+    if trial_group is not None:
+        return [dict(bundle) for bundle in trial_group.bundle_specs]
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _given() -> Any:
-    """The placement group that this process was started in, or None."""
+def _trial_group() -> Any:
+    """The placement group in which this process was started, or None."""
     from ray.util import get_current_placement_group
 
     return get_current_placement_group()
 
 
-def share(what: Sequence[Mapping[str, float]], parts: int) -> list[Resources]:
-    """``what`` nodes have, with one of ``parts`` equal shares of each one's CPUs."""
-    return [{k: v / parts if k == "CPU" else v for k, v in node.items()} for node in what]
+def with_cpu_share(nodes: Nodes, parts: int) -> list[Resources]:
+    """The ``nodes`` with one of ``parts`` equal shares of each one's CPUs."""
+    return [{name: amount / parts if name == "CPU" else amount for name, amount in node.items()} for node in nodes]

@@ -119,6 +119,11 @@ class RLJob(Common):
         return self
 
     @property
+    def all_rewards(self) -> RewardsConfig:
+        """What the reward workers compute: the terms of the reward, then the terms of `evaluate` that only judge."""
+        return self.rewards.model_copy(update={"terms": [*self.rewards.terms, *self.evaluate.terms]})
+
+    @property
     def needs_reference(self) -> bool:
         """KL in reward or loss, or reported for held-out prompts."""
         return self.algorithm.kl.coef > 0 or self.evaluate.data is not None

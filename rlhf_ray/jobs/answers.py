@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..actors.placement import Placement, gpus_each, nodes, plan
+from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import Answers, BadInput, ModelConfig
 from ..models import load as models
 from ..rewards.reward import scales
@@ -36,8 +36,8 @@ def answers(
     most = job.rollout.max_new_tokens
     prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data", sources)
     check(prompts)
-    counts = {"rollout": job.rollout.num_workers, "reward": job.rewards.num_workers}
-    placement = Placement(plan(job.cluster, counts, nodes(), gpus_each(job.rollout, job.rewards.terms)), 120.0)
+    demand = worker_demand(rollout=job.rollout, rewards=job.rewards)
+    placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
     longest = job.data.max_prompt_tokens + most
     reward = reward_group(job.rewards, run_dir, job.cluster, placement)
     rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from ..actors.group import WorkerGroup, WorkerLost
-from ..actors.placement import Placement, gpus_each, nodes, plan
+from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import BadInput, ScoreJob
 from ..data import examples
 from ..data.examples import Row, Rows
@@ -26,9 +26,7 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
 
     The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
     """
-    placement = Placement(
-        plan(job.cluster, {"reward": job.rewards.num_workers}, nodes(), gpus_each(None, job.rewards.terms)), 120.0
-    )
+    placement = Placement(plan_placement(job.cluster, worker_demand(rewards=job.rewards), cluster_nodes()))
     reward = reward_group(job.rewards, None, job.cluster, placement)
     file = held.path / "scored.jsonl"
     try:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..actors.placement import Plan, demand, plan
+from ..actors.placement import Plan, plan_placement
 from ..config import Answers, BadInput, RLJob, Supervised, apply_overrides, parse
+from ..jobs.kinds import demand_of
 from ..run import trajectories
 from . import calibrate, stages
 from . import model_shapes as shapes
@@ -80,8 +81,7 @@ def forecast(job: Any, given: Setting) -> Forecast:
 
 def placed(job: Any, on: Cluster) -> Plan:
     """The placement of a job. Raises BadInput."""
-    counts, each = demand(job)
-    return plan(job.cluster, counts, on.resources(), each)
+    return plan_placement(job.cluster, demand_of(job), on.resources())
 
 
 def _there(where: Plan, found: Mapping[str, Need], node: int) -> list[Need]:

@@ -19,7 +19,7 @@ from ray.tune import schedulers
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
-from ..actors.placement import nodes
+from ..actors.placement import cluster_nodes
 from ..actors.session import Stop, check_run_dir, check_shared, session
 from ..config import BadInput, Search, TuneConfig, parse, set_values
 from ..config.tune import (
@@ -90,7 +90,7 @@ def fit(search: Search, trials: Trials, directory: Path, stop: Stop) -> tune.Res
         "ignore", message="Consider boosting PBT"
     )  # which a trial's own processes would not outlive
     random.seed(search.run.seed)  # Population Based Training draws from it
-    there = nodes()
+    there = cluster_nodes()
     trials.directory.mkdir(exist_ok=True)
 
     def trainable(config: dict[str, Any]) -> None:

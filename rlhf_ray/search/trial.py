@@ -15,10 +15,11 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from ..actors.placement import Resources, demand, plan, share
+from ..actors.placement import Resources, plan_placement, with_cpu_share
 from ..actors.session import Stop
 from ..config import parse, set_values
 from ..jobs import pipeline
+from ..jobs.kinds import demand_of
 from ..run.directory import RunDir
 from .clone import clone, settle
 from .objective import Aim
@@ -52,8 +53,7 @@ class Trials:
     def group(self, values: Mapping[str, Any], nodes: list[Resources]) -> tune.PlacementGroupFactory:
         """The placement group of a trial: nothing for its driver, and a bundle for each slot of its plan. Raises BadInput."""
         job = self.job(plain(values), self.directory / "new")
-        counts, each = demand(job)
-        chosen = plan(job.cluster, counts, share(nodes, self.max_concurrent), each)
+        chosen = plan_placement(job.cluster, demand_of(job), with_cpu_share(nodes, self.max_concurrent))
         return tune.PlacementGroupFactory([{}, *chosen.slots], strategy="SPREAD" if job.cluster.spread else "PACK")
 
 

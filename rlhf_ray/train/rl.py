@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from ..actors.group import DEAD, WorkerGroup
-from ..actors.placement import devices, nodes
+from ..actors.placement import cluster_nodes, reserved_devices
 from ..actors.session import Stop
 from ..algorithms.kl import adapt
 from ..batch import Batch
@@ -50,7 +50,7 @@ class RL:
         self.collector = collector
         self.rollouts = Rollouts(job, collector, setup.prompts)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
-        self.meter = Meter(run, devices(setup.gang.plan, nodes()), job.cluster.price_per_gpu_hour)
+        self.meter = Meter(run, reserved_devices(setup.gang.plan, cluster_nodes()), job.cluster.price_per_gpu_hour)
         self.rollout.welcome = self._welcome
         self.published: list[Any] | None = None
         self.sinks: Sinks | None = None

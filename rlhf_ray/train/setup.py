@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from ..actors.group import WorkerGroup
-from ..actors.placement import Placement, demand, nodes, plan
+from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import (
     BadInput,
     ClusterConfig,
@@ -102,13 +102,12 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     heldout = None
     if job.evaluate.data is not None:
         heldout = load_prompts(job.evaluate.data, tokenizer, context, job.rollout.max_new_tokens, "evaluate.data")
-    terms = [*job.rewards.terms, *job.evaluate.terms]
-    rewards = job.rewards.model_copy(update={"terms": terms})
-    counts, each = demand(job)
-    chosen = plan(job.cluster, counts, nodes(), each)
+    rewards = job.all_rewards
+    demand = worker_demand(learner=job.learner, rollout=job.rollout, rewards=rewards)
+    chosen = plan_placement(job.cluster, demand, cluster_nodes())
     for line in chosen.lines():
         notes(line)
-    placement = Placement(chosen, 120.0)
+    placement = Placement(chosen)
     reward = reward_group(rewards, run_dir, job.cluster, placement)
     rollout = rollout_group(
         job.rollout, model, roles.eos_ids(tokenizer, directory), _max_length(job), job.cluster, placement
@@ -121,7 +120,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
             notes(line)
         rollout.broadcast("check")
         yield Setup(
-            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), terms, len(job.rewards.terms),
+            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
             job.annotated, _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from ..actors.placement import Placement, devices, nodes, plan
+from ..actors.placement import Placement, cluster_nodes, plan_placement, reserved_devices, worker_demand
 from ..actors.session import Stop
 from ..algorithms.preferences import reference_point
 from ..batch import Batch
@@ -61,12 +61,12 @@ class SupervisedRun:
     def train(self) -> dict[str, float]:
         """Trains to num_steps from wherever the run stands, exports, and returns the held-out metrics."""
         job = self.job
-        chosen = plan(job.cluster, {"learner": job.learner.num_workers}, nodes())
-        placement = Placement(chosen, 120.0)
+        chosen = plan_placement(job.cluster, worker_demand(learner=job.learner), cluster_nodes())
+        placement = Placement(chosen)
         gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:
             gang.start()
-            self.meter = Meter(self.held, devices(chosen, nodes()), job.cluster.price_per_gpu_hour)
+            self.meter = Meter(self.held, reserved_devices(chosen, cluster_nodes()), job.cluster.price_per_gpu_hour)
             for line in gang.remarks():
                 notice(line)
             return gang.recover(lambda: self._work(gang))

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_ray.actors.group import WorkerGroup
-from rlhf_ray.actors.placement import demand, nodes, plan
+from rlhf_ray.actors.placement import cluster_nodes, plan_placement
 from rlhf_ray.actors.session import Stop, session
 from rlhf_ray.config import RLJob
+from rlhf_ray.jobs.kinds import demand_of
 from rlhf_ray.run.directory import RunDir
 from rlhf_ray.train.dispatch import Prompts
 from rlhf_ray.train.learner_group import Gang
@@ -33,8 +34,8 @@ class IdleGang(Gang):
     """The learner gang with a rank that costs nothing."""
 
     def __init__(self, job, group):
-        counts, each = demand(job)
-        self.job, self.group, self.info, self.plan = job, group, {}, plan(job.cluster, counts, nodes(), each)
+        self.job, self.group, self.info = job, group, {}
+        self.plan = plan_placement(job.cluster, demand_of(job), cluster_nodes())
 
     def load(self, directory):
         pass

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.actors.group import WorkerGroup
-from rlhf_ray.actors.placement import Placement, nodes, plan
+from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_placement
 from rlhf_ray.actors.session import session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
@@ -62,7 +62,8 @@ def job(directory, threads, device):
 
 def syncs(job, model, rounds):
     """Publishes ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
-    placement = Placement(plan(job.cluster, {"learner": 1, "rollout": 1}, nodes()), 120.0)
+    demand = Demand(counts={"learner": 1, "rollout": 1})
+    placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
     threads = placement.plan.num_threads
     worker = WorkerGroup(
         "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place(placement.plan.device, threads, 64)),

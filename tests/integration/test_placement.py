@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rlhf_ray.actors.placement import Placement, nodes, plan
+from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_placement
 from rlhf_ray.config import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -32,13 +32,13 @@ def cluster():
     made.shutdown()
 
 
-def landed(found):
+def landed(plan):
     """The node of each worker of each role, asked from actors placed as the driver places them."""
-    placement = Placement(found, 60.0)
+    placement = Placement(plan, 60.0)
     try:
         actors = {
             role: [ray.remote(Where).options(**placement.options(role, i)).remote() for i in range(n)]
-            for role, n in found.counts.items()
+            for role, n in plan.counts.items()
         }
         return {role: ray.get([a.node.remote() for a in own], timeout=120) for role, own in actors.items()}
     finally:
@@ -46,15 +46,15 @@ def landed(found):
 
 
 def test_roles_land_where_the_plan_says(cluster):
-    counts = {"learner": 2, "rollout": 1, "reward": 1}
+    demand = Demand(counts={"learner": 2, "rollout": 1, "reward": 1}, gpus_per_worker={"rollout": 4})
     config = ClusterConfig(colocate=False, gpus={"reward": 0.5}, num_threads=1)
-    found = plan(config, counts, nodes(), {"rollout": 4})
-    there = landed(found)
-    assert len(set(there["learner"])) == 1
-    assert there["rollout"][0] not in there["learner"]  # a node of its own: four GPUs
-    assert there["reward"][0] in there["learner"]
+    nodes = landed(plan_placement(config, demand, cluster_nodes()))
+    assert len(set(nodes["learner"])) == 1
+    assert nodes["rollout"][0] not in nodes["learner"]  # a node of its own: four GPUs
+    assert nodes["reward"][0] in nodes["learner"]
 
-    spread = plan(ClusterConfig(spread=True, num_threads=1), {"rollout": 4}, nodes())
+    config = ClusterConfig(spread=True, num_threads=1)
+    spread = plan_placement(config, Demand(counts={"rollout": 4}), cluster_nodes())
     until = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < until:
         time.sleep(0.2)  # Ray evens out what is free, and the workers before are still leaving

@@ -4,9 +4,20 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rlhf_ray.actors.placement import gpus_each, plan
-from rlhf_ray.config import BadInput, ClusterConfig, RolloutConfig, RuleReward, parse
+from rlhf_ray.actors.placement import Demand, _fit_slots, largest_share, plan_placement, worker_demand
+from rlhf_ray.config import (
+    BadInput,
+    ClusterConfig,
+    FunctionReward,
+    LearnerConfig,
+    RewardsConfig,
+    RolloutConfig,
+    RuleReward,
+    parse,
+)
 
 COUNTS = {"learner": 2, "rollout": 2, "reward": 1}
 
@@ -15,24 +26,28 @@ def machines(*gpus, cpus=16.0):
     return [{"CPU": cpus, "GPU": float(n)} if n else {"CPU": cpus} for n in gpus]
 
 
-def gpus_of(found):
-    return [s.get("GPU", 0) for s in found.slots]
+def plan_of(config, counts, nodes, **gpus_per_worker):
+    return plan_placement(config, Demand(counts=counts, gpus_per_worker=gpus_per_worker), nodes)
 
 
-def where(found, role):
-    return [found.nodes[s] for s in found.seats[role]]
+def gpus_of(plan):
+    return [slot.get("GPU", 0) for slot in plan.slots]
+
+
+def nodes_of(plan, role):
+    return [plan.nodes[slot] for slot in plan.seats[role]]
 
 
 def test_a_tensor_parallel_worker_owns_its_gpus():
-    found = plan(ClusterConfig(colocate=False), COUNTS, machines(7), {"rollout": 2})
-    assert gpus_of(found) == [1, 1, 2, 2, 1]
-    assert "2 rollout (2 GPUs each)" in found.lines()[0]
+    plan = plan_of(ClusterConfig(colocate=False), COUNTS, machines(7), rollout=2)
+    assert gpus_of(plan) == [1, 1, 2, 2, 1]
+    assert "2 rollout (2 GPUs each)" in plan.lines()[0]
 
 
 def test_colocated_workers_share_equal_slots():
-    found = plan(ClusterConfig(), COUNTS, machines(2), {"rollout": 1})
-    assert gpus_of(found) == [1, 1]
-    assert {role: share["GPU"] for role, share in found.share.items()} == dict.fromkeys(COUNTS, 0.33)
+    plan = plan_of(ClusterConfig(), COUNTS, machines(2), rollout=1)
+    assert gpus_of(plan) == [1, 1]
+    assert {role: share["GPU"] for role, share in plan.share.items()} == dict.fromkeys(COUNTS, 0.33)
 
 
 @pytest.mark.parametrize(
@@ -45,53 +60,52 @@ def test_colocated_workers_share_equal_slots():
 )
 def test_tensor_parallelism_without_gpus_of_its_own_is_refused(config, gpus, says):
     with pytest.raises(BadInput, match=says):
-        plan(config, COUNTS, machines(gpus), {"rollout": 2})
+        plan_of(config, COUNTS, machines(gpus), rollout=2)
 
 
 def test_a_tensor_parallel_group_stays_in_a_node_and_learner_ranks_are_packed():
-    found = plan(ClusterConfig(colocate=False), {"learner": 4, "rollout": 2}, machines(4, 4, 4), {"rollout": 4})
-    assert len(set(where(found, "learner"))) == 1
-    assert len(set(where(found, "rollout"))) == 2
-    assert found.lines()[1] == "nodes: 2 with 1 rollout; one with 4 learner"
-    assert [how for how, _ in found.groups] == ["PACK", "PACK"]
-    assert found.groups[0][1] == found.seats["rollout"]  # what needs a whole node is placed first
+    plan = plan_of(ClusterConfig(colocate=False), {"learner": 4, "rollout": 2}, machines(4, 4, 4), rollout=4)
+    assert len(set(nodes_of(plan, "learner"))) == 1
+    assert len(set(nodes_of(plan, "rollout"))) == 2
+    assert plan.lines()[1] == "nodes: 2 with 1 rollout; one with 4 learner"
+    assert [strategy for strategy, _ in plan.groups] == ["PACK", "PACK"]
+    assert plan.groups[0][1] == plan.seats["rollout"]  # what needs a whole node is placed first
 
 
 def test_enough_gpus_on_the_wrong_nodes_are_refused():
     with pytest.raises(BadInput, match=r"the widest of 4 GPUs of one node, and its nodes have 3 GPUs.*3 GPUs"):
-        plan(ClusterConfig(colocate=False), {"learner": 1, "rollout": 1}, machines(3, 3), {"rollout": 4})
+        plan_of(ClusterConfig(colocate=False), {"learner": 1, "rollout": 1}, machines(3, 3), rollout=4)
 
 
-@pytest.mark.parametrize(("spread", "nodes"), [(False, [0, 4]), (True, [2, 2])])
-def test_rollout_workers_fill_nodes_or_go_round_them(spread, nodes):
+@pytest.mark.parametrize(("spread", "per_node"), [(False, [0, 4]), (True, [2, 2])])
+def test_rollout_workers_fill_nodes_or_go_round_them(spread, per_node):
     config = ClusterConfig(colocate=False, spread=spread)
-    found = plan(config, {"learner": 1, "rollout": 4}, machines(4, 4))
-    there = where(found, "rollout")
-    assert sorted(there.count(n) for n in (0, 1)) == nodes
-    assert {how for how, which in found.groups if found.seats["rollout"][0] in which} == {
-        "SPREAD" if spread else "PACK"
-    }
+    plan = plan_of(config, {"learner": 1, "rollout": 4}, machines(4, 4))
+    nodes = nodes_of(plan, "rollout")
+    assert sorted(nodes.count(n) for n in (0, 1)) == per_node
+    strategies = {strategy for strategy, slots in plan.groups if plan.seats["rollout"][0] in slots}
+    assert strategies == {"SPREAD" if spread else "PACK"}
 
 
 def test_fractions_share_a_gpu_and_none_takes_none():
     config = ClusterConfig(colocate=False, gpus={"rollout": 0.5, "reward": 0.25})
-    found = plan(config, {"learner": 1, "rollout": 3, "reward": 2}, machines(3))
-    assert found.seats == {"learner": [0], "rollout": [1, 1, 2], "reward": [2, 2]}
-    assert gpus_of(found) == [1, 1, 1]
-    none = plan(ClusterConfig(colocate=False, gpus={"reward": 0}), COUNTS, machines(4))
-    assert gpus_of(none) == [1, 1, 1, 1, 0]
-    assert none.device_of("reward") == "cpu"
-    assert none.device_of("learner") == "cuda"
+    plan = plan_of(config, {"learner": 1, "rollout": 3, "reward": 2}, machines(3))
+    assert plan.seats == {"learner": [0], "rollout": [1, 1, 2], "reward": [2, 2]}
+    assert gpus_of(plan) == [1, 1, 1]
+    without = plan_of(ClusterConfig(colocate=False, gpus={"reward": 0}), COUNTS, machines(4))
+    assert gpus_of(without) == [1, 1, 1, 1, 0]
+    assert without.device_of("reward") == "cpu"
+    assert without.device_of("learner") == "cuda"
 
 
 def test_shares_of_a_colocated_gpu():
-    found = plan(ClusterConfig(gpus={"reward": 0.1}), COUNTS, machines(2))
-    assert found.share["reward"]["GPU"] == 0.1
-    assert found.share["learner"]["GPU"] == found.share["rollout"]["GPU"] == 0.45
+    plan = plan_of(ClusterConfig(gpus={"reward": 0.1}), COUNTS, machines(2))
+    assert plan.share["reward"]["GPU"] == 0.1
+    assert plan.share["learner"]["GPU"] == plan.share["rollout"]["GPU"] == 0.45
 
 
 @pytest.mark.parametrize(
-    ("gpus", "colocate", "each", "says"),
+    ("gpus", "colocate", "gpus_per_worker", "says"),
     [
         ({"learner": 0.5}, False, {}, "each of several learner ranks"),
         ({"learner": 0}, True, {}, "each of several learner ranks"),
@@ -99,25 +113,67 @@ def test_shares_of_a_colocated_gpu():
         ({"rollout": 0.7, "reward": 0.5}, True, {}, "cannot have 1.2 of it"),
     ],
 )
-def test_shares_that_cannot_be_are_refused(gpus, colocate, each, says):
+def test_shares_that_cannot_be_are_refused(gpus, colocate, gpus_per_worker, says):
     with pytest.raises(BadInput, match=says):
-        plan(ClusterConfig(colocate=colocate, gpus=gpus), COUNTS, machines(8, 8), each)
+        plan_of(ClusterConfig(colocate=colocate, gpus=gpus), COUNTS, machines(8, 8), **gpus_per_worker)
 
 
 def test_rules_need_no_gpu():
     rule = RuleReward(name="a", type="rule", rule="word_share", options={"words": ["a"]})
-    assert gpus_each(RolloutConfig(), [rule]) == {"rollout": 1.0, "reward": 0.0}
-    found = plan(ClusterConfig(), COUNTS, machines(2), gpus_each(RolloutConfig(), [rule]))
-    assert found.share["learner"]["GPU"] == 0.5
-    assert "GPU" not in found.share["reward"]
+    function = FunctionReward(name="b", path="f.py:f")
+    sections = {"learner": LearnerConfig(num_workers=2), "rollout": RolloutConfig(num_workers=2)}
+    demand = worker_demand(**sections, rewards=RewardsConfig(terms=[rule]))
+    assert demand == Demand(counts=COUNTS, gpus_per_worker={"rollout": 1.0, "reward": 0.0})
+    plan = plan_placement(ClusterConfig(), demand, machines(2))
+    assert plan.share["learner"]["GPU"] == 0.5
+    assert "GPU" not in plan.share["reward"]
+    assert worker_demand(rewards=RewardsConfig(terms=[rule, function])) == Demand(counts={"reward": 1})
 
 
 def test_cpu_shares_fit_every_node_and_not_only_their_sum():
-    found = plan(ClusterConfig(), {"learner": 1, "rollout": 3, "reward": 1}, machines(0, 0, cpus=2.0))
+    plan = plan_of(ClusterConfig(), {"learner": 1, "rollout": 3, "reward": 1}, machines(0, 0, cpus=2.0))
     for node in (0, 1):
-        assert sum(s["CPU"] for s, n in zip(found.slots, found.nodes, strict=True) if n == node) <= 2.0
-    assert found.device == "cpu"
-    assert set(found.nodes) == {0, 1}
+        assert sum(slot["CPU"] for slot, n in zip(plan.slots, plan.nodes, strict=True) if n == node) <= 2.0
+    assert plan.device == "cpu"
+    assert set(plan.nodes) == {0, 1}
+
+
+def counted_down(groups, slots, nodes):
+    """The largest share as the old loop found it: 0.01 less until everything fits."""
+    cpus, places = 1.0, None
+    while places is None and cpus >= 0.01:
+        places = _fit_slots(groups, [{"CPU": round(cpus * workers, 4), **slot} for workers, slot in slots], nodes)
+        cpus = round(cpus - 0.01, 2)
+    return None if places is None else (round(cpus + 0.01, 2), places)
+
+
+SLOTS = st.lists(
+    st.tuples(st.integers(1, 3), st.sampled_from([{}, {"GPU": 1.0}, {"GPU": 2.0}])), min_size=1, max_size=8
+)
+NODES = st.lists(
+    st.builds(lambda cpus, gpus: {"CPU": cpus, "GPU": gpus}, st.integers(1, 16), st.integers(0, 4)),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(SLOTS, NODES, st.data())
+def test_the_largest_share_is_that_of_a_count_down(slots, nodes, data):
+    cut = data.draw(st.integers(0, len(slots)))
+    strategies = data.draw(st.tuples(*[st.sampled_from(["PACK", "SPREAD"])] * 2))
+    indices = ([*range(cut)], [*range(cut, len(slots))])
+    groups = [(strategy, group) for strategy, group in zip(strategies, indices, strict=True) if group]
+    share = largest_share(groups, slots, nodes)
+    assert (share and (share.cpus, share.nodes)) == counted_down(groups, slots, nodes)
+
+
+def test_a_smaller_share_may_not_fit_where_a_larger_one_does():
+    """Why the share is no binary search: with 0.3 the first slot takes a GPU of the node with one CPU (0.9 of it)."""
+    slots, nodes = [(3, {"GPU": 1.0}), *[(1, {"GPU": 1.0})] * 2], [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 1.0}]
+    groups = [("PACK", [0]), ("PACK", [1, 2])]
+    assert _fit_slots(groups, [{"CPU": 0.3 * workers, **slot} for workers, slot in slots], nodes) is None
+    share = largest_share(groups, slots, nodes)
+    assert (share.cpus, share.nodes) == (0.5, [1, 0, 0])
 
 
 def test_gpus_of_an_unknown_role_are_bad_input():

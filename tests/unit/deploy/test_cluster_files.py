@@ -15,7 +15,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rlhf_ray.actors.placement import plan
+from rlhf_ray.actors.placement import Demand, plan_placement
 from rlhf_ray.config import ClusterConfig, load
 from tests.helpers import ROOT
 
@@ -128,9 +128,9 @@ def nodes_of(name):
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "raycluster.yaml"])
 def test_learners_come_to_sit_on_what_is_not_taken_away(name):
     nodes = nodes_of(name)
-    counts = {"learner": 8, "rollout": 8, "reward": 1}
-    found = plan(ClusterConfig(colocate=False), counts, [n for n, _ in nodes], {"reward": 0.0})
-    spot = {role: {nodes[found.nodes[s]][1] for s in seats} for role, seats in found.seats.items()}
+    demand = Demand(counts={"learner": 8, "rollout": 8, "reward": 1}, gpus_per_worker={"reward": 0.0})
+    plan = plan_placement(ClusterConfig(colocate=False), demand, [resources for resources, _ in nodes])
+    spot = {role: {nodes[plan.nodes[slot]][1] for slot in seats} for role, seats in plan.seats.items()}
     assert spot["learner"] == {False}
     assert spot["rollout"] == {True}
 

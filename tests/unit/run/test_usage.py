@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_ray.actors.placement import devices, plan
+from rlhf_ray.actors.placement import Demand, plan_placement, reserved_devices
 from rlhf_ray.cli import main
 from rlhf_ray.config import ClusterConfig
 from rlhf_ray.run import usage
@@ -85,11 +85,10 @@ NODES = [{"CPU": 8.0, "GPU": 8.0}]
     ],
 )  # fmt: skip
 def test_devices_of_a_plan(config, each, count, roles):
-    found = devices(
-        plan(ClusterConfig(**config), {"learner": 2, "rollout": 2, "reward": 1}, NODES, each), [{"CPU": 8.0}]
-    )
-    assert (found.count, dict(found.roles)) == (count, roles)
-    assert found.kind == ("CPU" if config.get("device") == "cpu" else "GPU")
+    demand = Demand(counts={"learner": 2, "rollout": 2, "reward": 1}, gpus_per_worker=each)
+    devices = reserved_devices(plan_placement(ClusterConfig(**config), demand, NODES), [{"CPU": 8.0}])
+    assert (devices.count, dict(devices.roles)) == (count, roles)
+    assert devices.kind == ("CPU" if config.get("device") == "cpu" else "GPU")
 
 
 def test_report_shows_a_run_and_a_pipeline(tmp_path, capsys):

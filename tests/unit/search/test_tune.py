@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
-from rlhf_ray.actors.placement import plan
+from rlhf_ray.actors.placement import Demand, plan_placement
 from rlhf_ray.config import BadInput, ObjectiveConfig, Search, TuneConfig, load, load_search
 from rlhf_ray.config.tune import samples
 from rlhf_ray.quality import pareto
@@ -373,8 +373,9 @@ def test_a_trial_reserves_a_share_of_the_nodes_and_nothing_for_its_driver(tmp_pa
     assert (
         0.8 * 4 / max_concurrent < reserved <= 4 / max_concurrent or reserved == 3
     )  # three workers take a core each at most
-    placed = plan(trials.job({}, tmp_path).cluster, {"learner": 1, "rollout": 1, "reward": 1}, group.bundles)
-    assert placed.nodes == [0]  # the same plan again, with the bundles as its nodes
+    demand = Demand(counts={"learner": 1, "rollout": 1, "reward": 1})
+    plan = plan_placement(trials.job({}, tmp_path).cluster, demand, group.bundles)
+    assert plan.nodes == [0]  # the same plan again, with the bundles as its nodes
 
 
 def test_gpus_are_not_divided(tmp_path):

@@ -1,17 +1,45 @@
-"""Fixtures of the tests that start Ray."""
+"""Fixtures of the tests that start Ray: one that all share, and jobs on it or in processes and sessions of their own."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rlhf_ray.cli import main
 from tests.helpers import ROOT, command, run_job
+
+CLUSTER = """
+import ray
+print(ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False).address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="session")
+def address():
+    """The address of a Ray that all tests share that need no session of their own."""
+    holder = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield holder.stdout.readline().strip()
+    holder.communicate("\n", timeout=60)
+
+
+@pytest.fixture
+def train_here(address, tmp_path):
+    """train_here(job, run_dir, *overrides): runs a job, given as a dict, in this process on the shared Ray."""
+
+    def run(job, run_dir, *overrides):
+        file = tmp_path / f"{Path(run_dir).name}.yaml"
+        file.write_text(yaml.safe_dump(job, sort_keys=False))
+        assert main(["train", str(file), f"run.dir={run_dir}", f"cluster.address={address}", *overrides]) == 0
+
+    return run
 
 
 @pytest.fixture
 def train(tmp_path):
-    """train(job, run_dir, *overrides): runs a job given as a dict; wait=False returns the running process."""
+    """train(job, run_dir, *overrides): runs a job, given as a dict, in a process of its own; wait=False returns the running process."""
 
     def run(job, run_dir, *overrides, timeout=300, wait=True):
         file = tmp_path / f"{Path(run_dir).name}.yaml"

@@ -1,8 +1,6 @@
 """Bad input that only a started job can see: one clear sentence, exit code 2, and no actor left. The job joins a running Ray."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -17,11 +15,6 @@ LATER = (
     pytest.mark.learning
 )  # unit tests have the same words (test_bad_rows, test_rewards): not in CI, so that it stays short
 
-CLUSTER = """
-import ray
-print(ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False).address_info["gcs_address"], flush=True)
-input()
-"""
 FUNCTIONS = """
 def raises(prompts, completions, **columns):
     return [1 / 0 for _ in completions]
@@ -38,13 +31,6 @@ def nan(prompts, completions, **columns):
 def text(prompts, completions, **columns):
     return "good"
 """
-
-
-@pytest.fixture(scope="module")
-def address():
-    holder = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield holder.stdout.readline().strip()
-    holder.communicate("\n", timeout=60)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def kill(process, name: str) -> int:
     raise AssertionError(f"no {name} to kill")
 
 
-def test_killed_workers_are_replaced_and_change_nothing(train, tmp_path):
+def test_killed_workers_are_replaced_and_change_nothing(train, train_here, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     prompts = rl_job()["data"]
     job = rl_job(
@@ -47,7 +47,7 @@ def test_killed_workers_are_replaced_and_change_nothing(train, tmp_path):
     )
     job["rollout"] = {**job["rollout"], "num_workers": 2}
     job["learner"] = {**job["learner"], "num_workers": 2}
-    train(job, tmp_path / "calm")
+    train_here(job, tmp_path / "calm")
     process = train(job, tmp_path / "rough", wait=False)
     for lines, victim in ((1, "RolloutWorker"), (2, "RewardWorker"), (3, "LearnerWorker")):
         wait_for(tmp_path / "rough" / "metrics.jsonl", lines, process)

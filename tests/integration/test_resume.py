@@ -45,15 +45,15 @@ def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
 
 
-def test_preferences_go_on_with_the_starting_models_log_probs(train, tmp_path):
+def test_preferences_go_on_with_the_starting_models_log_probs(train_here, tmp_path):
     """The reference is the model before the first step, also for a run that was made longer: four steps equal two and two."""
     job = {
         "job": "dpo", "cluster": {"num_threads": 1}, "model": {"init": TINY, "tokenizer": "toy"}, "batch_size": 8,
         "data": {"path": "toy:reviews/pairs", "size": 64}, "max_length": 64, "num_steps": 4, "learner": {"lr": 1e-2},
     }  # fmt: skip
-    train(job, tmp_path / "whole")
-    train(job, tmp_path / "parts", "num_steps=2")
-    train(job, tmp_path / "parts")
+    train_here(job, tmp_path / "whole")
+    train_here(job, tmp_path / "parts", "num_steps=2")
+    train_here(job, tmp_path / "parts")
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
     steps = metrics_of(tmp_path / "whole")

@@ -1,9 +1,9 @@
-"""A job put on a cluster that need not be there: who sits where, what the fullest device holds, seconds by stage, and what would help."""
+"""A job put on a cluster that need not be there: placement, memory of the fullest device, seconds by stage."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..actors.placement import Plan, plan_placement
-from ..config import Answers, BadInput, RLJob, Supervised, apply_overrides, parse
+from ..config import Answers, BadInput, RLJob, Supervised, parse
 from ..jobs.kinds import demand_of
 from ..run import trajectories
 from . import calibrate, stages
@@ -23,17 +23,6 @@ from .requirements import Lengths, Setting
 from .simulate import Layout
 
 RAY = 0.7e9  # the driver, the raylet and Ray's other processes
-HELPS = 0.95  # of the step's time that a setting must come under to be named
-FIT = (
-    "model.gradient_checkpointing=true", "learner.zero_stage=2", "learner.zero_stage=3", "learner.micro_batch_tokens={longest}",
-    "rollout.engine.dtype=bfloat16", "rollout.engine.memory_fraction=0.3", "rollout.engine.max_rows=16", "model.dtype=bfloat16",
-    "cluster.colocate=false",
-)  # fmt: skip
-SPEED = (
-    "rollout.ahead=1", "rollout.engine={{type: vllm}}", "rollout.num_workers={rollout}",
-    "learner.num_workers={learner}", "rollout.engine.max_rows={rows}", "rollout.chunk_prompts={chunk}",
-    "model.gradient_checkpointing=false", "learner.micro_batch_tokens={tokens}",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,76 +152,3 @@ def calibrated(given: Setting, run: Path, stages_: Mapping[str, Any]) -> Setting
     share = min(1.0, where.num_threads / on.cores) if on.device.is_cpu else 1.0
     own = Setting(shapes.models(job, stages_), on, seen, share=share)
     return replace(given, lengths=seen, factors=calibrate.factors(job, own, layout(where, on), lines))
-
-
-# what would help ----------------------------------------------------------------------------------------------------
-
-
-def changed(job: Any, override: str) -> Any:
-    """The job with an option set; None where that is no job, or the same."""
-    try:
-        other = parse(apply_overrides(job.model_dump(mode="json"), [override]), "job")
-    except BadInput:
-        return None
-    return None if other == job else other
-
-
-def _tried(job: Any, overrides: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Overrides with this job's numbers in them, and the job each makes."""
-    numbers: dict[str, Any] = {
-        "longest": getattr(job, "max_length", 0),
-        "tokens": 0,
-        "learner": 0,
-        "rollout": 0,
-        "rows": 0,
-        "chunk": 0,
-    }
-    if isinstance(job, RLJob):
-        r = job.rollout
-        numbers["longest"] = job.data.max_prompt_tokens + r.max_new_tokens
-        numbers |= {"rollout": 2 * r.num_workers, "rows": 2 * r.engine.max_rows}
-        numbers["chunk"] = -(-r.prompts_per_step // r.num_workers)
-    if isinstance(job, RLJob | Supervised):
-        numbers |= {"tokens": 2 * job.learner.micro_batch_tokens, "learner": 2 * job.learner.num_workers}
-    for text in overrides:
-        override = text.format(**numbers)
-        other = changed(job, override)
-        if other is not None:
-            yield override, other
-
-
-def room(found: Forecast) -> list[str]:
-    """Options that make a job fit: one alone, else as many as it takes in this order; none where all of them together do not do."""
-    for override, other in _tried(found.job, FIT):
-        if _fits(other, found.given):
-            return [override]
-    taken: list[str] = []
-    job = found.job
-    for override, _ in _tried(job, FIT):
-        other = changed(job, override)
-        if other is None:
-            continue
-        taken, job = [*taken, override], other
-        if _fits(job, found.given):
-            return taken
-    return []
-
-
-def _fits(job: Any, given: Setting) -> bool:
-    try:
-        return forecast(job, given).fits
-    except BadInput:
-        return False
-
-
-def faster(found: Forecast) -> list[tuple[str, float]]:
-    """Options that still fit and make a step shorter, with its seconds; the best first."""
-    better = []
-    for override, other in _tried(found.job, SPEED):
-        try:
-            then = forecast(other, found.given)
-        except BadInput:
-            continue
-        if then.fits and then.seconds["step"] < HELPS * found.seconds["step"]:
-            better.append((override, then.seconds["step"]))
-    return sorted(better, key=lambda pair: pair[1])

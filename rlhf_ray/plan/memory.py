@@ -1,7 +1,7 @@
 """Bytes of each role, by formula: what stays (weights, optimizer) and what comes and goes with its stage (activations, KV cache).
 
 The constants below were fitted to what torch's profiler counts for transformers' own models and DeepSpeed 0.19
-(tests/unit/plan/test_estimate.py does it again for activations). b is 2 bytes for bfloat16 and 4 for float32; N parameters, T tokens of a
+(tests/unit/plan/test_memory.py does it again for activations). b is 2 bytes for bfloat16 and 4 for float32; N parameters, T tokens of a
 micro-batch, L layers, h width, a width of all heads, k that of the key heads, f inner width of the MLP, V vocabulary.
 """
 

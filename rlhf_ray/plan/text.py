@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Answers, BadInput, PipelineJob, RLJob, ScoreJob, TokenizerJob
-from . import forecast
+from . import forecast, suggestions
 from . import model_shapes as shapes
 from . import requirements as needs
 from .arithmetic import lines as arithmetic
@@ -144,7 +144,7 @@ def _time(f: Forecast) -> Iterator[str]:
         f"{job.num_steps * seconds['step'] / 3600:.3g} h in all ({source})"
     )
     worst = max(parts, key=lambda name: parts[name])
-    better = forecast.faster(f)
+    better = suggestions.overrides_that_shorten(f)
     helps = (
         "; ".join(f"{override} -> {s:.3g} s" for override, s in better[:3])
         or "none of the usual settings shortens it here"
@@ -177,7 +177,7 @@ def _verdict(f: Forecast) -> str:
     if f.fits:
         barely = ", which is within what these formulas err by" if f.margin < TIGHT else ""
         return f"yes: it fits, with {f.margin:.0%} to spare{barely}"
-    options = forecast.room(f)
+    options = suggestions.overrides_that_fit(f)
     helps = (
         f"it would with {' '.join(options)}"
         if options

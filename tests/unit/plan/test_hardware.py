@@ -1,0 +1,19 @@
+"""GPUs by name."""
+
+import pytest
+
+from rlhf_ray.config import BadInput
+from rlhf_ray.plan.hardware import GPUS, cluster
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("8xH900", "known are"), ("A100", "known are A100-40GB, A100-80GB"), ("", "known")]
+)
+def test_unknown_gpus_are_bad_input(text, says):
+    with pytest.raises(BadInput, match=says):
+        cluster(text)
+
+
+def test_gpus_are_found_by_name():
+    assert len({g.name for g in GPUS}) == len(GPUS)
+    assert (cluster("8 x h100").per_node, cluster("H200").device.name) == (8, "H200-141GB")

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..algorithms import kl, losses
-from ..algorithms.noise import embedding_noise
 from ..batch import Batch
 from ..config import AlgorithmConfig
+from ..models.log_probs import before
+
+Loss = tuple[Tensor, dict[str, Any]]
+"""The sum over a micro-batch, and metrics as (sum, count)."""
 
 
 class Objective(Protocol):
@@ -28,11 +31,41 @@ class Objective(Protocol):
 
     def weight(self, batch: Batch) -> float: ...
 
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]: ...
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss: ...
+
+
+class PerToken:
+    """An objective that is averaged over response tokens."""
+
+    unit: str | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """Tokens in response_mask."""
+        return float(batch.response_mask.sum())
+
+
+class PerRow:
+    """An objective that is averaged over rows."""
+
+    unit: str | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """Rows."""
+        return float(len(batch))
+
+
+class PerPair:
+    """An objective that is averaged over pairs. The two rows of a pair stay in one micro-batch."""
+
+    unit: str | None = "group"
+
+    def weight(self, batch: Batch) -> float:
+        """Pairs: rows whose first label is 1."""
+        return float(batch.labels[:, 0].sum())
 
 
 class Columns:
-    """The columns of a Batch as tensors on a device, made when they are read."""
+    """The columns of a Batch as tensors on a device. Each is made when it is first read."""
 
     def __init__(self, batch: Batch, device: torch.device) -> None:
         self._batch, self._device = batch, device
@@ -43,17 +76,27 @@ class Columns:
         setattr(self, name, column)
         return column
 
+    @cached_property
+    def sampled(self) -> Tensor:
+        """Flat positions (R,) int64 of the tokens in response_mask."""
+        return torch.nonzero(self.response_mask).squeeze(-1)
+
     def fill(self, name: str, column: Tensor) -> None:
         """Sets a column that the Batch does not have."""
         setattr(self, name, column)
 
-    def spread(self, values: Tensor, at: Tensor) -> Tensor:
-        """Values (..., R) at flat positions (R,), zero elsewhere: (..., T)."""
-        return values.new_zeros(*values.shape[:-1], len(self.tokens)).index_copy(-1, at, values)
+    def spread(self, values: Tensor) -> Tensor:
+        """Values (..., R) of the sampled tokens as (..., T), zero elsewhere."""
+        return values.new_zeros(*values.shape[:-1], len(self.tokens)).index_copy(-1, self.sampled, values)
+
+
+def final_positions(lengths: Tensor) -> Tensor:
+    """Flat position (B,) of each sequence's last token, where a reward model's score is read."""
+    return torch.cumsum(lengths, 0) - 1
 
 
 @dataclass(frozen=True)
-class PolicyObjective:
+class PolicyObjective(PerToken):
     """The policy loss of an algorithm, with entropy bonus and KL in the loss."""
 
     algorithm: AlgorithmConfig
@@ -61,20 +104,17 @@ class PolicyObjective:
     temperature: float
     max_new_tokens: int
     importance: bool
-    unit: str | None = None
 
     def weight(self, batch: Batch) -> float:
         """Response tokens, sequences or samples times max_new_tokens, as algorithm.loss_over says."""
         mask, lengths = torch.tensor(batch.response_mask), torch.tensor(batch.lengths)
         return losses.weight(mask, lengths, self.algorithm.loss_over, self.max_new_tokens)
 
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss:
         """Sum of the per-token losses over the micro-batch."""
         c, a = Columns(batch, device), self.algorithm
-        at = torch.nonzero(c.response_mask).squeeze(-1)
-        new, entropy = (
-            c.spread(x, at)
-            for x in model(c.tokens, c.lengths, at, self.temperature, a.entropy_coef > 0, c.shared_prompts)
+        new, entropy = map(
+            c.spread, model(c.tokens, c.lengths, c.sampled, self.temperature, a.entropy_coef > 0, c.shared_prompts)
         )
         if not batch.has("old_log_probs"):  # the only update of its step: these are the old ones
             c.fill("old_log_probs", new.detach())
@@ -137,119 +177,13 @@ POLICY_LOSSES: dict[str, Callable[[Tensor, Columns, Any], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class ValueObjective:
+class ValueObjective(PerToken):
     """The critic's clipped regression on the returns."""
 
     clip: float | None
-    unit: str | None = None
 
-    def weight(self, batch: Batch) -> float:
-        """Response tokens."""
-        return float(batch.response_mask.sum())
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss:
         """Half the squared error, summed over response tokens."""
         c = Columns(batch, device)
-        at = torch.nonzero(c.response_mask).squeeze(-1)
-        values = c.spread(model(c.tokens, c.lengths, at - 1, c.shared_prompts), at)
+        values = c.spread(model(c.tokens, c.lengths, before(c.sampled), c.shared_prompts))
         return losses.value_loss(values, c.values, c.returns, c.response_mask, self.clip)
-
-
-@dataclass(frozen=True)
-class LanguageModelObjective:
-    """Cross-entropy of the tokens in response_mask: pre-training, supervised fine-tuning, PPO-ptx.
-
-    ``neftune_alpha`` above 0 puts noise on the embeddings where a gradient is taken, each row's from its ``seed``.
-    """
-
-    unit: str | None = None
-    neftune_alpha: float = 0.0
-
-    def weight(self, batch: Batch) -> float:
-        """Tokens the loss is taken on."""
-        return float(batch.response_mask.sum())
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """Summed negative log-probs in nats."""
-        c = Columns(batch, device)
-        at = torch.nonzero(c.response_mask).squeeze(-1)
-        noise = None
-        if self.neftune_alpha and torch.is_grad_enabled():
-            noise = embedding_noise(c.lengths, model.embedding_width, self.neftune_alpha, batch.seed.tolist())
-        log_probs, _ = model(c.tokens, c.lengths, at, noise=noise)
-        return losses.cross_entropy(log_probs, torch.ones_like(log_probs, dtype=torch.bool))
-
-
-def final_positions(lengths: Tensor) -> Tensor:
-    """Flat position (B,) of each sequence's last token, where a reward model's score is read."""
-    return torch.cumsum(lengths, 0) - 1
-
-
-class Scores:
-    """What reward models say of a sequence."""
-
-    def predict(self, model: Any, batch: Batch, device: torch.device) -> list[np.ndarray]:
-        """The score () of each sequence, read at its last token."""
-        c = Columns(batch, device)
-        return list(model(c.tokens, c.lengths, final_positions(c.lengths), c.shared_prompts).cpu().numpy())
-
-
-@dataclass(frozen=True)
-class PairwiseObjective(Scores):
-    """Bradley-Terry on preference pairs; the two sides of a pair stay in one micro-batch."""
-
-    centre_coef: float = 0.0
-    unit: str | None = "group"
-
-    def weight(self, batch: Batch) -> float:
-        """Pairs."""
-        return float(batch.labels[:, 0].sum())
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """Summed over pairs."""
-        c = Columns(batch, device)
-        scores = model(c.tokens, c.lengths, final_positions(c.lengths), c.shared_prompts)
-        return losses.bradley_terry(scores, c.labels[:, 0], c.group, c.labels[:, 1], self.centre_coef)
-
-
-@dataclass(frozen=True)
-class RowObjective(Scores):
-    """A loss of each row's score and label: cross-entropy of labels 0 and 1 (the logit is the reward), or squared error."""
-
-    name: Literal["labelled", "scores"]
-    unit: str | None = None
-
-    def weight(self, batch: Batch) -> float:
-        """Rows."""
-        return float(len(batch))
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """Summed over rows."""
-        c = Columns(batch, device)
-        return ROW_LOSSES[self.name](model(c.tokens, c.lengths, final_positions(c.lengths)), c.labels[:, 0])
-
-
-ROW_LOSSES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, losses.Metrics]]] = {
-    "labelled": losses.binary_cross_entropy,
-    "scores": losses.squared_error,
-}
-
-
-@dataclass(frozen=True)
-class StepObjective:
-    """Cross-entropy of ``targets`` 0 and 1 at the ends of steps (response_mask): a process reward model.
-
-    Lightman et al. 2023, arXiv 2305.20050; the logit is the step's reward.
-    """
-
-    unit: str | None = None
-
-    def weight(self, batch: Batch) -> float:
-        """Steps."""
-        return float(batch.response_mask.sum())
-
-    def loss(self, model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """Summed over steps."""
-        c = Columns(batch, device)
-        at = torch.nonzero(c.response_mask).squeeze(-1)
-        return losses.binary_cross_entropy(model(c.tokens, c.lengths, at), c.targets[at].float())

@@ -131,19 +131,18 @@ class LearnerWorker:
     @torch.no_grad()
     def _annotate(self, micro: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
         c = Columns(micro, self.device)
-        at = torch.nonzero(c.response_mask).squeeze(-1)
-        given = (c.tokens, c.lengths, at, temperature, False, c.shared_prompts)
+        inputs = (c.tokens, c.lengths, c.sampled, temperature, False, c.shared_prompts)
         found = {}
         if "old_log_probs" in columns:
-            found["old_log_probs"] = c.spread(self._run("actor", *given)[0], at)
+            found["old_log_probs"] = c.spread(self._run("actor", *inputs)[0])
         if "ref_log_probs" in columns:
             with self._reference() as name:
-                found["ref_log_probs"] = c.spread(self._run(name, *given)[0], at)
+                found["ref_log_probs"] = c.spread(self._run(name, *inputs)[0])
         if "values" in columns:
-            read = torch.cat([before(at), final_positions(c.lengths)])
+            read = torch.cat([before(c.sampled), final_positions(c.lengths)])
             both = self._run("critic", c.tokens, c.lengths, read, c.shared_prompts)
-            found["values"] = c.spread(both[: len(at)], at)
-            found["final_values"] = both[len(at) :]
+            found["values"] = c.spread(both[: len(c.sampled)])
+            found["final_values"] = both[len(c.sampled) :]
         return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
 
     def update(

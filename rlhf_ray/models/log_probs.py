@@ -153,12 +153,12 @@ class PolicyModel(Ragged):
         if self.packed:
             return head_log_probs(
                 self.core.get_output_embeddings(),
-                self.hidden(tokens, lengths, at - 1, shared, noise),
+                self.hidden(tokens, lengths, before(at), shared, noise),
                 tokens[at],
                 temperature,
                 entropy_grad,
             )
-        ids, mask, row, column = rectangle(tokens, lengths, at - 1)
+        ids, mask, row, column = rectangle(tokens, lengths, before(at))
         with self._noisy(None if noise is None else padded(noise, lengths)):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
         return token_log_probs(logits, tokens[at], temperature, entropy_grad)

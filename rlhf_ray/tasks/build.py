@@ -32,12 +32,17 @@ from ..data.examples import Rows
 from ..data.sampler import Mixture, Sampler, Shares, balanced
 from ..data.stream import Stream
 from ..data.tokenizer import fingerprint
-from ..learner.heads import ClassObjective, Seq2SeqObjective, SpanObjective, TokenObjective
-from ..learner.objectives import LanguageModelObjective, Objective, PairwiseObjective, RowObjective, StepObjective
-from ..learner.preferences import DesirableObjective, PairObjective
-from ..learner.values import ImplicitQObjective
+from ..learner.objectives import Objective
 from ..quality import classes, intervals, reward_model, text
 from ..run.events import notice
+from .classify import ClassObjective
+from .ilql import ImplicitQObjective
+from .language_model import LanguageModelObjective
+from .masked import TokenObjective
+from .preference import DesirableObjective, PairObjective
+from .qa import SpanObjective
+from .reward_model import PairwiseObjective, RowObjective, StepObjective
+from .seq2seq import Seq2SeqObjective
 
 View = Callable[[Batch, Sequence[int]], Batch]
 Judge = Callable[[list[np.ndarray]], dict[str, Any]]
@@ -162,14 +167,23 @@ def _prepare(job: Supervised) -> tuple[Callable[[Rows, Any, int], batches.Prepar
     if isinstance(job, ILQLJob):
         return (
             batches.rewarded,
-            ImplicitQObjective(job.gamma, job.expectile, job.conservative_coef, job.behaviour_coef),
+            ImplicitQObjective(
+                gamma=job.gamma,
+                expectile=job.expectile,
+                conservative_coef=job.conservative_coef,
+                behaviour_coef=job.behaviour_coef,
+            ),
             False,
         )
     if isinstance(job, PretrainJob) and job.objective == "masked":
         return tasks.masked_text, TokenObjective("masked"), False
     if isinstance(job, Seq2SeqJob):
         longest = job.evaluate.longest or job.max_length
-        return batches.translations, Seq2SeqObjective(label_smoothing=job.label_smoothing, longest=longest), False
+        return (
+            batches.translations,
+            Seq2SeqObjective(label_smoothing=job.label_smoothing, max_new_tokens=longest),
+            False,
+        )
     if isinstance(job, SFTJob):
         return batches.supervised, LanguageModelObjective(neftune_alpha=job.neftune_alpha), False
     return batches.language_model, LanguageModelObjective(), False

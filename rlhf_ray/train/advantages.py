@@ -15,7 +15,7 @@ from ..algorithms import kl
 from ..batch import Batch
 from ..config import DPO
 from ..learner.objectives import Objective, PolicyObjective
-from ..learner.preferences import PairObjective
+from ..tasks.preference import PairObjective
 
 
 @dataclass(frozen=True)

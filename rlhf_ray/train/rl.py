@@ -18,7 +18,7 @@ from ..actors.session import Stop
 from ..algorithms.kl import adapt
 from ..batch import Batch
 from ..config import PPO, AdaptiveKL, RLJob
-from ..learner.objectives import LanguageModelObjective, Objective, ValueObjective
+from ..learner.objectives import Objective, ValueObjective
 from ..run import trajectories
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
@@ -27,6 +27,7 @@ from ..run.meter import Meter
 from ..run.metrics import Sinks
 from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
+from ..tasks.language_model import LanguageModelObjective
 from ..weights.manifest import Received
 from . import advantages, step_metrics
 from . import evaluation as heldout

@@ -20,9 +20,7 @@ from ..batch import Batch
 from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
 from ..data.stream import Stream
-from ..learner.heads import Seq2SeqObjective
-from ..learner.objectives import LanguageModelObjective, Objective
-from ..learner.preferences import DesirableObjective, log_ratios
+from ..learner.objectives import Objective
 from ..models import load as models
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
@@ -32,6 +30,9 @@ from ..run.meter import Meter
 from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
 from ..tasks import build as tasks
+from ..tasks.language_model import LanguageModelObjective
+from ..tasks.preference import DesirableObjective, log_ratios
+from ..tasks.seq2seq import Seq2SeqObjective
 from . import roles, step_metrics
 from .evaluation import SEED_STEP
 from .learner_group import Gang

@@ -13,11 +13,13 @@ from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
-from rlhf_ray.learner.heads import Seq2SeqObjective
-from rlhf_ray.learner.objectives import LanguageModelObjective, PairwiseObjective, PolicyObjective, ValueObjective
-from rlhf_ray.learner.values import ImplicitQObjective
+from rlhf_ray.learner.objectives import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.run.metrics import add, means
+from rlhf_ray.tasks.ilql import ImplicitQObjective
+from rlhf_ray.tasks.language_model import LanguageModelObjective
+from rlhf_ray.tasks.reward_model import PairwiseObjective
+from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
 from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration
@@ -139,7 +141,7 @@ def state(made):
 
 def translations(made, rows):
     """What the translator makes of each row's prompt."""
-    parts = made.broadcast("predict", "translator", Seq2SeqObjective(longest=12), rows)
+    parts = made.broadcast("predict", "translator", Seq2SeqObjective(max_new_tokens=12), rows)
     found = {
         int(rows.example_id[i]): t.tolist() for part in parts for i, t in zip(part["rows"], part["found"], strict=True)
     }

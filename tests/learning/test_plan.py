@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, parse
-from rlhf_ray.learner.objectives import LanguageModelObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.plan import requirements as needs
 from rlhf_ray.plan.shape import shape
+from rlhf_ray.tasks.language_model import LanguageModelObjective
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 LENGTH, TOKENS = 128, 2048

@@ -9,9 +9,9 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import SFTJob
 from rlhf_ray.data import batches
 from rlhf_ray.data.examples import Rows
-from rlhf_ray.learner.objectives import LanguageModelObjective
 from rlhf_ray.models.log_probs import PolicyModel
 from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.language_model import LanguageModelObjective
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 from tests.unit.models.test_models import groups, made

@@ -14,8 +14,8 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import DPO, IPO, KTO, ORPO, SimPO
 from rlhf_ray.data import batches
 from rlhf_ray.data.examples import DataError, Rows
-from rlhf_ray.learner.preferences import DesirableObjective, PairObjective, log_ratios
 from rlhf_ray.models.log_probs import PolicyModel
+from rlhf_ray.tasks.preference import DesirableObjective, PairObjective, log_ratios
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 

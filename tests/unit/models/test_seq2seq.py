@@ -9,11 +9,11 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import BadInput, ModelConfig, Seq2SeqJob
 from rlhf_ray.data import batches, examples
 from rlhf_ray.data.examples import DataError, Rows
-from rlhf_ray.learner.heads import Seq2SeqObjective
 from rlhf_ray.models import load
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.seq2seq_engine import Seq2SeqEngine
 from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
 from rlhf_ray.toy import world as toy
 from rlhf_ray.train import roles
 from tests.helpers import T5, TINY
@@ -92,7 +92,7 @@ def test_the_loss_of_pairs_is_that_of_each_alone(kind, smoothing):
 def test_translations_are_those_of_generate_one_by_one(kind):
     plain, wrapped = model(kind)
     batch = pairs()
-    found = Seq2SeqObjective(longest=6).predict(wrapped, batch, CPU)
+    found = Seq2SeqObjective(max_new_tokens=6).predict(wrapped, batch, CPU)
     plain.generation_config.num_beams = 3  # greedy all the same
     lengths = set()
     for (source, _), tokens in zip(split(batch), found, strict=True):
@@ -106,7 +106,7 @@ def test_translations_are_those_of_generate_one_by_one(kind):
 def test_a_translation_ends_with_its_end_token():
     plain, wrapped = model("marian")
     plain.final_logits_bias[0, 2] = wrapped.core.final_logits_bias[0, 2] = 4.0
-    found = Seq2SeqObjective(longest=30).predict(wrapped, pairs(), CPU)
+    found = Seq2SeqObjective(max_new_tokens=30).predict(wrapped, pairs(), CPU)
     assert {len(t) for t in found} != {30}
     assert all(t[-1] == 2 and 2 not in t[:-1] for t in found if len(t) < 30)
 
@@ -190,7 +190,7 @@ def test_held_out_translations_are_judged_against_their_own_references():
     given = rows(*({"source": "a", "target": t} for t in texts))
     held = {"data": {"path": "none"}, "translated": 2}
     made = tasks.build(job(evaluate=held, max_length=6), (), word, given, given)  # the second is too long
-    assert (made.num_judged, made.objective.longest, len(made.heldout)) == (2, 6, 3)
+    assert (made.num_judged, made.objective.max_new_tokens, len(made.heldout)) == (2, 6, 3)
     right = [np.array(word(t)["input_ids"] + [word.eos_token_id]) for t in (texts[0], texts[2])]
     assert made.judge(right) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
     assert made.judge(right[::-1])["chrf"] < 60

@@ -12,12 +12,12 @@ from rlhf_ray.config import BadInput, LoraConfig, ModelConfig, RolloutConfig, pa
 from rlhf_ray.data import batches
 from rlhf_ray.data.examples import DataError, Rows
 from rlhf_ray.learner import zero
-from rlhf_ray.learner.values import ImplicitQObjective
 from rlhf_ray.models import head as heads_module
 from rlhf_ray.models import load as models
 from rlhf_ray.models.values import ActionLinear, ValueModel, guide, save_heads
 from rlhf_ray.rollout.chunk import Chunk
 from rlhf_ray.rollout.worker import Place, RolloutWorker
+from rlhf_ray.tasks.ilql import ImplicitQObjective
 from rlhf_ray.toy import world as toy
 from tests import chain
 from tests.helpers import TINY, rl_job
@@ -132,7 +132,7 @@ def naive_loss(model, batch, objective):
     return total
 
 
-OBJECTIVE = ImplicitQObjective(GAMMA, TAU, 0.2, 0.5)
+OBJECTIVE = ImplicitQObjective(gamma=GAMMA, expectile=TAU, conservative_coef=0.2, behaviour_coef=0.5)
 CPU = torch.device("cpu")
 
 

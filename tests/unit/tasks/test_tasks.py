@@ -12,10 +12,12 @@ from rlhf_ray.config import BadInput, ClassifyJob, ModelConfig, PretrainJob, QAJ
 from rlhf_ray.data import tasks as data
 from rlhf_ray.data.examples import DataError, Rows
 from rlhf_ray.data.sampler import balanced
-from rlhf_ray.learner.heads import ClassObjective, SpanObjective, TokenObjective
 from rlhf_ray.models import load
 from rlhf_ray.quality import classes
 from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.classify import ClassObjective
+from rlhf_ray.tasks.masked import TokenObjective
+from rlhf_ray.tasks.qa import SpanObjective
 from rlhf_ray.toy import world as toy
 from rlhf_ray.train import roles
 
@@ -239,7 +241,7 @@ def test_the_loss_of_a_span_is_over_its_context_and_its_prediction_the_best_pair
     batch = ragged(response_mask=marks, labels=np.array([[2.0, 3.0], [0.0, 0.0], [1.0, 1.0]]))
     plain, wrapped = head("span")
     types = [(torch.arange(n)[None] >= k).long() for n, k in ((5, 2), (9, 3), (3, 1))]
-    objective, naive, best = SpanObjective(longest=2), 0.0, []
+    objective, naive, best = SpanObjective(max_answer_tokens=2), 0.0, []
     for out, m, (start, end) in zip(
         alone(plain, batch, token_type_ids=types), marks, batch.labels.astype(int), strict=True
     ):

@@ -55,6 +55,7 @@ class LearnerWorker:
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.engines: dict[str, Any] = {}
         self.averages: dict[str, zero.Averages] = {}
+        self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
 
     def free_port(self) -> int:
         """A free port on this host, for the gang to meet at."""
@@ -109,7 +110,7 @@ class LearnerWorker:
         if m.attention == "auto":
             info["packed_difference"] = wrapped.check(vocab)
         info["packed"] = wrapped.packed
-        self.width = width
+        self.widths[role.name] = width
         return engine, info
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -117,7 +118,7 @@ class LearnerWorker:
 
         Returns 'rows' (indices into ``batch``) and each column for those rows, flat in that order.
         """
-        plan = self._plan(batch, None)[self.rank]
+        plan = self._plan("actor", batch, None)[self.rank]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
         parts |= {"final_values": []} if "values" in columns else {}
         for rows in plan:
@@ -165,7 +166,7 @@ class LearnerWorker:
             for (objective, coef), rows, batch in zip(objectives, mini, batches, strict=True):
                 chosen = batch.take(np.sort(rows))  # a group's rows side by side
                 divisor = objective.weight(chosen) / coef
-                for micro_rows in self._plan(chosen, objective.unit)[self.rank]:
+                for micro_rows in self._plan(role, chosen, objective.unit)[self.rank]:
                     micro = chosen.take(micro_rows if len(micro_rows) else [0])
                     if objective.unit is not None and not len(micro_rows):
                         micro = chosen.take(chosen.group == chosen.group[0])
@@ -187,7 +188,7 @@ class LearnerWorker:
         model, sums = self.engines[role], []
         zero.module(model).eval()
         with torch.no_grad():
-            for rows in self._plan(batch, objective.unit)[self.rank]:
+            for rows in self._plan(role, batch, objective.unit)[self.rank]:
                 found = objective.loss(
                     model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device
                 )[1]
@@ -196,7 +197,7 @@ class LearnerWorker:
 
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
         """What the objective's model says of this rank's share: 'rows', and an array for each of them in 'found'."""
-        plan = self._plan(batch, None)[self.rank]
+        plan = self._plan(role, batch, None)[self.rank]
         out: list[np.ndarray] = []
         zero.module(self.engines[role]).eval()
         with torch.no_grad():
@@ -293,8 +294,11 @@ class LearnerWorker:
         """Answers while the worker lives."""
         return "ok"
 
-    def _plan(self, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
-        """Rows of each rank's micro-batches. Groups stay together where that leaves out enough of their prompts."""
+    def _plan(self, role: str, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
+        """Rows of each rank's micro-batches, balanced by the cost of a row in this role's model.
+
+        Groups stay together if that leaves out enough of their prompts.
+        """
         budget, lengths, column = self.config.micro_batch_tokens, batch.lengths, getattr(batch, unit) if unit else None
         if column is None and batch.has("prompt_length"):
             alone = lengths - batch.shared_prompts
@@ -302,7 +306,7 @@ class LearnerWorker:
             whole = np.bincount(group, alone).max(initial=0)
             if whole <= budget and lengths.sum() - alone.sum() >= SHARED_LEAST * lengths.sum():
                 lengths, column = alone, batch.group
-        return micro_batches(lengths, budget, self.world_size, column, self.width)
+        return micro_batches(lengths, budget, self.world_size, column, self.widths[role])
 
     def _run(self, role: str, *args: Any) -> Any:
         return self.engines[role](*args)

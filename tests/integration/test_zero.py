@@ -18,7 +18,7 @@ from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.run.metrics import add, means
 from rlhf_ray.tasks.ilql import ImplicitQObjective
 from rlhf_ray.tasks.language_model import LanguageModelObjective
-from rlhf_ray.tasks.reward_model import PairwiseObjective
+from rlhf_ray.tasks.reward_model import PairwiseObjective, RowObjective
 from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
 from tests.helpers import TINY
 
@@ -97,7 +97,13 @@ def gang(model, world, stage, budget, lora=None, num_updates=3):
     roles.append(Role("translator", "seq2seq", translator, 0.1, num_updates=num_updates))
     if lora is None:  # else the actor without its adapter
         roles.append(Role("reference", "policy", ModelConfig(path=model), None))
-    made = WorkerGroup(
+    return start(roles, config)
+
+
+def start(roles, config):
+    """Joined ranks that hold ``roles``."""
+    world = config.num_workers
+    ranks = WorkerGroup(
         "learner",
         LearnerWorker,
         world,
@@ -106,9 +112,9 @@ def gang(model, world, stage, budget, lora=None, num_updates=3):
         300.0,
         0,
     )
-    address, port = made.host(0), made.broadcast("free_port")[0]
-    made.each("start", [(rank, world, address, port) for rank in range(world)])
-    return made
+    address, port = ranks.host(0), ranks.broadcast("free_port")[0]
+    ranks.each("start", [(rank, world, address, port) for rank in range(world)])
+    return ranks
 
 
 POLICY = PolicyObjective(
@@ -220,3 +226,27 @@ def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
     assert all(any(target in n for target in ("q_proj", "down_proj", "fc1")) for n in layers)
     assert changed - layers
     assert all(np.isfinite(value) for found in metrics for value in found.values())
+
+
+def test_rows_are_shared_out_by_the_width_of_the_model_that_reads_them(model, tmp_path):
+    """The last role is a narrow model: without attention's square, 20 + 9 and 11 + 11 tokens are the better halves."""
+    narrow = {k: v for k, v in TINY.items() if k != "model_type"} | {"hidden_size": 2, "intermediate_size": 4}
+    config = AutoConfig.for_model("llama", vocab_size=50, **narrow)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    wide = {**narrow, "hidden_size": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **wide)).save_pretrained(
+        tmp_path / "wide"
+    )
+    roles = [Role("actor", "scalar", ModelConfig(path=str(tmp_path / "wide")), 0.1)]
+    roles.append(Role("critic", "scalar", ModelConfig(path=str(tmp_path)), 0.1))
+    ranks = start(roles, LearnerConfig(optimizer="sgd", micro_batch_tokens=100, num_workers=2))
+    lengths = (20, 11, 11, 9)
+    rows = from_sequences(
+        [np.arange(n) for n in lengths], response_mask=[np.ones(n) for n in lengths], prompt_length=[0] * 4, group=np.arange(4)
+    )
+    shares = {
+        role: [part["rows"].tolist() for part in ranks.broadcast("predict", role, RowObjective("scores"), rows)]
+        for role in ("actor", "critic")
+    }
+    ranks.kill()
+    assert shares == {"actor": [[0, 3], [1, 2]], "critic": [[0], [1, 2, 3]]}

@@ -32,7 +32,7 @@ class StageTimeout(RuntimeError):
 class WorkerGroup:
     """``count`` actors of a plain class. ``make(index)`` gives the constructor's arguments, ``options(index)`` Ray's.
 
-    ``welcome(handle)``, where given, is called with each new actor before it serves: a replacement is caught up there.
+    ``on_start(handle)``, where given, is called with each new actor before it serves: a replacement is caught up there.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WorkerGroup:
         self.role, self.cls, self.make, self.options = role, cls, make, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
         self.lock = threading.RLock()  # a death may be seen by two threads
-        self.welcome: Callable[[Any], None] | None = None
+        self.on_start: Callable[[Any], None] | None = None
         self.ended = False
         self.actors: list[Any] = [self._spawn(i) for i in range(count)]
 
@@ -63,7 +63,7 @@ class WorkerGroup:
         """Calls all workers with the same arguments and returns their answers in order. Raises WorkerLost, StageTimeout."""
         return self.collect([getattr(actor, method).remote(*args) for actor in self.actors], method)
 
-    def each(self, method: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    def map(self, method: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Calls worker i with the i-th arguments."""
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, arguments, strict=True)]
         return self.collect(calls, method)
@@ -87,7 +87,7 @@ class WorkerGroup:
         """Address of the node a worker runs on, by which Ray's other nodes reach it."""
         return str(self.collect([self.actors[index].__ray_call__.remote(_host)], "host")[0])
 
-    def reach(self, method: str, *args: Any) -> None:
+    def call_with_restart(self, method: str, *args: Any) -> None:
         """Calls all workers of a group that can lose some: dead ones are replaced, caught up, and all called again."""
         calls, lost = [getattr(actor, method).remote(*args) for actor in self.actors], []
         for index, call in enumerate(calls):
@@ -100,7 +100,7 @@ class WorkerGroup:
         for index in lost:
             self.replace(index)
         if lost:
-            self.reach(method, *args)
+            self.call_with_restart(method, *args)
 
     def collect(self, refs: list[Any], stage: str) -> list[Any]:
         """The answers of one call on each worker, in order."""
@@ -134,7 +134,7 @@ class WorkerGroup:
         return head + "\n" + "\n".join(stacks(type_name=self.cls.__name__))
 
     def replace(self, index: int, dead: Any = None) -> None:
-        """A new actor in place of a dead one, caught up by ``welcome``. Raises RuntimeError past max_restarts.
+        """A new actor in place of a dead one, caught up by ``on_start``. Raises RuntimeError past max_restarts.
 
         ``dead``, where given, is the actor seen to be dead: nothing happens where it has been replaced already.
         """
@@ -145,13 +145,13 @@ class WorkerGroup:
             notice(f"{self.role} worker {index} died and is replaced")
             ray.kill(self.actors[index])
             self.actors[index] = self._spawn(index)
-            self.catch_up(index)
+            self.restore_worker(index)
 
-    def catch_up(self, index: int) -> None:
-        """Tells a worker by ``welcome`` what it must know to serve; one that dies of it is replaced in its turn."""
+    def restore_worker(self, index: int) -> None:
+        """Tells a worker by ``on_start`` what it must know to serve; one that dies of it is replaced in its turn."""
         try:
-            if self.welcome is not None:
-                self.welcome(self.actors[index])
+            if self.on_start is not None:
+                self.on_start(self.actors[index])
         except DEAD:
             self.replace(index)
 
@@ -171,7 +171,7 @@ class WorkerGroup:
             ray.kill(actor)
 
     def respawn(self) -> None:
-        """Ends all workers and starts new ones, uncaught-up: the gang restart of the learner."""
+        """Ends all workers and starts new ones, which hold nothing yet: the restart of a learner group."""
         self._count_restart()
         for actor in self.actors:
             ray.kill(actor)

@@ -129,7 +129,7 @@ class RLJob(Common):
         return self.algorithm.kl.coef > 0 or self.evaluate.data is not None
 
     @property
-    def annotated(self) -> list[str]:
+    def columns_to_annotate(self) -> list[str]:
         """What the learner computes before its updates. Old log-probs of a step that makes one update are those of that update."""
         a, found = self.algorithm, []
         if a.kl.coef > 0 or a.epochs * a.num_mini_batches > 1:

@@ -79,6 +79,6 @@ def judged(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:
     cuts = np.array_split(np.arange(len(rows)), len(reward))
     while True:
         try:
-            return np.concatenate(reward.each("judge", [(rows.slice(c[0] if len(c) else 0, len(c)),) for c in cuts]))
+            return np.concatenate(reward.map("judge", [(rows.slice(c[0] if len(c) else 0, len(c)),) for c in cuts]))
         except WorkerLost as lost:
             reward.replace(lost.index)

@@ -1,4 +1,4 @@
-"""LearnerWorker: one rank of the gang that holds actor, critic and reference, or one supervised model."""
+"""LearnerWorker: one rank of the learner, with actor, critic and reference or one model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARED_LEAST = 0.1  # share of the tokens that shared prompts must save before g
 
 @dataclass(frozen=True)
 class Role:
-    """A model of the gang. ``model.path`` is a local directory; ``lr`` None means frozen; ``frozen_trunk`` freezes all but heads of
+    """A model of the learner. ``model.path`` is a local directory; ``lr`` None means frozen; ``frozen_trunk`` freezes all but heads of
     kind 'values', whose targets follow at ``target_rate`` an optimizer step."""
 
     name: str
@@ -45,7 +45,7 @@ class Role:
 
 
 class LearnerWorker:
-    """One rank. Methods are called on all ranks of the gang at once, with the same arguments."""
+    """One rank. Methods are called on all ranks at once, with the same arguments."""
 
     def __init__(
         self, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
@@ -58,13 +58,13 @@ class LearnerWorker:
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
 
     def free_port(self) -> int:
-        """A free port on this host, for the gang to meet at."""
+        """A free port on this host, at which the ranks meet."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return int(probe.getsockname()[1])
 
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
-        """Joins the gang and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
+        """Joins the other ranks and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
         self.rank, self.world_size = rank, world_size
         zero.start(rank, world_size, address, port, self.device, self.deadline_s)
         found: dict[str, Any] = {}
@@ -215,7 +215,7 @@ class LearnerWorker:
             found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
         return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
 
-    def publish(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> Iterator[Any]:
+    def sync_weights(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> Iterator[Any]:
         """Yields what RolloutWorker.receive takes: the version, the actor's weights in buckets (on rank 0, none elsewhere), the
         ticket without this model's answer to the probe and, while receivers load and answer it themselves, the ticket with it.
 
@@ -228,7 +228,7 @@ class LearnerWorker:
             yield bucket
             marks.append(weights.fingerprint(bucket, weights.full(version)))
             size += weights.num_bytes(bucket)
-        ticket = weights.Ticket(version, tuple(marks), probe, None, tolerance, size)
+        ticket = weights.WeightManifest(version, tuple(marks), probe, None, tolerance, size)
         yield ticket
         yield replace(ticket, log_probs=self.probe(probe, temperature))
 

@@ -19,7 +19,7 @@ from ..config import BadInput, LearnerConfig
 
 
 def start(rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
-    """Joins this process to the gang: gloo on the CPU, nccl on GPUs. Collectives that hang raise after ``timeout_s``."""
+    """Joins this process to the other ranks: gloo on the CPU, nccl on GPUs. Collectives that hang raise after ``timeout_s``."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_SIZE=str(world_size),
         MASTER_ADDR=address, MASTER_PORT=str(port),

@@ -172,7 +172,7 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
         stages.scoring(value, unread, cluster)
         if column == "values" and value is not None
         else stages.scoring(actor, read, cluster)
-        for column in job.annotated
+        for column in job.columns_to_annotate
     )
     learn = a.epochs * stages.updating(actor, read, a.num_mini_batches, cluster)
     if value is not None:
@@ -182,7 +182,7 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
         chunks,
         factors.rollout * score / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
         given.reward_s,
-        factors.annotate * (annotate + e.call_s) if job.annotated else 0.0,
+        factors.annotate * (annotate + e.call_s) if job.columns_to_annotate else 0.0,
         factors.learn * (learn + e.call_s),
         factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + e.call_s),
     )

@@ -91,7 +91,7 @@ class Engine(Protocol):
         """Log-probs (T,) of a sequence's tokens at the sampling temperature, 0 for the first: the probe of a sync."""
         ...
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         """Counters since the last call: tokens, seconds, idle share of the rows."""
         ...
 

@@ -82,7 +82,7 @@ class Seq2SeqEngine:
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
         raise NotImplementedError("a sequence alone does not say where an encoder-decoder's source ends")
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
     def sleep(self) -> None:

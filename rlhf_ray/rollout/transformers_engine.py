@@ -220,7 +220,7 @@ class TransformersEngine:
         found = (logits / self.sampling.temperature).log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
         return np.concatenate([np.zeros(1, np.float32), found.cpu().numpy()])
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
     def sleep(self) -> None:

@@ -117,7 +117,7 @@ class VLLMEngine:
                 found[i] = output.outputs[0].logprobs[0][int(tokens[i])].logprob
         return found
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
     def sleep(self) -> None:

@@ -16,7 +16,7 @@ from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
 from ..models import values
-from ..weights.manifest import Packed, Received, StaleWeights, Ticket, unpack, verify_probe, verify_received
+from ..weights.manifest import Packed, StaleWeights, SyncResult, WeightManifest, unpack, verify_probe, verify_received
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine
@@ -65,7 +65,7 @@ class RolloutWorker:
         """Builds the engine. Raises BadInput where it cannot run here."""
         _ = self.engine
 
-    def receive(self, item: int | Packed | Ticket) -> Received | None:
+    def receive(self, item: int | Packed | WeightManifest) -> SyncResult | None:
         """One piece of a sync, in the order the learner yields them: the version that comes (from now on none is served), the
         buckets, the open ticket (they are checked and loaded) and the complete one, which settles it.
 
@@ -73,7 +73,7 @@ class RolloutWorker:
         """
         if isinstance(item, int):
             self.version, self.coming, self.loaded = -1, [], None
-        elif not isinstance(item, Ticket):
+        elif not isinstance(item, WeightManifest):
             self.coming.append(item)
         elif item.log_probs is None:
             self.loaded = self._load(item)
@@ -82,10 +82,10 @@ class RolloutWorker:
         else:
             difference = verify_probe(self.loaded.answer, item)
             self.version = item.version
-            return Received(difference, self.loaded.hashing_s + time.monotonic() - self.loaded.at)
+            return SyncResult(difference, self.loaded.hashing_s + time.monotonic() - self.loaded.at)
         return None
 
-    def _load(self, ticket: Ticket) -> Loaded:
+    def _load(self, ticket: WeightManifest) -> Loaded:
         began, buckets = time.monotonic(), self.coming
         self.coming = []
         verify_received(buckets, ticket)
@@ -94,7 +94,7 @@ class RolloutWorker:
         at = time.monotonic()
         return Loaded(ticket.version, self.engine.log_probs(ticket.probe), hashing_s, at)
 
-    def load_weights(self, ticket: Ticket, *buckets: Packed) -> Received:
+    def load_weights(self, ticket: WeightManifest, *buckets: Packed) -> SyncResult:
         """A whole sync at once. Raises StaleWeights, and then serves no version at all."""
         self.receive(ticket.version)
         for bucket in buckets:
@@ -152,9 +152,9 @@ class RolloutWorker:
             truncated=[c.truncated for c in completions],
         )
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         """The engine's counters since the last call."""
-        return self.engine.statistics()
+        return self.engine.take_counters()
 
     def sleep(self) -> None:
         """Gives device memory to whoever shares it."""

@@ -131,12 +131,12 @@ class Collector:
         self.rollout.kill()
         self.reward.kill()
 
-    def statistics(self) -> dict[str, float]:
+    def take_counters(self) -> dict[str, float]:
         """Since the last call: generated tokens per second of engine time, seconds of all engines, share of their rows that were idle."""
         found = []
         for actor in self.rollout.actors:
             with contextlib.suppress(*DEAD):
-                found.append(ray.get(actor.statistics.remote(), timeout=self.deadline_s))
+                found.append(ray.get(actor.take_counters.remote(), timeout=self.deadline_s))
         tokens, seconds = sum(s["tokens"] for s in found), max((s["seconds"] for s in found), default=0.0)
         return {
             "rollout/tokens_per_second": tokens / max(seconds, 1e-9),
@@ -204,7 +204,7 @@ class Collection:
             self.num_stale += isinstance(cause, StaleWeights)
             if not isinstance(cause, StaleWeights) or self.num_stale > self.c.rollout.max_restarts:
                 raise cause from None
-            self._redo(stream, self.c.rollout.catch_up)
+            self._redo(stream, self.c.rollout.restore_worker)
         else:
             self._score(piece, chunk)
 

@@ -1,4 +1,4 @@
-"""The learner gang as the driver sees it: whole Batches in, whole Batches and metrics out."""
+"""The learner group as the driver sees it: whole Batches in, whole Batches and metrics out."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 @dataclass(frozen=True)
 class Sync:
-    """A sync on its way: ``whole`` are references to the ticket and to each bucket in the object store (the arguments of
-    RolloutWorker.load_weights); ``answers`` are, for each receiver, references to its answers to all pieces, the last a Received.
+    """A sync on its way: ``buckets`` are references to the ticket and to each bucket in the object store (the arguments of
+    RolloutWorker.load_weights); ``replies`` are, for each receiver, references to its answers to all pieces, the last a SyncResult.
     """
 
-    whole: list[Any]
-    answers: list[list[Any]]
+    buckets: list[Any]
+    replies: list[list[Any]]
 
 
-class Gang:
-    """All ranks of the learner, called together. A rank that dies raises WorkerLost, and the gang is started anew."""
+class LearnerGroup:
+    """All ranks of the learner, called together. A rank that dies raises WorkerLost, and all ranks are started again."""
 
     def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
         self.job, self.plan = job, (plan := placement.plan)
@@ -55,7 +55,7 @@ class Gang:
         """Joins the ranks and builds their models."""
         address, port = self.group.host(0), self.group.broadcast("free_port")[0]
         world = len(self.group)
-        self.info = self.group.each("start", [(rank, world, address, port) for rank in range(world)])[0]
+        self.info = self.group.map("start", [(rank, world, address, port) for rank in range(world)])[0]
 
     def remarks(self) -> list[str]:
         """Sentences on what the ranks found out about their models and their machine."""
@@ -78,7 +78,7 @@ class Gang:
         self.start()
 
     def recover(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``. A lost rank restarts the gang, and ``work`` begins again, from the last checkpoint."""
+        """The result of ``work``. A lost rank restarts all ranks, and ``work`` begins again, from the last checkpoint."""
         lost = False
         while True:
             try:
@@ -120,19 +120,19 @@ class Gang:
                 found[row] = value
         return found
 
-    def publish(self, version: int, temperature: float, vocab_size: int, receivers: Sequence[Any]) -> Sync:
+    def sync_weights(self, version: int, temperature: float, vocab_size: int, receivers: Sequence[Any]) -> Sync:
         """Hands the weights piece by piece to the ``receivers`` (actors with a method receive), while the next piece is made."""
         probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
         items: list[Any] = []
-        answers: list[list[Any]] = [[] for _ in receivers]
+        replies: list[list[Any]] = [[] for _ in receivers]
 
         def take(item: Any) -> None:
             items.append(item)
-            for receiver, own in zip(receivers, answers, strict=True):
+            for receiver, own in zip(receivers, replies, strict=True):
                 own.append(receiver.receive.remote(item))
 
-        self.group.stream("publish", version, probe, temperature, sync_tolerance(self.job), take=take)
-        return Sync([items[-1], *items[1:-2]], answers)
+        self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job), take=take)
+        return Sync([items[-1], *items[1:-2]], replies)
 
     def save(self, directory: Path) -> None:
         """Every rank's shards, into ``directory``."""

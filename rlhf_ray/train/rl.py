@@ -28,11 +28,11 @@ from ..run.metrics import Sinks
 from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
 from ..tasks.language_model import LanguageModelObjective
-from ..weights.manifest import Received
+from ..weights.manifest import SyncResult
 from . import advantages, step_metrics
 from . import evaluation as heldout
 from .dispatch import Collector, Order
-from .learner_group import Gang
+from .learner_group import LearnerGroup
 from .loop import StageTimer
 from .rollout_queue import Rollouts
 from .setup import Setup
@@ -43,7 +43,7 @@ class RL:
 
     def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop, watch: Watch = unwatched) -> None:
         self.job, self.held, self.run, self.setup, self.stop, self.watch = job, run, run.path, setup, stop, watch
-        self.gang: Gang = setup.gang
+        self.learners: LearnerGroup = setup.learners
         self.rollout: WorkerGroup = setup.rollout
         collector = Collector(
             setup.rollout, setup.reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s
@@ -51,8 +51,8 @@ class RL:
         self.collector = collector
         self.rollouts = Rollouts(job, collector, setup.prompts)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
-        self.meter = Meter(run, reserved_devices(setup.gang.plan, cluster_nodes()), job.cluster.price_per_gpu_hour)
-        self.rollout.welcome = self._welcome
+        self.meter = Meter(run, reserved_devices(setup.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour)
+        self.rollout.on_start = self._restore_weights
         self.published: list[Any] | None = None
         self.sinks: Sinks | None = None
         self.timer = StageTimer()
@@ -63,14 +63,14 @@ class RL:
     def train(self) -> None:
         """Trains to num_steps from wherever the run stands, and exports. A lost learner rank goes to the last checkpoint."""
         try:
-            self.gang.recover(self._work)
+            self.learners.recover(self._work)
         finally:
             self.rollouts.close()
 
     def _work(self) -> None:
         self.restore()
         self.loop()
-        self.gang.export(self.run / "model", self.setup.tokenizer.save_pretrained)
+        self.learners.export(self.run / "model", self.setup.tokenizer.save_pretrained)
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
@@ -92,7 +92,7 @@ class RL:
             with self.phase("wait"):
                 self.rollouts.drain()
             with self.phase("sync", self.rollout):
-                metrics |= self.publish(self.step + 1)
+                metrics |= self.sync_weights(self.step + 1)
             self.step += 1
             metrics["time/step"] = self.timer.step_seconds()
             self.finish_step(metrics)
@@ -100,7 +100,7 @@ class RL:
     def train_on(self, batch: Batch) -> dict[str, float]:
         """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
         with self.phase("annotate"):
-            batch = self.gang.annotate(batch, self.job.rollout.temperature, self.setup.columns)
+            batch = self.learners.annotate(batch, self.job.rollout.temperature, self.setup.columns_to_annotate)
         metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
         batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
         trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
@@ -114,7 +114,7 @@ class RL:
         minis = self.mini_batches(len(batch))
         reference = ray.put(batch)
         if isinstance(a, PPO):
-            metrics |= self.gang.update(
+            metrics |= self.learners.update(
                 "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
             )
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
@@ -127,7 +127,7 @@ class RL:
                 terms.append((LanguageModelObjective(), a.ptx_coef))
                 rows = [[m, self.setup.ptx.rows(self.step, i, len(minis), len(m))] for i, m in enumerate(minis)]
                 batches.append(self.setup.ptx.batch)
-            metrics |= self.gang.update("actor", terms, rows, *batches)
+            metrics |= self.learners.update("actor", terms, rows, *batches)
         if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
             kl = float(advantages.token_kl(batch).sum()) / len(batch)
             self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
@@ -142,20 +142,22 @@ class RL:
 
     # weights --------------------------------------------------------------------------------------------------------
 
-    def publish(self, version: int) -> dict[str, float]:
+    def sync_weights(self, version: int) -> dict[str, float]:
         """Sends the actor's weights to every rollout worker, verified. Returns what it took, as sync/..."""
         began = time.monotonic()
-        sync = self.gang.publish(version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors)
-        self.published = sync.whole
-        received = [Received()]
-        for index, answers in enumerate(sync.answers):
+        sync = self.learners.sync_weights(
+            version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors
+        )
+        self.published = sync.buckets
+        received = [SyncResult()]
+        for index, replies in enumerate(sync.replies):
             try:
-                received.append(ray.get(answers, timeout=self.job.cluster.deadline_s)[-1])
+                received.append(ray.get(replies, timeout=self.job.cluster.deadline_s)[-1])
             except DEAD:
                 self.rollout.replace(index)
         return step_metrics.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)
 
-    def _welcome(self, actor: Any) -> None:
+    def _restore_weights(self, actor: Any) -> None:
         if self.published is not None:
             ray.get(actor.load_weights.remote(*self.published), timeout=self.job.cluster.deadline_s)
 
@@ -165,7 +167,7 @@ class RL:
         self.held.events.at(stage=name)
         with self.timer.stage(name):
             if self.setup.time_shared:
-                self.rollout.reach("wake" if self.rollout in groups else "sleep")
+                self.rollout.call_with_restart("wake" if self.rollout in groups else "sleep")
             yield
 
     # state ----------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ class RL:
         if found is not None:
             state = json.loads((found / "state.json").read_text())
             self.step, self.kl_coef = state["step"], state["kl_coef"]
-            self.gang.load(found / "learner")
+            self.learners.load(found / "learner")
             self.rollouts.restore(found / "rollouts", state["rollouts"])
             notice(f"going on from {found.name} in {self.run}")
         heldout.prune(self.run, self.step, self.job.evaluate)
@@ -186,7 +188,7 @@ class RL:
             self.sinks.close()
         self.sinks = sinks(self.job, self.held, self.step)
         with self.phase("sync", self.rollout):
-            self.publish(self.step)
+            self.sync_weights(self.step)
 
     def finish_step(self, metrics: dict[str, float]) -> None:
         """Logs the step; evaluates, checkpoints and stops where it is time to."""
@@ -226,7 +228,7 @@ class RL:
         def fill(directory: Path) -> None:
             for name in ("learner", "rollouts"):
                 (directory / name).mkdir()
-            self.gang.save(directory / "learner")
+            self.learners.save(directory / "learner")
             state["rollouts"] = self.rollouts.save(directory / "rollouts")
 
         state: dict[str, Any] = {"step": self.step, "kl_coef": self.kl_coef}
@@ -241,8 +243,8 @@ class RL:
             return {}
         order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
         batch = self.collector.collect(order, s.heldout)
-        self.collector.statistics()  # of these rollouts, which no step is to count as its own
-        batch = self.gang.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
+        self.collector.take_counters()  # of these rollouts, which no step is to count as its own
+        batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
         rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
         heldout.write(heldout.path(self.run, self.step), rows, e)
         found = heldout.metrics(rows)

@@ -95,7 +95,7 @@ class Rollouts:
                 break
             metrics["rollout/refills"] += 1
             pending = [self._collect(step, missing, visits)]
-        return Generated(sound, pending, metrics | self.collector.statistics())
+        return Generated(sound, pending, metrics | self.collector.take_counters())
 
     def _finish(self, step: int) -> None:
         """Waits for the scores of a step; its rollouts are ready then, and none where no group's rewards vary."""

@@ -33,7 +33,7 @@ from ..rollout.worker import Place, RolloutWorker
 from ..run.events import notice
 from . import roles
 from .dispatch import Prompts
-from .learner_group import PROBE_LENGTH, Gang
+from .learner_group import PROBE_LENGTH, LearnerGroup
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ptx:
 class Setup:
     """The actors and data of an RL job."""
 
-    gang: Gang
+    learners: LearnerGroup
     rollout: WorkerGroup
     reward: WorkerGroup
     prompts: Prompts
@@ -60,7 +60,7 @@ class Setup:
     ptx: Ptx | None
     terms: list[Reward]
     num_trained: int
-    columns: list[str]
+    columns_to_annotate: list[str]
     importance: bool
     time_shared: bool
     vocab_size: int
@@ -112,20 +112,20 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     rollout = rollout_group(
         job.rollout, model, roles.eos_ids(tokenizer, directory), _max_length(job), job.cluster, placement
     )
-    gang = Gang(job, roles.rl_roles(job, model, tokenizer), placement)
+    learners = LearnerGroup(job, roles.rl_roles(job, model, tokenizer), placement)
     try:
         reward.broadcast("check", _longest(job))
-        gang.start()
-        for line in gang.remarks():
+        learners.start()
+        for line in learners.remarks():
             notes(line)
         rollout.broadcast("check")
         yield Setup(
-            gang, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
-            job.annotated, _importance(job),
+            learners, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
+            job.columns_to_annotate, _importance(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
         )  # fmt: skip
     finally:
-        for group in (reward, rollout, gang):
+        for group in (reward, rollout, learners):
             group.kill()
         placement.remove()
 

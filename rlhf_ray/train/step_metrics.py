@@ -9,7 +9,7 @@ import numpy as np
 
 from ..algorithms.losses import effective_sample_share
 from ..batch import Batch
-from ..weights.manifest import Received, Ticket
+from ..weights.manifest import SyncResult, WeightManifest
 
 
 def rollout_metrics(
@@ -52,7 +52,7 @@ def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def sync_metrics(ticket: Ticket, received: Sequence[Received], seconds: float) -> dict[str, float]:
+def sync_metrics(ticket: WeightManifest, received: Sequence[SyncResult], seconds: float) -> dict[str, float]:
     """The probe's largest difference in nats, bytes, bytes/s of the whole sync, and the share of it spent on verification."""
     return {
         "sync/probe_difference": max(r.probe_difference for r in received),

@@ -1,4 +1,4 @@
-"""Supervised jobs: examples, a loss and held-out examples, on the same learner gang as RL."""
+"""Supervised jobs: examples, a loss and held-out examples, on the same learner group as RL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ..tasks.preference import DesirableObjective, log_ratios
 from ..tasks.seq2seq import Seq2SeqObjective
 from . import roles, step_metrics
 from .evaluation import SEED_STEP
-from .learner_group import Gang
+from .learner_group import LearnerGroup
 
 
 class SupervisedRun:
@@ -64,57 +64,57 @@ class SupervisedRun:
         job = self.job
         chosen = plan_placement(job.cluster, worker_demand(learner=job.learner), cluster_nodes())
         placement = Placement(chosen)
-        gang = Gang(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
+        learners = LearnerGroup(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:
-            gang.start()
+            learners.start()
             self.meter = Meter(self.held, reserved_devices(chosen, cluster_nodes()), job.cluster.price_per_gpu_hour)
-            for line in gang.remarks():
+            for line in learners.remarks():
                 notice(line)
-            return gang.recover(lambda: self._work(gang))
+            return learners.recover(lambda: self._work(learners))
         finally:
-            gang.kill()
+            learners.kill()
             placement.remove()
 
-    def _work(self, gang: Gang) -> dict[str, float]:
+    def _work(self, learners: LearnerGroup) -> dict[str, float]:
         job = self.job
-        if self.task.reference and not self.rows.has("ref_log_probs"):  # while the gang holds the starting model
-            self.rows = self._with_reference(gang, self.rows)
-            self.heldout = None if self.heldout is None else self._with_reference(gang, self.heldout)
-        self._restore(gang)
-        self._loop(gang)
+        if self.task.reference and not self.rows.has("ref_log_probs"):  # while the learner holds the starting model
+            self.rows = self._with_reference(learners, self.rows)
+            self.heldout = None if self.heldout is None else self._with_reference(learners, self.heldout)
+        self._restore(learners)
+        self._loop(learners)
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
-            gang.load(best / "learner")
+            learners.load(best / "learner")
             notice(f"the model is that of {best.name}, the best by {job.evaluate.best}")
-        gang.export(self.run / "model", self.tokenizer.save_pretrained)
-        return self.evaluate(gang) if self.heldout is not None else {}
+        learners.export(self.run / "model", self.tokenizer.save_pretrained)
+        return self.evaluate(learners) if self.heldout is not None else {}
 
-    def _with_reference(self, gang: Gang, batch: Batch) -> Batch:
-        return batch.replace(ref_log_probs=gang.annotate(batch, 1.0, ["old_log_probs"]).old_log_probs)
+    def _with_reference(self, learners: LearnerGroup, batch: Batch) -> Batch:
+        return batch.replace(ref_log_probs=learners.annotate(batch, 1.0, ["old_log_probs"]).old_log_probs)
 
-    def _settled(self, gang: Gang, batch: Batch, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
+    def _settled(self, learners: LearnerGroup, batch: Batch, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
         """The objective of a step and the rows it reads. KTO's gets its reference point from the mismatched row of each group."""
         if not isinstance(self.task.objective, DesirableObjective):
             return self.task.objective, rows
         matched, mismatched = rows[0::2], rows[1::2]
-        now = gang.annotate(batch.take(mismatched), 1.0, ["old_log_probs"])
+        now = learners.annotate(batch.take(mismatched), 1.0, ["old_log_probs"])
         return replace(self.task.objective, reference_point=reference_point(log_ratios(now))), matched
 
-    def _restore(self, gang: Gang) -> None:
+    def _restore(self, learners: LearnerGroup) -> None:
         self.step = 0
         found = self.checkpoints.latest()
         if found is not None:
             self.step = json.loads((found / "state.json").read_text())["step"]
-            gang.load(found / "learner")
+            learners.load(found / "learner")
             notice(f"going on from {found.name} in {self.run}")
         self.sinks = sinks(self.job, self.held, self.step)
 
-    def _loop(self, gang: Gang) -> None:
+    def _loop(self, learners: LearnerGroup) -> None:
         job = self.job
         while self.step < job.num_steps:
             began = time.monotonic()
             seen = self._seen()
-            objective, rows = self._settled(gang, seen, np.arange(len(seen)))
-            metrics = gang.update("actor", [(objective, 1.0)], [[rows]], seen)
+            objective, rows = self._settled(learners, seen, np.arange(len(seen)))
+            metrics = learners.update("actor", [(objective, 1.0)], [[rows]], seen)
             metrics["time/step"] = time.monotonic() - began
             tokens = float(seen.lengths[rows].sum())
             metrics["step/tokens_per_second"] = tokens / metrics["time/step"]
@@ -124,13 +124,13 @@ class SupervisedRun:
             stopping = self.stop.requested and not last
             due = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
             if self.heldout is not None and due:
-                metrics |= self.evaluate(gang)
-                self._keep_best(gang, metrics)
+                metrics |= self.evaluate(learners)
+                self._keep_best(learners, metrics)
                 stages["evaluate"] = time.monotonic() - began - metrics["time/step"]
             metrics |= self.meter.step(stages, tokens)
             self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
             if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
-                self._save(gang)
+                self._save(learners)
             if job.log.progress and (last or self.step % job.log.every == 0):
                 print(step_metrics.supervised_line(self.step, job.num_steps, metrics), flush=True)
             if self.heldout is not None and due:
@@ -146,10 +146,10 @@ class SupervisedRun:
         seen = self.rows.take(rows).replace(group=np.repeat(np.arange(len(units)), size))
         return seen if self.task.view is None else self.task.view(seen, [self.job.run.seed, self.step])
 
-    def _save(self, gang: Gang) -> None:
-        self.checkpoints.write(self.step, partial(_shards, gang), {"step": self.step})
+    def _save(self, learners: LearnerGroup) -> None:
+        self.checkpoints.write(self.step, partial(_shards, learners), {"step": self.step})
 
-    def _keep_best(self, gang: Gang, metrics: dict[str, float]) -> None:
+    def _keep_best(self, learners: LearnerGroup, metrics: dict[str, float]) -> None:
         """Keeps the learner in RUN/best where its evaluation is the best so far. Raises BadInput for an unknown metric."""
         name = self.job.evaluate.best
         if name is None:
@@ -161,23 +161,23 @@ class SupervisedRun:
         score = -metrics[key] if name.startswith("-") else metrics[key]
         before = self.best.latest()
         if before is None or score > json.loads((before / "state.json").read_text())["score"]:
-            self.best.write(self.step, partial(_shards, gang), {"step": self.step, "score": score})
+            self.best.write(self.step, partial(_shards, learners), {"step": self.step, "score": score})
 
-    def evaluate(self, gang: Gang) -> dict[str, float]:
+    def evaluate(self, learners: LearnerGroup) -> dict[str, float]:
         """The objective's metrics on held-out examples, and what the predictions are worth; all of it in RUN/evaluation.json."""
         assert self.heldout is not None
         batch = self.heldout if self.task.view is None else self.task.view(self.heldout, [self.job.run.seed, SEED_STEP])
-        objective, rows = self._settled(gang, batch, np.arange(len(batch)))
-        found: dict[str, Any] = gang.evaluate(objective, ray.put(batch.take(rows)))
+        objective, rows = self._settled(learners, batch, np.arange(len(batch)))
+        found: dict[str, Any] = learners.evaluate(objective, ray.put(batch.take(rows)))
         if isinstance(objective, LanguageModelObjective | Seq2SeqObjective):
             found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
         if self.task.judge is not None:
             judged = batch.take(np.arange(len(batch))[: self.task.num_judged])
-            found |= self.task.judge(gang.predict(objective, judged))
+            found |= self.task.judge(learners.predict(objective, judged))
         write_json(self.run / "evaluation.json", {"step": self.step, **found})
         return {f"evaluate/{name}": value for name, value in found.items() if isinstance(value, float)}
 
 
-def _shards(gang: Gang, directory: Path) -> None:
+def _shards(learners: LearnerGroup, directory: Path) -> None:
     (directory / "learner").mkdir()
-    gang.save(directory / "learner")
+    learners.save(directory / "learner")

@@ -27,7 +27,7 @@ class StaleWeights(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ticket:
+class WeightManifest:
     """What a receiver checks a sync against: a fingerprint for each bucket, and the learner's ``log_probs`` (T,) of ``probe``.
 
     Without ``log_probs`` it is open: the buckets are all there and may be loaded, the learner's answer is on its way.
@@ -43,7 +43,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Received:
+class SyncResult:
     """A verified sync: the probe's largest difference in nats, and the seconds that fingerprints and probe took the receiver,
     waiting for the learner's answer included."""
 
@@ -107,14 +107,14 @@ def full(version: int) -> bool:
     return version % FULL_EVERY == 0
 
 
-def verify_received(received: Sequence[Packed], ticket: Ticket) -> None:
+def verify_received(received: Sequence[Packed], ticket: WeightManifest) -> None:
     """Raises StaleWeights where the buckets received are not those sent."""
     found = tuple(fingerprint(bucket, full(ticket.version)) for bucket in received)
     if found != ticket.fingerprints:
         raise StaleWeights(f"version {ticket.version}: fingerprints {found} received, {ticket.fingerprints} sent")
 
 
-def verify_probe(log_probs: np.ndarray, ticket: Ticket) -> float:
+def verify_probe(log_probs: np.ndarray, ticket: WeightManifest) -> float:
     """Largest difference in nats between engine and learner on the probe. Raises StaleWeights beyond the tolerance."""
     if ticket.log_probs is None:
         raise StaleWeights(f"version {ticket.version}: the learner's log-probs of the probe have not come")

@@ -21,7 +21,7 @@ from rlhf_ray.config import RLJob
 from rlhf_ray.jobs.kinds import demand_of
 from rlhf_ray.run.directory import RunDir
 from rlhf_ray.train.dispatch import Prompts
-from rlhf_ray.train.learner_group import Gang
+from rlhf_ray.train.learner_group import LearnerGroup
 from rlhf_ray.train.rl import RL
 from rlhf_ray.train.setup import Setup
 from tests.benchmarks.paired import report
@@ -30,8 +30,8 @@ from tests.benchmarks.zero_cost import PROMPT, RESPONSE, Engine, Learner, Scorer
 GROUP, EXAMPLES, STEPS = 8, 4096, 4
 
 
-class IdleGang(Gang):
-    """The learner gang with a rank that costs nothing."""
+class IdleLearners(LearnerGroup):
+    """A learner group with a rank that costs nothing."""
 
     def __init__(self, job, group):
         self.job, self.group, self.info = job, group, {}
@@ -73,7 +73,7 @@ def measure(job, groups, directory):
     )
     learner, rollout, reward = groups
     setup = Setup(
-        IdleGang(job, learner), rollout, reward, prompts, None, None, list(job.rewards.terms), 1, ["old_log_probs"], False,
+        IdleLearners(job, learner), rollout, reward, prompts, None, None, list(job.rewards.terms), 1, ["old_log_probs"], False,
         False, 100, SimpleNamespace(save_pretrained=None),
     )  # fmt: skip
     with RunDir(job.model_copy(update={"run": job.run.model_copy(update={"dir": directory})})) as run:

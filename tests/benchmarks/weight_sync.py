@@ -1,6 +1,6 @@
 """A verified weight sync through real actors, as in a job, against the machine's copy bandwidth measured in turns.
 
-`ours` is RL's publish: learner rank -> object store -> rollout worker, fingerprints and probe included; `theirs` is one
+`ours` is RL's sync: learner rank -> object store -> rollout worker, fingerprints and probe included; `theirs` is one
 single-threaded copy of as many bytes in this process, so that the ratio is the share of the copy bandwidth. The goal is 0.5.
 `cpu_s` are CPU seconds of all processes for one sync: other load on the machine hardly touches them.
 """
@@ -25,7 +25,7 @@ from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
 from rlhf_ray.report import tables as reports
 from rlhf_ray.rollout.worker import Place, RolloutWorker
-from rlhf_ray.train.learner_group import Gang
+from rlhf_ray.train.learner_group import LearnerGroup
 from rlhf_ray.weights.manifest import unpack
 from tests.benchmarks.paired import report, seconds
 
@@ -61,7 +61,7 @@ def job(directory, threads, device):
 
 
 def syncs(job, model, rounds):
-    """Publishes ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
+    """Syncs ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
     demand = Demand(counts={"learner": 1, "rollout": 1})
     placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
     threads = placement.plan.num_threads
@@ -69,17 +69,17 @@ def syncs(job, model, rounds):
         "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place(placement.plan.device, threads, 64)),
         lambda i: placement.options("rollout", i), 600.0, 0,
     )  # fmt: skip
-    gang = Gang(job, [Role("actor", "policy", model, 1e-5)], placement)
-    gang.start()
+    learners = LearnerGroup(job, [Role("actor", "policy", model, 1e-5)], placement)
+    learners.start()
     source = target = None
     ours, theirs, found, cpu = [], [], [], []
     sync = None
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        sync = gang.publish(version, 1.0, VOCABULARY, worker.actors)
-        received = [ray.get(answers)[-1] for answers in sync.answers]
+        sync = learners.sync_weights(version, 1.0, VOCABULARY, worker.actors)
+        received = [ray.get(replies)[-1] for replies in sync.replies]
         took, spent = time.perf_counter() - began, cpu_seconds() - before
-        ticket = ray.get(sync.whole[0])
+        ticket = ray.get(sync.buckets[0])
         if source is None:
             source, target = np.ones(ticket.num_bytes, np.uint8), np.zeros(ticket.num_bytes, np.uint8)
         before = time.process_time()
@@ -89,9 +89,9 @@ def syncs(job, model, rounds):
             theirs.append(copied)
             cpu.append((spent, time.process_time() - before))
             found.append(reports.sync_metrics(ticket, received, took))
-    wrong = worker.broadcast("differs", *sync.whole[1:])[0]
+    wrong = worker.broadcast("differs", *sync.buckets[1:])[0]
     assert not wrong, f"the worker holds other weights: {wrong[:3]}"
-    gang.kill()
+    learners.kill()
     worker.kill()
     placement.remove()
     return ours, theirs, found, np.median(cpu, axis=0).tolist()
@@ -127,7 +127,7 @@ def main():
             }
         )  # fmt: skip
     report(
-        "weight sync: bytes/s of a verified publish against one copy (ratio is the share)",
+        "weight sync: bytes/s of a verified sync against one copy (ratio is the share)",
         rows,
         Path("build/benchmarks"),
     )

@@ -29,7 +29,7 @@ class Engine:
                 truncated=np.zeros(count),
             )  # fmt: skip
 
-    def statistics(self):
+    def take_counters(self):
         return {"tokens": 0.0, "seconds": 0.0, "idle_share": 0.0}
 
     def ping(self):
@@ -53,7 +53,7 @@ class Learner:
     def update(self, role, objectives, minis, *batches):
         return {"actor/lr": (0.0, 1.0)}
 
-    def publish(self, version, probe, temperature, tolerance):
+    def sync_weights(self, version, probe, temperature, tolerance):
         yield version
         yield SimpleNamespace(num_bytes=0)
         yield SimpleNamespace(num_bytes=0)

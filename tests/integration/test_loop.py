@@ -63,8 +63,8 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
     assert steps[0]["sync/probe_difference"] < 0.3
     saved = load_file(done.path / "model" / "model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.bfloat16}
-    info = done.loop.gang.info
-    slow = any("bfloat16 products" in line for line in done.loop.gang.remarks())
+    info = done.loop.learners.info
+    slow = any("bfloat16 products" in line for line in done.loop.learners.remarks())
     assert slow == (info["peak_flops"] < info["float32_flops"])
     with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
         done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
@@ -142,42 +142,42 @@ def end(actor):
 
 
 def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
-    group, welcome, deaths = done.loop.rollout, done.loop.rollout.welcome, []
+    group, on_start, deaths = done.loop.rollout, done.loop.rollout.on_start, []
 
     def fatal(actor):
         if not deaths:
             deaths.append(actor)
             end(actor)
-        welcome(actor)
+        on_start(actor)
 
-    group.welcome = fatal
+    group.on_start = fatal
     end(group.actors[0])
     with done.loop.phase("rollout", group):
         pass
     assert (len(deaths), group.num_restarts) == (1, 2)
-    group.welcome = welcome
+    group.on_start = on_start
 
 
-def test_a_rank_that_dies_while_the_gang_restarts_is_one_more_death(done):
-    gang, calls = done.made.gang, []
+def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
+    learners, calls = done.made.learners, []
 
     def work():
-        calls.append(gang.group.num_restarts)
+        calls.append(learners.group.num_restarts)
         if len(calls) == 1:
-            end(gang.group.actors[0])
-        return gang.group.broadcast("ping")
+            end(learners.group.actors[0])
+        return learners.group.broadcast("ping")
 
-    start = gang.start
+    start = learners.start
 
     def fatal():
-        if gang.group.num_restarts == 1:
-            end(gang.group.actors[0])
+        if learners.group.num_restarts == 1:
+            end(learners.group.actors[0])
         start()
 
-    gang.start = fatal
-    assert gang.recover(work) == ["ok"]
+    learners.start = fatal
+    assert learners.recover(work) == ["ok"]
     assert calls == [0, 2]
-    gang.start = start
+    learners.start = start
 
 
 def test_closing_rollouts_ends_what_is_in_flight(done):

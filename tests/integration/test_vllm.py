@@ -13,7 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.config import ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request
 from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
-from rlhf_ray.weights.manifest import StaleWeights, Ticket, fingerprint, full, num_bytes, pack, unpack, verify_probe
+from rlhf_ray.weights.manifest import (
+    StaleWeights,
+    WeightManifest,
+    fingerprint,
+    full,
+    num_bytes,
+    pack,
+    unpack,
+    verify_probe,
+)
 from tests.helpers import TINY, rl_job
 
 pytestmark = [
@@ -41,11 +50,11 @@ def expected(model, tokens):
 
 
 def sent(model, version):
-    """(Ticket, one bucket) as the learner makes them."""
+    """(WeightManifest, one bucket) as the learner makes them."""
     packed = pack({name: p.detach() for name, p in model.named_parameters()})
     probe = np.random.default_rng(version).integers(0, 50, 16).astype(np.int32)
     marks = (fingerprint(packed, full(version)),)
-    return Ticket(version, marks, probe, expected(model, probe), 1e-3, num_bytes(packed)), packed
+    return WeightManifest(version, marks, probe, expected(model, probe), 1e-3, num_bytes(packed)), packed
 
 
 def requests(**more):
@@ -178,7 +187,7 @@ def test_completions_come_as_they_finish(bench):
     steps = bench("run", requests())
     assert sum(bool(finished) for finished in steps) > 1
     assert set(completions(steps)) == set(range(12))
-    counted = bench("statistics")
+    counted = bench("take_counters")
     assert counted["tokens"] > 0
     assert 0 <= counted["idle_share"] < 1
 

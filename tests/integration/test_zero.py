@@ -78,7 +78,7 @@ def batch(order=None):
     return whole if order is None else whole.take(order)
 
 
-def gang(model, world, stage, budget, lora=None, num_updates=3):
+def joined_ranks(model, world, stage, budget, lora=None, num_updates=3):
     """Actor, critic, reference and two value models on ``world`` ranks, joined; SGD on a learning rate that falls to zero."""
     config = LearnerConfig(
         zero_stage=stage, optimizer="sgd", micro_batch_tokens=budget, num_workers=world, max_grad_norm=0.5,
@@ -113,7 +113,7 @@ def start(roles, config):
         0,
     )
     address, port = ranks.host(0), ranks.broadcast("free_port")[0]
-    ranks.each("start", [(rank, world, address, port) for rank in range(world)])
+    ranks.map("start", [(rank, world, address, port) for rank in range(world)])
     return ranks
 
 
@@ -162,7 +162,7 @@ def learn(made, rows):
 
 @pytest.fixture(scope="module")
 def whole(model):
-    made = gang(model, 1, 0, 1000)
+    made = joined_ranks(model, 1, 0, 1000)
     found = (*learn(made, batch()), translations(made, batch()))
     made.kill()
     assert len({len(t) for t in found[2].values()}) > 1  # ranks are not done at once
@@ -175,7 +175,7 @@ LATER = pytest.mark.learning  # stages 0 and 2 are much like 1: not in CI, so th
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=LATER), 1, pytest.param(2, marks=LATER), 3])
 def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whole, tmp_path, stage):
     rows = batch(np.random.default_rng(1).permutation(8))
-    made = gang(model, 2, stage, 25)
+    made = joined_ranks(model, 2, stage, 25)
     parts = made.broadcast("annotate", rows, 1.0, ["old_log_probs", "ref_log_probs", "values"])
     assert sorted(np.concatenate([p["rows"] for p in parts])) == list(range(8))
     for part in parts:
@@ -196,7 +196,9 @@ def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whol
     made.broadcast("save", str(tmp_path))
     last = [update(made, role, objective, rows) for role, objective in (("actor", POLICY), ("values", VALUES))]
     made.kill()
-    fresh = gang(model, 2, stage, 25, num_updates=6)  # a job made longer: half of the learning rate is left, not none
+    fresh = joined_ranks(
+        model, 2, stage, 25, num_updates=6
+    )  # a job made longer: half of the learning rate is left, not none
     fresh.broadcast("load", str(tmp_path))
     for name, tensor in state(fresh)[0].items():
         assert torch.equal(tensor, weights[name]), name
@@ -208,7 +210,10 @@ def test_same_as_one_rank_and_one_micro_batch_and_again_after_a_load(model, whol
 
 
 def test_adapters_and_a_scalar_head_learn_and_the_reference_does_not(model):
-    made, rows = gang(model, 1, 1, 1000, lora=LoraConfig(rank=2, alpha=4, targets=["q_proj", "down_proj"])), batch()
+    made, rows = (
+        joined_ranks(model, 1, 1, 1000, lora=LoraConfig(rank=2, alpha=4, targets=["q_proj", "down_proj"])),
+        batch(),
+    )
     asked = ("annotate", rows, 1.0, ["old_log_probs", "ref_log_probs"])
     before, shown = state(made)[0], made.broadcast(*asked)[0]
     metrics, (weights, _) = learn(made, rows)
@@ -242,7 +247,10 @@ def test_rows_are_shared_out_by_the_width_of_the_model_that_reads_them(model, tm
     ranks = start(roles, LearnerConfig(optimizer="sgd", micro_batch_tokens=100, num_workers=2))
     lengths = (20, 11, 11, 9)
     rows = from_sequences(
-        [np.arange(n) for n in lengths], response_mask=[np.ones(n) for n in lengths], prompt_length=[0] * 4, group=np.arange(4)
+        [np.arange(n) for n in lengths],
+        response_mask=[np.ones(n) for n in lengths],
+        prompt_length=[0] * 4,
+        group=np.arange(4),
     )
     shares = {
         role: [part["rows"].tolist() for part in ranks.broadcast("predict", role, RowObjective("scores"), rows)]

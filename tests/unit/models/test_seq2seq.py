@@ -140,7 +140,7 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
         numbers = np.random.Generator(np.random.Philox(request.seed)).random(5, dtype=np.float32)
         drawn = [int((p.exp().cumsum(-1) <= u).sum()) for p, u in zip(log_p, numbers, strict=False)]
         assert got.tokens.tolist() == (logits.argmax(-1).tolist() if request.greedy else drawn)
-    assert engine.statistics()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
+    assert engine.take_counters()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
     several = answers(engine, [Request(seed, requests[0].prompt, seed, 0) for seed in range(8)])
     assert len({tuple(c.tokens.tolist()) for c in several.values()}) > 4
 

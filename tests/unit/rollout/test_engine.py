@@ -13,7 +13,7 @@ from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.kv_cache import CachedDecoder, RecomputingDecoder
 from rlhf_ray.rollout.transformers_engine import TransformersEngine
 from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
-from rlhf_ray.weights.manifest import StaleWeights, Ticket, buckets, fingerprint, full, num_bytes, pack, unpack
+from rlhf_ray.weights.manifest import StaleWeights, WeightManifest, buckets, fingerprint, full, num_bytes, pack, unpack
 
 WIDE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -123,10 +123,10 @@ def test_a_model_that_a_cache_does_not_fit_is_recomputed():
 def test_statistics_count_tokens_and_idle_rows():
     used = engine()
     found = run(used, requests(3))
-    counted = used.statistics()
+    counted = used.take_counters()
     assert counted["tokens"] == sum(len(c.tokens) for c in found.values())
     assert 0.25 <= counted["idle_share"] < 1
-    assert used.statistics()["tokens"] == 0
+    assert used.take_counters()["tokens"] == 0
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def worker(tmp_path):
 
 
 def ticket(version, model, tolerance=1e-3):
-    """(Ticket, packed weights) as the learner makes them, from a model of its own."""
+    """(WeightManifest, packed weights) as the learner makes them, from a model of its own."""
     packed, probe = pack(dict(model.state_dict())), np.arange(3, 20, dtype=np.int32)
     with torch.no_grad():
         whole = model(input_ids=torch.tensor(probe).long()[None]).logits[0].float().log_softmax(-1)
     log_probs = np.array([0.0, *[float(whole[i - 1, probe[i]]) for i in range(1, len(probe))]], np.float32)
-    return Ticket(version, (fingerprint(packed, full(version)),), probe, log_probs, tolerance), packed
+    return WeightManifest(version, (fingerprint(packed, full(version)),), probe, log_probs, tolerance), packed
 
 
 def chunk(**more):
@@ -251,7 +251,7 @@ def test_buckets_hold_every_tensor_once_and_copy_none():
 def test_an_engine_that_computes_something_else_is_caught_by_the_probe(worker):
     _, packed = ticket(1, made())
     other, _ = ticket(1, made(seed=5))
-    lying = Ticket(1, (fingerprint(packed, False),), other.probe, other.log_probs, 1e-3)
+    lying = WeightManifest(1, (fingerprint(packed, False),), other.probe, other.log_probs, 1e-3)
     with pytest.raises(StaleWeights, match="differ from the learner's"):
         worker.load_weights(lying, packed)
 

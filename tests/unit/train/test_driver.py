@@ -54,7 +54,7 @@ class Scored:
             example_id=example, sample=sample, prompt_length=[1] * len(rows), reward_parts=reward[:, None],
         ).sorted()  # fmt: skip
 
-    def statistics(self):
+    def take_counters(self):
         return {}
 
     def forget(self):
@@ -184,7 +184,7 @@ def test_the_looser_dtype_decides_what_a_sync_may_differ_by(learner, engine):
     ],
 )
 def test_nothing_is_annotated_that_an_update_computes_itself(changes, columns):
-    assert parse(rl_job(algorithm={"type": "grpo", **changes}), "job").annotated == columns
+    assert parse(rl_job(algorithm={"type": "grpo", **changes}), "job").columns_to_annotate == columns
 
 
 @pytest.mark.parametrize("context", [16, 128])

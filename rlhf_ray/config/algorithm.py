@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -62,7 +62,14 @@ class Overlong(Section):
 
 
 class Algorithm(Section):
-    """What all variants share."""
+    """What all variants share.
+
+    ``greedy_baseline``: a greedy sample of each prompt comes on top of ``group_size``. ``token_advantages``: tokens of a
+    response may have different advantages, so that process rewards count.
+    """
+
+    greedy_baseline: ClassVar[bool] = False
+    token_advantages: ClassVar[bool] = False
 
     group_size: int = Field(8, ge=1, description="Samples of one prompt.")
     clip_high: float = Field(0.2, gt=0, description="The ratio is clipped at 1 + clip_high.")
@@ -87,6 +94,11 @@ class Algorithm(Section):
     truncated_penalty: float = Field(1.0, ge=0, description="Subtracted from its reward where truncated: penalty.")
     dynamic_sampling: DynamicSampling | None = Field(None, description="Refill groups whose rewards are all equal.")
     overlong: Overlong | None = Field(None, description="Soft penalty on long responses.")
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Rollouts of one prompt in a step, the greedy baseline's included."""
+        return self.group_size + self.greedy_baseline
 
     @model_validator(mode="after")
     def _consistent(self) -> Algorithm:
@@ -113,6 +125,7 @@ class TokenRatio(Algorithm):
 class PPO(TokenRatio):
     """PPO with a critic (Schulman et al., 2017; arXiv 1707.06347)."""
 
+    token_advantages: ClassVar[bool] = True
     type: Literal["ppo"] = "ppo"
     group_size: int = Field(1, ge=1, description="Samples of one prompt.")
     dual_clip: float | None = Field(3.0, gt=1, description="Bound on the loss ratio where the advantage is negative.")
@@ -171,6 +184,7 @@ class RLOO(Grouped, TokenRatio):
 class Reinforce(TokenRatio):
     """REINFORCE (Williams, 1992): the return itself, no baseline, no whitening; with one update a step nothing is clipped."""
 
+    token_advantages: ClassVar[bool] = True
     type: Literal["reinforce"] = "reinforce"
     group_size: int = Field(1, ge=1, description="Samples of one prompt.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
@@ -179,6 +193,7 @@ class Reinforce(TokenRatio):
 class ReinforcePlusPlus(TokenRatio):
     """REINFORCE++ (Hu, 2025; arXiv 2501.03262)."""
 
+    token_advantages: ClassVar[bool] = True
     type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
     group_size: int = Field(1, ge=1, description="Samples of one prompt.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
@@ -200,6 +215,7 @@ class ReinforcePlusPlusBaseline(Grouped, TokenRatio):
 class ReMax(TokenRatio):
     """ReMax: the greedy sample's reward is the baseline (Li et al., 2023; arXiv 2310.10505)."""
 
+    greedy_baseline: ClassVar[bool] = True
     type: Literal["remax"] = "remax"
     group_size: int = Field(1, ge=1, description="Samples of one prompt; a greedy one comes on top.")
     kl: KLConfig = Field(

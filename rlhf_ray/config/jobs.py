@@ -111,7 +111,7 @@ class RLJob(Common):
     @model_validator(mode="after")
     def _steps_are_used(self) -> RLJob:
         steps = [t.name for t in self.rewards.terms if isinstance(t, ModelReward) and t.steps is not None]
-        if steps and self.algorithm.type not in ("ppo", "reinforce", "reinforce_plus_plus"):
+        if steps and not self.algorithm.token_advantages:
             raise ValueError(
                 f"rewards.terms: '{steps[0]}' rewards steps, and algorithm.type {self.algorithm.type} gives a whole answer one "
                 "advantage; take ppo, reinforce or reinforce_plus_plus"

@@ -191,7 +191,7 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
 def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]:
     """Seconds of generation of each chunk of one step."""
     r, a, e = job.rollout, job.algorithm, job.rollout.engine
-    per = a.group_size + (a.type == "remax")
+    per = a.samples_per_prompt
     devices = float(e.num_gpus) * given.share
     engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, devices, e.uses_cuda_graphs)
     found, first_s = [], stages.efficiency(given.cluster.device).rollout_s

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..algorithms.estimate import token_kl
 from ..batch import Batch
 from ..config import RewardsConfig
 from ..config.jobs import EvaluateRL
@@ -18,7 +19,6 @@ from ..data.examples import completion
 from ..quality import intervals
 from ..rewards.reward import combine
 from ..run.atomic import replace_file
-from .advantages import token_kl
 
 SEED_STEP = (1 << 32) - 1  # no training step has this number
 

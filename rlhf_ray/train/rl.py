@@ -15,10 +15,13 @@ import ray
 from ..actors.group import DEAD, WorkerGroup
 from ..actors.placement import cluster_nodes, reserved_devices
 from ..actors.session import Stop
+from ..algorithms.estimate import estimate_advantages, token_kl
 from ..algorithms.kl import adapt
+from ..algorithms.registry import ALGORITHMS
 from ..batch import Batch
-from ..config import PPO, AdaptiveKL, RLJob
-from ..learner.objectives import Objective, ValueObjective
+from ..config import DPO, PPO, AdaptiveKL, RLJob
+from ..learner.objectives import Objective
+from ..learner.policy import PolicyObjective, ValueObjective
 from ..run import trajectories
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
@@ -28,9 +31,10 @@ from ..run.metrics import Sinks
 from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
 from ..tasks.language_model import LanguageModelObjective
+from ..tasks.preference import PairObjective
 from ..weights.manifest import SyncResult
-from . import advantages, step_metrics
 from . import evaluation as heldout
+from . import step_metrics
 from .dispatch import Collector, Order
 from .learner_group import LearnerGroup
 from .loop import StageTimer
@@ -102,7 +106,7 @@ class RL:
         with self.phase("annotate"):
             batch = self.learners.annotate(batch, self.job.rollout.temperature, self.setup.columns_to_annotate)
         metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
-        batch, found = advantages.estimate(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
+        batch, found = estimate_advantages(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
         trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
         with self.phase("learn"):
             return metrics | found | (self.learn(batch) if len(batch) else {})
@@ -118,10 +122,7 @@ class RL:
                 "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
             )
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            policy = advantages.objective(
-                a, self.kl_coef, job.rollout.temperature, job.rollout.max_new_tokens, self.setup.importance
-            )
-            terms: list[tuple[Objective, float]] = [(policy, 1.0)]
+            terms: list[tuple[Objective, float]] = [(actor_objective(job, self.kl_coef, self.setup.importance), 1.0)]
             rows, batches = [[m] for m in minis], [reference]
             if self.setup.ptx is not None:
                 terms.append((LanguageModelObjective(), a.ptx_coef))
@@ -129,7 +130,7 @@ class RL:
                 batches.append(self.setup.ptx.batch)
             metrics |= self.learners.update("actor", terms, rows, *batches)
         if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
-            kl = float(advantages.token_kl(batch).sum()) / len(batch)
+            kl = float(token_kl(batch).sum()) / len(batch)
             self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
         return step_metrics.with_effective_samples(metrics)
 
@@ -251,3 +252,16 @@ class RL:
         if self.job.log.progress:
             notice(step_metrics.evaluation_line(self.step, found))
         return found
+
+
+def actor_objective(job: RLJob, kl_coef: float, importance_weights: bool) -> Objective:
+    """What the actor minimises on the samples of a step."""
+    if ALGORITHMS[job.algorithm.type].paired:
+        return PairObjective(DPO(beta=kl_coef))
+    return PolicyObjective(
+        config=job.algorithm,
+        kl_coef=kl_coef,
+        temperature=job.rollout.temperature,
+        max_new_tokens=job.rollout.max_new_tokens,
+        importance_weights=importance_weights,
+    )

@@ -111,7 +111,7 @@ class Rollouts:
         chosen = self.sampler.indices(self.cursor, count).tolist()
         r, a = self.job.rollout, self.job.algorithm
         order = Order(
-            step, max(0, step - r.ahead), chosen, self.cursor, a.group_size, greedy_extra=a.type == "remax",
+            step, max(0, step - r.ahead), chosen, self.cursor, a.group_size, greedy_extra=a.greedy_baseline,
             terms=tuple(t.name for t in self.job.rewards.terms), visits=dict(visits),
         )  # fmt: skip
         self.cursor += count
@@ -140,8 +140,8 @@ class Rollouts:
         if a.group_size > 1:
             equal = float(len(np.unique(batch.group[~varied])))
             metrics["rollout/zero_variance_groups"] = metrics.get("rollout/zero_variance_groups", 0.0) + equal
-        sound = size[inverse] >= min(2, a.group_size + (a.type == "remax"))
-        if a.type == "remax":
+        sound = size[inverse] >= min(2, a.samples_per_prompt)
+        if a.greedy_baseline:
             sound &= np.isin(batch.group, batch.group[batch.response_lengths == 0])
         if a.dynamic_sampling is not None:
             sound &= varied

@@ -9,15 +9,15 @@ import sys
 import numpy as np
 import torch
 
+from rlhf_ray.algorithms.estimate import estimate_advantages
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, ModelReward
 from rlhf_ray.config.algorithm import GRPO, PPO
 from rlhf_ray.data import tokenizer as tokenizers
-from rlhf_ray.learner.objectives import PolicyObjective, ValueObjective
+from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.rewards.model import ModelScorer
 from rlhf_ray.run.metrics import means
-from rlhf_ray.train import advantages
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 
@@ -48,10 +48,17 @@ def rollouts(fixed):
     )  # fmt: skip
 
 
+def policy_objective(config, kl_coef, longest):
+    """The policy loss at temperature 1, without importance weights."""
+    return PolicyObjective(
+        config=config, kl_coef=kl_coef, temperature=1.0, max_new_tokens=longest, importance_weights=False
+    )
+
+
 def grpo(spec):
     """GRPO's loss and gradient norm on the fixed batch."""
     batch = rollouts(spec["fixed"])
-    objective = PolicyObjective(GRPO(), 0.0, 1.0, spec["longest"], False)
+    objective = policy_objective(GRPO(), 0.0, spec["longest"])
     worker = learner([Role("actor", "policy", ModelConfig(path=spec["model"], dtype=spec["precision"]), 1e-6)])
     found = means(worker.update("actor", [(objective, 1.0)], [[np.arange(len(batch))]], batch))
     return {"loss": found["policy/loss"], "grad_norm": found["actor/grad_norm"]}
@@ -80,10 +87,10 @@ def ppo(spec):
         )  # all sequences are of one length
         batch = batch.replace(**{k: v[order] for k, v in part.items() if k != "final_values"})
     batch = batch.replace(rewards=scores, rollout_log_probs=batch.old_log_probs, truncated=np.zeros(len(whole)))
-    batch, _ = advantages.estimate(batch, a, 0.05, spec["longest"])
+    batch, _ = estimate_advantages(batch, a, 0.05, spec["longest"])
     objectives = {
         "critic": ValueObjective(a.value_clip),
-        "actor": PolicyObjective(a, 0.05, 1.0, spec["longest"], False),
+        "actor": policy_objective(a, 0.05, spec["longest"]),
     }
     found = {}
     for role, objective in objectives.items():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
-from rlhf_ray.learner.objectives import PolicyObjective
+from rlhf_ray.learner.policy import PolicyObjective
 from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
 from rlhf_ray.run.metrics import means
 from tests.benchmarks.paired import report, seconds
@@ -35,7 +35,9 @@ def batch(count, longest, kind, vocab):
 
 def measure(worker, rollouts, longest, rounds, dtype):
     """Medians of seconds and MFU of a GRPO step; the peak is measured anew before each."""
-    objective = PolicyObjective(GRPO(), 0.0, 1.0, longest, False)
+    objective = PolicyObjective(
+        config=GRPO(), kl_coef=0.0, temperature=1.0, max_new_tokens=longest, importance_weights=False
+    )
     steps = []
     for _ in range(rounds + 1):
         worker.peak = peak_flops(worker.device, dtype)

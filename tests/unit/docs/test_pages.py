@@ -1,5 +1,6 @@
 """What the documentation's pages say is true: commands, job files, source files, and the headings of a page."""
 
+import ast
 import re
 import shlex
 from typing import get_args
@@ -19,7 +20,9 @@ READ = [
     *PAGES,
     *(ROOT / name for name in ("README.md", "README.zh.md", "cluster/README.md", "docker/README.md", "jobs/README.md")),
 ]
-COMMAND = re.compile(r"(?:^(?:[A-Z0-9_]+=\S+ )*| -- |rlhf-ray:\w+ )(rlhf-ray .*)")  # also behind variables, submit, docker
+COMMAND = re.compile(
+    r"(?:^(?:[A-Z0-9_]+=\S+ )*| -- |rlhf-ray:\w+ )(rlhf-ray .*)"
+)  # also behind variables, submit, docker
 HEADINGS = ["Usage", "What it computes", "Options", "Metrics explained", "Results", "Source"]
 ALGORITHMS = [variant.model_fields["type"].default for variant in get_args(get_args(AlgorithmConfig)[0])]
 KINDS = [kind.model_fields["job"].default for kind in (*get_args(Single), PipelineJob)]
@@ -98,3 +101,26 @@ def test_every_job_file_is_in_the_index():
         str(file.relative_to(ROOT / "jobs")) for file in (ROOT / "jobs").rglob("*") if file.suffix in (".yaml", ".py")
     }
     assert linked == files
+
+
+def messages():
+    """The messages that the FAQ quotes: the first cell of each row below its heading."""
+    text = (DOCS / "reference" / "faq.md").read_text().partition("## Error messages")[2]
+    return re.findall(r"^\| `([^`]+)` +\|", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def literals():
+    """All string literals of the package, with a separator between the parts of different ones."""
+    files = (ROOT / "rlhf_ray").rglob("*.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    return "\0".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+
+
+@pytest.mark.parametrize("message", messages())
+def test_a_quoted_message_is_one_of_the_code(message, literals):
+    assert not [part for part in message.split("…") if part not in literals]
+
+
+def test_there_are_messages_to_check():
+    assert len(messages()) > 30

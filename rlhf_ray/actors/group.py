@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -68,8 +68,8 @@ class WorkerGroup:
         calls = [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, arguments, strict=True)]
         return self.collect(calls, method)
 
-    def stream(self, method: str, *args: Any, take: Callable[[Any], None]) -> None:
-        """Like :meth:`broadcast` for a method that yields: ``take`` gets references to what worker 0 yields, as it comes.
+    def stream(self, method: str, *args: Any) -> Iterator[Any]:
+        """Like :meth:`broadcast` for a method that yields: yields a reference to each value of worker 0 as soon as it is made.
 
         The caller owns the values, which stay in the object store, so that they outlive the worker.
         """
@@ -78,9 +78,10 @@ class WorkerGroup:
             if not ray.wait([streams[0]], timeout=self.deadline_s)[0]:
                 raise StageTimeout(self.describe_hang(method, [0]))
             try:
-                take(next(streams[0]))
+                reference = next(streams[0])
             except StopIteration:
                 break
+            yield reference
         self.collect([stream.completed() for stream in streams], method)
 
     def host(self, index: int) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from ..models import load as models
 from ..models import values
 from ..models.log_probs import before
 from ..run import metrics
-from ..weights import manifest as weights
+from ..weights.manifest import fingerprint, hashes_every_byte
+from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
 from .objectives import Columns, Objective, final_positions
 
@@ -215,22 +216,24 @@ class LearnerWorker:
             found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
         return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
 
-    def sync_weights(self, version: int, probe: np.ndarray, temperature: float, tolerance: float) -> Iterator[Any]:
-        """Yields what RolloutWorker.receive takes: the version, the actor's weights in buckets (on rank 0, none elsewhere), the
-        ticket without this model's answer to the probe and, while receivers load and answer it themselves, the ticket with it.
+    def sync_weights(
+        self, version: int, probe: np.ndarray, temperature: float, tolerance: float
+    ) -> Iterator[SyncMessage]:
+        """Yields the messages of a sync of the actor; only rank 0 has buckets. All ranks must call.
 
-        Ray seals each bucket before it asks for the next, and starts no update before the last: so host tensors go out
-        without a copy of their own.
+        Ray seals each bucket before it asks for the next one, and starts no update before the last message. So host tensors go
+        out without a copy here. The last message is made while the receivers load the weights and score the probe.
         """
-        yield version
-        marks, size = [], 0
-        for bucket in weights.buckets(self._tensors("actor")):
+        yield Begin(version)
+        fingerprints, num_bytes = [], 0
+        for bucket in split_into_buckets(self._tensors("actor")):
             yield bucket
-            marks.append(weights.fingerprint(bucket, weights.full(version)))
-            size += weights.num_bytes(bucket)
-        ticket = weights.WeightManifest(version, tuple(marks), probe, None, tolerance, size)
-        yield ticket
-        yield replace(ticket, log_probs=self.probe(probe, temperature))
+            fingerprints.append(fingerprint(bucket, hashes_every_byte(version)))
+            num_bytes += bucket.num_bytes
+        yield WeightManifest(
+            version=version, fingerprints=tuple(fingerprints), probe=probe, tolerance=tolerance, num_bytes=num_bytes
+        )
+        yield ProbeAnswer(version, self.probe(probe, temperature))
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
         """The whole model by transformers' names on rank 0, None elsewhere; on a CPU these are the live parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
 from ..models import load as models
 from ..models import values
-from ..weights.manifest import Packed, StaleWeights, SyncResult, WeightManifest, unpack, verify_probe, verify_received
+from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
+from ..weights.messages import Begin, Bucket, ProbeAnswer, SyncMessage, SyncResult, WeightManifest
 from .chunk import Chunk, sample_seed
 from .engine import Completion, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine
@@ -35,14 +36,18 @@ class Place:
     max_length: int
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Weights that the engine holds and nobody has confirmed yet: its ``answer`` (T,) to the probe, and when it was loaded."""
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """Weights that the engine holds and the learner has not confirmed yet.
 
-    version: int
-    answer: np.ndarray
-    hashing_s: float
-    at: float
+    ``log_probs`` (T,) are the engine's of the probe, ``hash_s`` the seconds that the fingerprints took, and ``loaded_at`` is the
+    monotonic time at which the engine had loaded.
+    """
+
+    manifest: WeightManifest
+    log_probs: np.ndarray
+    hash_s: float
+    loaded_at: float
 
 
 class RolloutWorker:
@@ -52,8 +57,8 @@ class RolloutWorker:
         torch.set_num_threads(place.num_threads)
         self.config, self.model, self.place = config, model, place
         self.version, self.awake = -1, True
-        self.coming: list[Packed] = []
-        self.loaded: Loaded | None = None
+        self.buckets: list[Bucket] = []  # of a sync that is not loaded yet
+        self.loaded: LoadedWeights | None = None
         self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
 
     @cached_property
@@ -65,44 +70,43 @@ class RolloutWorker:
         """Builds the engine. Raises BadInput where it cannot run here."""
         _ = self.engine
 
-    def receive(self, item: int | Packed | WeightManifest) -> SyncResult | None:
-        """One piece of a sync, in the order the learner yields them: the version that comes (from now on none is served), the
-        buckets, the open ticket (they are checked and loaded) and the complete one, which settles it.
+    def receive(self, message: SyncMessage) -> SyncResult | None:
+        """Takes one message of a sync; the last one returns the result, and from then on the new version is served.
 
-        On a CPU the engine may go on reading the buckets themselves: they must not change. Raises StaleWeights.
+        On a CPU the engine may go on reading the buckets themselves, so they must not change. Raises StaleWeights, and then
+        no version is served.
         """
-        if isinstance(item, int):
-            self.version, self.coming, self.loaded = -1, [], None
-        elif not isinstance(item, WeightManifest):
-            self.coming.append(item)
-        elif item.log_probs is None:
-            self.loaded = self._load(item)
-        elif self.loaded is None or self.loaded.version != item.version:
-            raise StaleWeights(f"version {item.version} was not loaded: its buckets were refused or never came")
-        else:
-            difference = verify_probe(self.loaded.answer, item)
-            self.version = item.version
-            return SyncResult(difference, self.loaded.hashing_s + time.monotonic() - self.loaded.at)
+        match message:
+            case Begin():
+                self.version, self.buckets, self.loaded = -1, [], None
+            case Bucket():
+                self.buckets.append(message)
+            case WeightManifest():
+                self.loaded = self._load(message)
+            case ProbeAnswer():
+                return self._confirm(message)
         return None
 
-    def _load(self, ticket: WeightManifest) -> Loaded:
-        began, buckets = time.monotonic(), self.coming
-        self.coming = []
-        verify_received(buckets, ticket)
-        hashing_s = time.monotonic() - began
-        self.engine.load_weights(pair for bucket in buckets for pair in unpack(bucket))
-        at = time.monotonic()
-        return Loaded(ticket.version, self.engine.log_probs(ticket.probe), hashing_s, at)
+    def _load(self, manifest: WeightManifest) -> LoadedWeights:
+        """Checks the buckets, loads them and scores the probe."""
+        received_at, buckets = time.monotonic(), self.buckets
+        self.buckets = []
+        verify_buckets(buckets, manifest)
+        hash_s = time.monotonic() - received_at
+        self.engine.load_weights(pair for bucket in buckets for pair in bucket.unpack())
+        loaded_at = time.monotonic()
+        log_probs = self.engine.log_probs(manifest.probe)
+        return LoadedWeights(manifest=manifest, log_probs=log_probs, hash_s=hash_s, loaded_at=loaded_at)
 
-    def load_weights(self, ticket: WeightManifest, *buckets: Packed) -> SyncResult:
-        """A whole sync at once. Raises StaleWeights, and then serves no version at all."""
-        self.receive(ticket.version)
-        for bucket in buckets:
-            self.receive(bucket)
-        self.receive(replace(ticket, log_probs=None))
-        received = self.receive(ticket)
-        assert received is not None
-        return received
+    def _confirm(self, answer: ProbeAnswer) -> SyncResult:
+        """Compares the probe's log-probs, and begins to serve the version."""
+        loaded = self.loaded
+        if loaded is None or loaded.manifest.version != answer.version:
+            raise StaleWeights(f"version {answer.version} was not loaded: its buckets were refused or never came")
+        difference = verify_probe(loaded.log_probs, loaded.manifest, answer)
+        self.version = answer.version
+        verify_s = loaded.hash_s + time.monotonic() - loaded.loaded_at
+        return SyncResult(probe_difference=difference, verify_s=verify_s, num_bytes=loaded.manifest.num_bytes)
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
         """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last; all samples of a prompt together,

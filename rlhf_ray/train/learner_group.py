@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,23 +18,11 @@ from ..learner.worker import LearnerWorker, Role
 from ..run import metrics
 from ..run.atomic import replace_directory
 from ..run.events import notice
+from ..weights.manifest import probe_tokens
 
 Result = TypeVar("Result")
 
-PROBE_LENGTH = (
-    3  # of two tokens the log-probs depend on every weight; each more costs the CPU another half read of them
-)
 SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
-
-
-@dataclass(frozen=True)
-class Sync:
-    """A sync on its way: ``buckets`` are references to the ticket and to each bucket in the object store (the arguments of
-    RolloutWorker.load_weights); ``replies`` are, for each receiver, references to its answers to all pieces, the last a SyncResult.
-    """
-
-    buckets: list[Any]
-    replies: list[list[Any]]
 
 
 class LearnerGroup:
@@ -120,19 +107,10 @@ class LearnerGroup:
                 found[row] = value
         return found
 
-    def sync_weights(self, version: int, temperature: float, vocab_size: int, receivers: Sequence[Any]) -> Sync:
-        """Hands the weights piece by piece to the ``receivers`` (actors with a method receive), while the next piece is made."""
-        probe = np.random.default_rng(version).integers(0, vocab_size, PROBE_LENGTH).astype(np.int32)
-        items: list[Any] = []
-        replies: list[list[Any]] = [[] for _ in receivers]
-
-        def take(item: Any) -> None:
-            items.append(item)
-            for receiver, own in zip(receivers, replies, strict=True):
-                own.append(receiver.receive.remote(item))
-
-        self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job), take=take)
-        return Sync([items[-1], *items[1:-2]], replies)
+    def sync_weights(self, version: int, temperature: float, vocab_size: int) -> Iterator[Any]:
+        """References to the messages of a sync of the actor (weights/messages.py), each as soon as rank 0 has made it."""
+        probe = probe_tokens(version, vocab_size)
+        return self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job))
 
     def save(self, directory: Path) -> None:
         """Every rank's shards, into ``directory``."""

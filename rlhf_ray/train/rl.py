@@ -32,7 +32,8 @@ from ..run.outcome import Stopped, Watch, unwatched
 from ..run.sinks import sinks
 from ..tasks.language_model import LanguageModelObjective
 from ..tasks.preference import PairObjective
-from ..weights.manifest import SyncResult
+from ..weights.messages import SyncResult
+from ..weights.transport import ObjectStoreTransport, WeightTransport
 from . import evaluation as heldout
 from . import step_metrics
 from .dispatch import Collector, Order
@@ -56,8 +57,8 @@ class RL:
         self.rollouts = Rollouts(job, collector, setup.prompts)
         self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
         self.meter = Meter(run, reserved_devices(setup.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour)
-        self.rollout.on_start = self._restore_weights
-        self.published: list[Any] | None = None
+        self.transport: WeightTransport = ObjectStoreTransport(job.cluster.deadline_s)
+        self.rollout.on_start = self.transport.resend
         self.sinks: Sinks | None = None
         self.timer = StageTimer()
         self.step, self.kl_coef = 0, job.algorithm.kl.coef
@@ -122,7 +123,9 @@ class RL:
                 "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
             )
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            terms: list[tuple[Objective, float]] = [(actor_objective(job, self.kl_coef, self.setup.importance), 1.0)]
+            terms: list[tuple[Objective, float]] = [
+                (actor_objective(job, self.kl_coef, self.setup.use_importance_weights), 1.0)
+            ]
             rows, batches = [[m] for m in minis], [reference]
             if self.setup.ptx is not None:
                 terms.append((LanguageModelObjective(), a.ptx_coef))
@@ -144,23 +147,21 @@ class RL:
     # weights --------------------------------------------------------------------------------------------------------
 
     def sync_weights(self, version: int) -> dict[str, float]:
-        """Sends the actor's weights to every rollout worker, verified. Returns what it took, as sync/..."""
+        """Sends the actor's weights to every rollout worker, verified. Returns the metrics of the sync."""
         began = time.monotonic()
-        sync = self.learners.sync_weights(
-            version, self.job.rollout.temperature, self.setup.vocab_size, self.rollout.actors
-        )
-        self.published = sync.buckets
-        received = [SyncResult()]
-        for index, replies in enumerate(sync.replies):
-            try:
-                received.append(ray.get(replies, timeout=self.job.cluster.deadline_s)[-1])
-            except DEAD:
-                self.rollout.replace(index)
-        return step_metrics.sync_metrics(ray.get(self.published[0]), received, time.monotonic() - began)
+        messages = self.learners.sync_weights(version, self.job.rollout.temperature, self.setup.vocab_size)
+        self.transport.send(messages, self.rollout.actors)
+        results = [self._sync_result(index) for index in range(len(self.rollout))]
+        return step_metrics.sync_metrics(results, time.monotonic() - began)
 
-    def _restore_weights(self, actor: Any) -> None:
-        if self.published is not None:
-            ray.get(actor.load_weights.remote(*self.published), timeout=self.job.cluster.deadline_s)
+    def _sync_result(self, index: int) -> SyncResult:
+        """What a rollout worker says of the sync; if it died, its replacement."""
+        while True:
+            worker = self.rollout.actors[index]
+            try:
+                return self.transport.receive(worker)
+            except DEAD:
+                self.rollout.replace(index, worker)
 
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:

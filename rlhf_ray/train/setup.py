@@ -31,9 +31,10 @@ from ..models import load as models
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
 from ..run.events import notice
+from ..weights.manifest import PROBE_LENGTH
 from . import roles
 from .dispatch import Prompts
-from .learner_group import PROBE_LENGTH, LearnerGroup
+from .learner_group import LearnerGroup
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Setup:
     terms: list[Reward]
     num_trained: int
     columns_to_annotate: list[str]
-    importance: bool
+    use_importance_weights: bool
     time_shared: bool
     vocab_size: int
     tokenizer: Any
@@ -121,7 +122,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         rollout.broadcast("check")
         yield Setup(
             learners, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
-            job.columns_to_annotate, _importance(job),
+            job.columns_to_annotate, _use_importance_weights(job),
             chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
         )  # fmt: skip
     finally:
@@ -181,7 +182,7 @@ def _max_length(job: RLJob) -> int:
     return max(max(p.max_prompt_tokens for p in prompts) + job.rollout.max_new_tokens, PROBE_LENGTH)
 
 
-def _importance(job: RLJob) -> bool:
+def _use_importance_weights(job: RLJob) -> bool:
     """'auto' is off only where engine and learner share code and float32, and rollouts are never stale."""
     engine = job.rollout.engine
     shared = engine.shares_code_with_learner and job.model.dtype == "float32" == engine.dtype

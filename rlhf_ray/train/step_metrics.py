@@ -9,7 +9,7 @@ import numpy as np
 
 from ..algorithms.losses import effective_sample_share
 from ..batch import Batch
-from ..weights.manifest import SyncResult, WeightManifest
+from ..weights.messages import SyncResult
 
 
 def rollout_metrics(
@@ -52,13 +52,14 @@ def with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def sync_metrics(ticket: WeightManifest, received: Sequence[SyncResult], seconds: float) -> dict[str, float]:
-    """The probe's largest difference in nats, bytes, bytes/s of the whole sync, and the share of it spent on verification."""
+def sync_metrics(results: Sequence[SyncResult], seconds: float) -> dict[str, float]:
+    """Of a sync that took ``seconds``: the probe's largest difference in nats, bytes, bytes/s, and the share of verification."""
+    size = results[0].num_bytes
     return {
-        "sync/probe_difference": max(r.probe_difference for r in received),
-        "sync/bytes": float(ticket.num_bytes),
-        "sync/bytes_per_second": ticket.num_bytes / max(seconds, 1e-9),
-        "sync/verify_share": max(r.verify_s for r in received) / max(seconds, 1e-9),
+        "sync/probe_difference": max(result.probe_difference for result in results),
+        "sync/bytes": float(size),
+        "sync/bytes_per_second": size / max(seconds, 1e-9),
+        "sync/verify_share": max(result.verify_s for result in results) / max(seconds, 1e-9),
     }
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -23,10 +22,11 @@ from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_pla
 from rlhf_ray.actors.session import session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
-from rlhf_ray.report import tables as reports
 from rlhf_ray.rollout.worker import Place, RolloutWorker
+from rlhf_ray.train import step_metrics
 from rlhf_ray.train.learner_group import LearnerGroup
-from rlhf_ray.weights.manifest import unpack
+from rlhf_ray.weights.messages import Bucket
+from rlhf_ray.weights.transport import ObjectStoreTransport
 from tests.benchmarks.paired import report, seconds
 
 VOCABULARY = 16384
@@ -36,10 +36,12 @@ SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 
 class Probed(RolloutWorker):
     """A rollout worker that says what it holds."""
 
-    def differs(self, *buckets):
-        """Names of the tensors whose bits are not those of ``buckets``."""
-        held = self.engine.model.state_dict()
-        return [n for b in buckets for n, t in unpack(b) if not torch.equal(held[n], t.to(held[n]))]
+    def differs(self, *messages):
+        """Names of the tensors whose bits are not those of the buckets among ``messages``."""
+        parameters = self.engine.model.state_dict()
+        named = [pair for message in messages if isinstance(message, Bucket) for pair in message.unpack()]
+        assert named
+        return [name for name, tensor in named if not torch.equal(parameters[name], tensor.to(parameters[name]))]
 
 
 def cpu_seconds():
@@ -71,25 +73,24 @@ def syncs(job, model, rounds):
     )  # fmt: skip
     learners = LearnerGroup(job, [Role("actor", "policy", model, 1e-5)], placement)
     learners.start()
+    transport = ObjectStoreTransport(600.0)
     source = target = None
     ours, theirs, found, cpu = [], [], [], []
-    sync = None
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        sync = learners.sync_weights(version, 1.0, VOCABULARY, worker.actors)
-        received = [ray.get(replies)[-1] for replies in sync.replies]
+        transport.send(learners.sync_weights(version, 1.0, VOCABULARY), worker.actors)
+        result = transport.receive(worker.actors[0])
         took, spent = time.perf_counter() - began, cpu_seconds() - before
-        ticket = ray.get(sync.buckets[0])
         if source is None:
-            source, target = np.ones(ticket.num_bytes, np.uint8), np.zeros(ticket.num_bytes, np.uint8)
+            source, target = np.ones(result.num_bytes, np.uint8), np.zeros(result.num_bytes, np.uint8)
         before = time.process_time()
         copied, _ = seconds(partial(np.copyto, target, source))
         if version > 3:  # the store's pages are touched for the first time in the first two
             ours.append(took)
             theirs.append(copied)
             cpu.append((spent, time.process_time() - before))
-            found.append(reports.sync_metrics(ticket, received, took))
-    wrong = worker.broadcast("differs", *sync.buckets[1:])[0]
+            found.append(step_metrics.sync_metrics([result], took))
+    wrong = worker.broadcast("differs", *transport.messages)[0]
     assert not wrong, f"the worker holds other weights: {wrong[:3]}"
     learners.kill()
     worker.kill()

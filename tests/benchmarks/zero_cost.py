@@ -13,7 +13,7 @@ class Engine:
     """Answers a chunk with ready-made sequences."""
 
     def receive(self, item):
-        return SimpleNamespace(probe_difference=0.0, verify_s=0.0)
+        return SimpleNamespace(probe_difference=0.0, verify_s=0.0, num_bytes=0)
 
     def generate(self, version, chunk, piece):
         per, longest = chunk.samples, PROMPT + RESPONSE
@@ -54,9 +54,7 @@ class Learner:
         return {"actor/lr": (0.0, 1.0)}
 
     def sync_weights(self, version, probe, temperature, tolerance):
-        yield version
-        yield SimpleNamespace(num_bytes=0)
-        yield SimpleNamespace(num_bytes=0)
+        yield from ("begin", "manifest", "answer")
 
     def save(self, directory):
         pass

@@ -13,17 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.config import ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request
 from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
-from rlhf_ray.weights.manifest import (
-    StaleWeights,
-    WeightManifest,
-    fingerprint,
-    full,
-    num_bytes,
-    pack,
-    unpack,
-    verify_probe,
-)
+from rlhf_ray.weights.manifest import StaleWeights, verify_probe
 from tests.helpers import TINY, rl_job
+from tests.sync import sequence_log_probs, sync_messages
 
 pytestmark = [
     pytest.mark.integration,
@@ -43,18 +35,12 @@ def made(tied, seed):
 
 def expected(model, tokens):
     """Log-probs of a sequence's tokens at the sampling temperature, 0 for the first."""
-    ids = torch.as_tensor(np.asarray(tokens), dtype=torch.long)
-    with torch.no_grad():
-        whole = (model(input_ids=ids[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
-    return np.r_[0.0, whole.gather(1, ids[1:, None]).squeeze(1).numpy()].astype(np.float32)
+    return sequence_log_probs(model, tokens, TEMPERATURE)
 
 
-def sent(model, version):
-    """(WeightManifest, one bucket) as the learner makes them."""
-    packed = pack({name: p.detach() for name, p in model.named_parameters()})
-    probe = np.random.default_rng(version).integers(0, 50, 16).astype(np.int32)
-    marks = (fingerprint(packed, full(version)),)
-    return WeightManifest(version, marks, probe, expected(model, probe), 1e-3, num_bytes(packed)), packed
+def sync(model, version):
+    """The messages of a sync of ``model``, all weights in one bucket."""
+    return sync_messages(version, model, TEMPERATURE)
 
 
 def requests(**more):
@@ -75,9 +61,12 @@ class Bench(RolloutWorker):
             steps.append(self.engine.step())
         return steps
 
-    def load_as_vllm_does(self, packed, probe):
+    def deliver(self, messages):
+        return [self.receive(message) for message in messages][-1]
+
+    def load_as_vllm_does(self, bucket, probe):
         """The probe after vLLM's own reload, without what VLLMEngine.load_weights adds to it."""
-        self.engine.core.collective_rpc("reload_weights", kwargs={"weights_iterator": list(unpack(packed))})
+        self.engine.core.collective_rpc("reload_weights", kwargs={"weights_iterator": list(bucket.unpack())})
         self.engine.core.reset_prefix_cache()
         return self.engine.log_probs(probe)
 
@@ -122,7 +111,7 @@ def bench(tied, tmp_path_factory):
     def call(method, *args):
         return ray.get(getattr(actor, method).remote(*args), timeout=300)
 
-    call("load_weights", *sent(made(tied, 1), 0))
+    call("deliver", sync(made(tied, 1), 0))
     yield call
     ray.kill(actor)
 
@@ -135,7 +124,7 @@ def test_log_probs_are_the_learners_before_and_after_a_sync(bench, tied):
     seen = []
     for version, seed in ((1, 5), (2, 1)):  # back to the weights of the fixture
         model = made(tied, seed)
-        assert bench("load_weights", *sent(model, version)).probe_difference < 1e-4
+        assert bench("deliver", sync(model, version)).probe_difference < 1e-4
         found = completions(bench("run", requests()))
         for request in requests():
             c = found[request.id]
@@ -147,15 +136,15 @@ def test_log_probs_are_the_learners_before_and_after_a_sync(bench, tied):
 
 
 def test_vllms_own_reload_leaves_a_tied_head_stale_and_the_probe_sees_it(bench, tied):
-    ticket, packed = sent(made(tied, 9), 3)
-    found = bench("load_as_vllm_does", packed, ticket.probe)
+    begin, bucket, manifest, answer = sync(made(tied, 9), 3)
+    log_probs = bench("load_as_vllm_does", bucket, manifest.probe)
     if tied:
         with pytest.raises(StaleWeights, match="does not hold the weights"):
-            verify_probe(found, ticket)
+            verify_probe(log_probs, manifest, answer)
     else:
-        assert verify_probe(found, ticket) < 1e-4
-    assert bench("load_weights", ticket, packed).probe_difference < 1e-4
-    bench("load_weights", *sent(made(tied, 1), 0))
+        assert verify_probe(log_probs, manifest, answer) < 1e-4
+    assert bench("deliver", [begin, bucket, manifest, answer]).probe_difference < 1e-4
+    bench("deliver", sync(made(tied, 1), 0))
 
 
 def test_a_seed_gives_the_same_sample_again_and_another_seed_another(bench):

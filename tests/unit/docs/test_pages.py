@@ -1,6 +1,7 @@
 """What the documentation's pages say is true: commands, job files, source files, and the headings of a page."""
 
 import ast
+import itertools
 import re
 import shlex
 from typing import get_args
@@ -34,14 +35,22 @@ def blocks(text, *languages):
     return [body for language, body in fences if language.strip() in languages]
 
 
-def commands():
-    """(file, line) of every `rlhf-ray` command in the pages, environment variables before it left out."""
+def texts():
+    """(file, text) of everything that shows commands: fenced blocks of the pages, comments at the head of job files."""
     for file in READ:
-        for body in blocks(file.read_text(), "", "sh"):
-            for line in body.replace("\\\n", " ").splitlines():
-                match = COMMAND.search(line.partition(" #")[0])
-                if match:
-                    yield str(file.relative_to(ROOT)), match[1].strip()
+        yield from ((file, body) for body in blocks(file.read_text(), "", "sh"))
+    for file in (ROOT / "jobs").rglob("*.yaml"):
+        head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+        yield file, "\n".join(line[4:] for line in head if line.startswith("#   "))
+
+
+def commands():
+    """(file, line) of every `rlhf-ray` command, without the environment variables before it."""
+    for file, text in texts():
+        for line in text.replace("\\\n", " ").splitlines():
+            match = COMMAND.search(line.partition(" #")[0])
+            if match:
+                yield str(file.relative_to(ROOT)), match[1].strip()
 
 
 @pytest.mark.parametrize(("file", "line"), sorted(set(commands())))
@@ -124,3 +133,12 @@ def test_a_quoted_message_is_one_of_the_code(message, literals):
 
 def test_there_are_messages_to_check():
     assert len(messages()) > 30
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_a_job_file_shows_its_command_and_its_page(file):
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
+    assert any(re.match(rf"#   .*rlhf-ray \w+ .*{file.relative_to(ROOT)}", line) for line in head)
+    page, _, anchor = head[-1].removeprefix("# ").partition("#")
+    titles = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert not anchor or anchor in [title.lower().replace(" ", "-") for title in titles]

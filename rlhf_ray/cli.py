@@ -247,11 +247,19 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .report import bill
-    from .report.tables import before_and_after
+    from .report.evaluations import compare_first_and_last, comparison_tables
+    from .report.usage import report_usage, usage_table
 
     directory, console = Path(args.directory), _console()
-    if not any([before_and_after(directory, args.samples, console), bill.show(directory, console)]):
+    comparison, usage = compare_first_and_last(directory), report_usage(directory)
+    if comparison is not None:
+        for table in comparison_tables(comparison, args.samples):
+            console.print(table)
+    if usage is not None:
+        console.print(usage_table(usage))
+        if usage.summary is not None:
+            console.print(usage.summary)
+    if comparison is None and usage is None:
         raise BadInput(
             f"{directory}: neither two evaluations nor counted usage there; give the run directory of a train job"
         )

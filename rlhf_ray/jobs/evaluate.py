@@ -16,7 +16,7 @@ from ..config import BadInput, EvaluateJob
 from ..quality import classes, intervals, text
 from ..run.atomic import replace_file, write_json
 from ..run.directory import RunDir
-from ..train import evaluation as heldout
+from ..run.reader import evaluation_file
 from ..train.dispatch import Prompts
 from .answers import answers
 
@@ -31,7 +31,7 @@ def run(job: EvaluateJob, held: RunDir, console: Console) -> dict[str, Any]:
             plain, job.model.model_copy(update={"path": job.against, "init": None}), held.path, job.greedy
         )
         found["wins"] = wins(rows, other, [t.name for t in job.rewards.terms])
-    file = heldout.path(held.path, 0)
+    file = evaluation_file(held.path, 0)
     file.parent.mkdir(exist_ok=True)
     with replace_file(file) as part:
         pq.write_table(rows, part)

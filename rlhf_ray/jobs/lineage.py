@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..run.directory import manifest
+from ..run.reader import read_manifest
 
 LONGER = ("num_steps", "evaluate")  # a stage whose other keys are the same goes on where it stands
 ELSEWHERE = ("cluster", "log", "checkpoint")  # what changes neither the stage nor its result
@@ -30,7 +30,7 @@ def trace(job: Any, root: Path, before: dict[str, str]) -> Lineage:
     A file that is gone counts as it was when the stage read it, so that its data may be deleted once it is finished.
     """
     tree = job.model_dump(mode="json")
-    known = manifest(Path(job.run.dir)).get("files", {})
+    known = read_manifest(Path(job.run.dir)).get("files", {})
     files: dict[str, str] = {}
     for leaf in sorted(set(_leaves(tree))):
         inside = leaf.startswith(f"{root}/")
@@ -45,7 +45,7 @@ def trace(job: Any, root: Path, before: dict[str, str]) -> Lineage:
 
 def set_aside(directory: Path, inputs: str) -> Path | None:
     """Renames a stage's directory that was made of other inputs; returns its new name, None where there was nothing to do."""
-    made = manifest(directory).get("inputs")
+    made = read_manifest(directory).get("inputs")
     if made is None or made == inputs:
         return None
     number = 1

@@ -12,11 +12,11 @@ from rich.console import Console
 from ..actors.session import Stop, check_run_dir, check_shared, session
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
-from ..report import tables as report
-from ..run import meter, usage
+from ..report.evaluations import compare_first_and_last, comparison_tables, stage_results, stage_table
 from ..run.directory import RunDir
 from ..run.events import notice
 from ..run.outcome import Watch, failing, unwatched
+from ..run.usage import read_stage_usage, sum_usage
 from ..train.rl import RL
 from ..train.setup import setup
 from ..train.supervised import SupervisedRun
@@ -51,8 +51,11 @@ def single(job: Any, held: RunDir, stop: Stop, console: Console, watch: Watch = 
             rl = RL(job, held, made, stop, watch)
             with failing(lambda: rl.step > 0):
                 rl.train()
-        found = report.before_and_after(held.path, job.evaluate.num_shown, console)
-        results: dict[str, Any] = {name: vars(d) for name, d in found.items()}
+        results: dict[str, Any] = {}
+        if (comparison := compare_first_and_last(held.path)) is not None:
+            for table in comparison_tables(comparison, job.evaluate.num_shown):
+                console.print(table)
+            results = {name: vars(difference) for name, difference in comparison.differences.items()}
     elif isinstance(job, EvaluateJob):
         results = evaluate.run(job, held, console)
     elif isinstance(job, SampleJob):
@@ -82,19 +85,19 @@ def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> No
         done[name] = made.outputs
         if (old := lineage.set_aside(held.path / name, made.inputs)) is not None:
             console.print(f"{name} was made of something else: that is now {old}, and it is done again")
-        with RunDir(settled, keep_state=True, within=held.id) as inner:
-            if lineage.is_done(inner.state, made.outputs):
+        with RunDir(settled, keep_finished=True, parent_id=held.id) as inner:
+            if lineage.is_done(inner.manifest, made.outputs):
                 console.print(f"{name} is finished already: {inner.path}")
-                results[name] = inner.state["results"]
+                results[name] = inner.manifest["results"]
             else:
                 inner.record("running", inputs=made.inputs, files=made.files)
                 with failing(lambda: bool(trained)):
                     results[name] = single(settled, inner, stop, console)
                 inner.record("finished", outputs=made.outputs)
                 trained.append(name)
-                console.print(f"{name}: {inner.state['seconds']} s")
-    held.record("running", results=results, usage=usage.together(list(meter.read_stages(held.path).values())))
-    report.stages(results, console)
+                console.print(f"{name}: {inner.manifest['seconds']} s")
+    held.record("running", results=results, usage=sum_usage(read_stage_usage(held.path).values()).to_json())
+    console.print(stage_table(stage_results(results)))
 
 
 def settle(job: PipelineJob, name: str, stage: Any) -> Any:

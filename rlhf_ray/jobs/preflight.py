@@ -25,14 +25,14 @@ from ..data import check as data_check
 from ..data import examples
 from ..data import tokenizer as tokenizers
 from ..models import load as models
-from ..run.directory import manifest
+from ..run.reader import read_manifest
 
 
 def check(job: Any) -> None:
     """Raises BadInput for data, a model directory or a reward function that is not there, in any stage still to run."""
     stages = job.stages if isinstance(job, PipelineJob) else {}
     for name, stage in stages.items():
-        if manifest(Path(job.run.dir).absolute() / name).get("state") != "finished":
+        if read_manifest(Path(job.run.dir).absolute() / name).get("state") != "finished":
             try:
                 _check(stage)
             except BadInput as error:

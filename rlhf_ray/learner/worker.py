@@ -18,7 +18,7 @@ from ..config import LearnerConfig, ModelConfig
 from ..models import load as models
 from ..models import values
 from ..models.log_probs import before
-from ..run import metrics
+from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
@@ -153,7 +153,7 @@ class LearnerWorker:
         objectives: Sequence[tuple[Objective, float]],
         minis: Sequence[Sequence[np.ndarray]],
         *batches: Batch,
-    ) -> metrics.Sums:
+    ) -> Sums:
         """One optimizer step for each of ``minis``; returns this rank's metric sums.
 
         A step minimises the sum over ``objectives`` of coefficient * loss / weight; objective i reads the rows
@@ -161,7 +161,7 @@ class LearnerWorker:
         """
         engine, model = self.engines[role], zero.module(self.engines[role])
         model.train()
-        sums: list[metrics.Sums] = []
+        sums: list[Sums] = []
         began, flops = time.monotonic(), 0.0
         for mini in minis:
             for (objective, coef), rows, batch in zip(objectives, mini, batches, strict=True):
@@ -182,9 +182,9 @@ class LearnerWorker:
                 self.averages[role].update()
         seconds = time.monotonic() - began
         sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
-        return metrics.add(sums)
+        return merge_sums(sums)
 
-    def evaluate(self, role: str, objective: Objective, batch: Batch) -> metrics.Sums:
+    def evaluate(self, role: str, objective: Objective, batch: Batch) -> Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
         model, sums = self.engines[role], []
         zero.module(model).eval()
@@ -194,7 +194,7 @@ class LearnerWorker:
                     model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device
                 )[1]
                 sums.extend([found] if len(rows) else [])
-        return metrics.add(sums)
+        return merge_sums(sums)
 
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
         """What the objective's model says of this rank's share: 'rows', and an array for each of them in 'found'."""

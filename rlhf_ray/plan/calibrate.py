@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -10,6 +9,7 @@ from statistics import median
 import numpy as np
 
 from ..config import BadInput, RLJob
+from ..run.reader import read_metrics
 from .requirements import Factors, Lengths, Setting, step
 from .simulate import Layout, Step
 
@@ -17,10 +17,9 @@ WARM_UP = 1  # steps that are left out
 NUM_STEPS = 4
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl. Raises BadInput where there are too few to learn from."""
-    file = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+def steady_metrics(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run's steps without the first ones. Raises BadInput if there are too few steps."""
+    lines = read_metrics(run)
     if len(lines) <= WARM_UP:
         raise BadInput(f"--from {run}: needs a run with at least {WARM_UP + 1} steps in its metrics.jsonl")
     return lines[WARM_UP:]

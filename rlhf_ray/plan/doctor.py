@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -243,7 +242,8 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
     from rich.console import Console
 
     from ..jobs import pipeline
-    from ..run import trajectories
+    from ..run.reader import read_metrics
+    from ..run.trajectories import read_batch, trajectory_files
 
     shared = run_dir.absolute() if writable(run_dir).well else None  # all nodes of a cluster must see it
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=shared) as directory, Path(os.devnull).open("w") as quiet:
@@ -251,11 +251,11 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
         job = parse(_job(run, cluster, num_steps), "doctor")
         pipeline.run(job, Console(file=quiet, markup=False))
         worst = 0.0
-        for file in sorted((run / "trajectories").glob("*.parquet")):
-            batch = trajectories.read(file)
+        for file in trajectory_files(run):
+            batch = read_batch(file)
             sampled = batch.response_mask.astype(bool)
             worst = max(worst, float(abs(batch.rollout_log_probs - batch.old_log_probs)[sampled].max()))
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(run)
         worst = max(worst, *(line["sync/probe_difference"] for line in lines))
     seen = f"engine and learner differ by at most {worst:.1e} nats over {len(lines)} steps at lr 0"
     return Finding(

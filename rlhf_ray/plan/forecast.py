@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from ..actors.placement import Plan, plan_placement
 from ..config import Answers, BadInput, RLJob, Supervised, parse
 from ..jobs.kinds import demand_of
-from ..run import trajectories
+from ..run.reader import read_config, read_manifest
+from ..run.trajectories import read_batch, trajectory_files
 from . import calibrate, stages
 from . import model_shapes as shapes
 from . import requirements as needs
@@ -133,19 +133,19 @@ def lengths(job: Any) -> Lengths:
 
 def calibrated(given: Setting, run: Path, stages_: Mapping[str, Any]) -> Setting:
     """The setting with a run's lengths, and factors from its metrics. Raises BadInput where it is no run of an RL job on such devices."""
-    config, manifest = run / "config.json", run / "manifest.json"
-    job = parse(json.loads(config.read_text()), str(config)) if config.is_file() else None
+    tree = read_config(run)
+    job = None if tree is None else parse(tree, str(run / "config.json"))
     if not isinstance(job, RLJob):
         raise BadInput(f"--from {run}: give the run directory of a ppo job (of a pipeline: of its stage)")
-    gpus = json.loads(manifest.read_text()).get("resources", {}).get("GPU", 0) if manifest.is_file() else 0
+    gpus = read_manifest(run).get("resources", {}).get("GPU", 0)
     on = given.cluster
     if bool(gpus) == on.device.is_cpu:
         kinds = ("GPUs", "a CPU") if gpus else ("a CPU", "GPUs")
         raise BadInput(
             f"--from {run}: ran on {kinds[0]}, and the plan is for {kinds[1]}; give a run on the same devices"
         )
-    lines = calibrate.metrics(run)
-    batches = [trajectories.read(f) for f in sorted((run / "trajectories").glob("*.parquet"))[-8:]]
+    lines = calibrate.steady_metrics(run)
+    batches = [read_batch(file) for file in trajectory_files(run)[-8:]]
     responses = np.concatenate([(b.lengths - b.prompt_length)[b.response_lengths > 0] for b in batches])
     seen = calibrate.lengths(responses, np.concatenate([b.prompt_length for b in batches]), run)
     where = placed(job, on)

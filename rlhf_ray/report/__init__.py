@@ -1,1 +1,1 @@
-"""Reports on finished and running jobs: tables and plots."""
+"""Reports on finished and running jobs: records that are computed first, then tables and plots of them."""

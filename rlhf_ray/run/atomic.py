@@ -40,10 +40,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """Yields the name of a new directory next to ``path``; the block makes it. It then replaces ``path``, synced to disk.
+    """Yields the name of a new directory next to ``path``, which the block makes; then it replaces ``path``, synced.
 
-    If the block raises, the unfinished directory is removed and ``path`` stays as it was. A process that dies between the
-    two last steps (removing the old directory, renaming the new one) leaves no ``path``, never a part of one.
+    If the block raises, the unfinished directory is removed and ``path`` stays as it was. A process that dies between
+    the last two steps (removing the old directory, renaming the new one) leaves no ``path``, never a part of one.
     """
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed

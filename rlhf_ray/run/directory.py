@@ -1,4 +1,38 @@
-"""The run directory: config, lock, manifest, and whether a run may go on in it."""
+"""The run directory: its lock, config and manifest, and whether a job may continue in it.
+
+The layout of RUN. "Training jobs" are the RL jobs and the supervised jobs.
+
+| path | format | content | written by |
+|---|---|---|---|
+| `config.json` | JSON | the job with all its options | every job |
+| `manifest.json` | JSON | run id, state, command, versions, hardware, usage, results or error | every job |
+| `log.jsonl` | JSON, a line an event | notices, warnings, finished steps; no prompt or completion | every job |
+| `.lock` | text | the process that holds the directory | every job |
+| `metrics.jsonl` | JSON, a line a step | the metrics of a step, explained in `run/metric_names.py` | training jobs |
+| `tensorboard/`, `wandb/` | their own | the same metrics for these trackers | `log.tensorboard`, `log.wandb` |
+| `usage.json` | JSON | device-seconds, tokens and cost, summed over all restarts | training jobs |
+| `init/` | Hugging Face | the random model that the run began with | jobs with `model.init` |
+| `tokenizer/` | Hugging Face | the policy's tokenizer, as the reward workers load it | jobs with rollouts |
+| `checkpoints/step-000012/` | `run/checkpoint.py` | everything that step 13 depends on | training jobs |
+| `best/step-000012/` | `run/checkpoint.py` | the learner of the best evaluation | supervised, `evaluate.best` |
+| `model/` | Hugging Face | the trained model with its tokenizer, or a tokenizer | training and tokenizer jobs |
+| `trajectories/step-000011.parquet` | a row a sequence | the rollouts that step 12 learned from | RL jobs |
+| `evaluations/step-000012.parquet` | a row an answer | judged answers to held-out prompts | RL jobs, evaluate |
+| `evaluation.json` | JSON | the newest held-out results | supervised jobs, evaluate |
+| `tokens-HASH/` | raw arrays, JSON | a streamed dataset as token columns (`data/stream.py`) | `data.stream` |
+| `kept.jsonl` | JSON, a line a row | the sampled answers that were kept | sample |
+| `scored.jsonl` | JSON, a line a row | the rows of a dataset with their scores | score |
+| `STAGE/` | as this table | the RUN of a stage | pipeline |
+| `STAGE.old-1/` | as this table | a stage that was set aside when its inputs changed | pipeline |
+| `trials/TRIAL/` | as this table | the RUN of a trial | search |
+| `trials/TRIAL/output.txt` | text | what the trial printed | search |
+| `trials/TRIAL/clone.json` | JSON | the checkpoint that the trial started from | search, Population Based Training |
+| `search/` | Ray Tune's | the state of the search | search |
+| `tune.json`, `best.yaml`, `trials.svg` | JSON, YAML, SVG | results, the best trial's job, a plot | search |
+
+Steps in file names: checkpoints and evaluations count finished steps; trajectories number the steps from 0, as `step` in
+metrics.jsonl does.
+"""
 
 from __future__ import annotations
 
@@ -23,78 +57,82 @@ from ..config import BadInput, parse
 from .atomic import write_json
 from .events import EventLog
 from .outcome import Stopped
+from .reader import read_config, read_manifest, read_usage_json
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = re.compile(  # stages: see lineage.py; base: the job of a search
+MAY_CHANGE = re.compile(  # options; `stages` and `files`: jobs/lineage.py compares these; `base`: the job of a search
     r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate|base\.log|base\.checkpoint|tune\.max_failures)\b"
 )
+OUTPUTS = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json", "trials/*")
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
 class RunDir:
-    """RUN, held by one process at a time; ``keep_state`` leaves a finished run's manifest as it is, ``wait_s`` waits for one that ends.
+    """RUN, held by one process at a time; a context manager that records how the run ends.
 
-    ``id`` is made with the directory, kept for good, and in everything that the run writes; that of a pipeline's stage begins with
-    the pipeline's (``within``). Raises BadInput where another run holds the directory or another job wrote it.
+    ``path`` is absolute. ``id`` is made together with the directory, never changes, and is in everything that the run
+    writes. ``events`` is the open event log. ``opened`` is when this process took the directory, in seconds since the epoch.
     """
 
-    def __init__(self, job: Any, keep_state: bool = False, within: str | None = None, wait_s: float = 0.0) -> None:
-        self.path = Path(job.run.dir).absolute()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise BadInput(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
-        until = time.monotonic() + wait_s
-        while not self._locked():
-            if time.monotonic() >= until:
-                self.lock.seek(0)
-                raise BadInput(f"run.dir: {self.path} is in use by {self.lock.read().strip() or 'another run'}")
-            time.sleep(0.5)
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.lock.flush()
+    def __init__(
+        self, job: Any, *, keep_finished: bool = False, parent_id: str | None = None, wait_s: float = 0.0
+    ) -> None:
+        """Takes the directory ``job.run.dir``, makes it if needed, and records the state "running".
+
+        ``keep_finished`` leaves the manifest of a finished run as it is. ``parent_id`` is the id of the pipeline or
+        search that the run belongs to; the run's own id begins with it. ``wait_s`` is how long to wait for another
+        process that holds the directory. Raises BadInput if another process holds it, if a job with other options has
+        written to it, or if its config, manifest or usage is damaged.
+        """
         self.job = job
-        self._accept(job)
-        self.began = time.time()
-        self.id = self.state.get("run_id") or _new_id(self.path.name, within)
+        self.path = Path(job.run.dir).absolute()
+        self._lock = _locked_file(self.path, wait_s)
+        try:
+            self._require_same_options()
+            self.id = self.manifest.get("run_id") or _new_id(self.path.name, parent_id)
+            read_usage_json(self.path)
+        except BaseException:
+            self._lock.close()
+            raise
+        write_json(self.path / "config.json", job.model_dump(mode="json"))
+        self.opened = time.time()
         self.events = EventLog(self.path / "log.jsonl", self.id, job.job)
-        if not (keep_state and self.state.get("state") == "finished"):
+        if not (keep_finished and self.manifest.get("state") == "finished"):
             self.record("running")
 
-    def _locked(self) -> bool:
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+    def _require_same_options(self) -> None:
+        """Raises BadInput if RUN has output of a job whose options differ in more than MAY_CHANGE allows."""
+        old = read_config(self.path) if self._has_output() else None
+        if old is None:
+            return
+        new = self.job.model_dump(mode="json")
+        with contextlib.suppress(BadInput):  # options that are newer than the run get their defaults
+            old = parse(old, str(self.path / "config.json")).model_dump(mode="json")
+        changes = differences({"job": old.get("job")}, {"job": new["job"]}) or differences(old, new)
+        refused = [change for change in changes if not MAY_CHANGE.match(change)]
+        if refused:
+            raise BadInput(
+                f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
+                "set these options back to continue it, or choose another run.dir"
+            )
 
-    def _accept(self, job: Any) -> None:
-        config, mine = self.path / "config.json", job.model_dump(mode="json")
-        if config.is_file() and self._begun():
-            old = json.loads(config.read_text())
-            with contextlib.suppress(BadInput):  # options younger than the run get their defaults
-                old = parse(old, str(config)).model_dump(mode="json")
-            changed = differences({"job": old.get("job")}, {"job": mine["job"]}) or differences(old, mine)
-            refused = [c for c in changed if not MAY_CHANGE.match(c)]
-            if refused:
-                raise BadInput(
-                    f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
-                    "take the old values to go on with it, or another run.dir"
-                )
-        write_json(config, mine)
+    def _has_output(self) -> bool:
+        """Whether the run has written something that a job with other options must not continue from."""
+        return any(next(self.path.glob(pattern), None) is not None for pattern in OUTPUTS)
 
-    def _begun(self) -> bool:
-        """Whether a run here got as far as writing something that another config must not go on with."""
-        made = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json", "trials/*")
-        return any(next(self.path.glob(name), None) is not None for name in made)
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """RUN/manifest.json as it is now; empty before there is one."""
+        return read_manifest(self.path)
 
-    def record(self, state: str, **more: Any) -> None:
-        """Writes RUN/manifest.json: versions, revision, hardware, exit state."""
-        file, before = self.path / "manifest.json", {k: v for k, v in self.state.items() if k != "error"}
-        used = self.path / "usage.json"
-        now = {
+    def record(self, state: str, **fields: Any) -> None:
+        """Writes RUN/manifest.json: ``state``, ``fields``, versions, revision, hardware, seconds, usage.
+
+        Fields of an earlier manifest stay. States are "running", "finished", "stopped" (from outside, with a checkpoint) and "failed".
+        """
+        earlier = {key: value for key, value in self.manifest.items() if key != "error"}
+        current = {
             "run_id": self.id,
             "state": state,
             "job": self.job.job,
@@ -103,25 +141,21 @@ class RunDir:
             "git_revision": _revision(),
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "host": socket.gethostname()},
-            "seconds": round(time.time() - self.began, 1),
+            "seconds": round(time.time() - self.opened, 1),
         }
-        if used.is_file():
-            now["usage"] = json.loads(used.read_text())
-        write_json(file, {**before, **now, **more})
-        if state != before.get("state"):
+        usage = read_usage_json(self.path)
+        if usage is not None:
+            current["usage"] = usage
+        write_json(self.path / "manifest.json", {**earlier, **current, **fields})
+        if state != earlier.get("state"):
             log.info("the run is %s", state)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The manifest as it stands; empty before there is one."""
-        return manifest(self.path)
 
     def __enter__(self) -> RunDir:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Records how it ended, and lets another process have the directory."""
-        if isinstance(error, Stopped | KeyboardInterrupt | SystemExit):  # the last is how a search ends a trial
+        """Records how the run ended if it ended early, and releases the directory."""
+        if isinstance(error, Stopped | KeyboardInterrupt | SystemExit):  # a search ends a trial with SystemExit
             self.record("stopped")
         elif error is not None:
             self.record("failed", error=f"{type(error).__name__}: {error}")
@@ -129,42 +163,60 @@ class RunDir:
         self.close()
 
     def close(self) -> None:
-        """Lets another process have the directory."""
+        """Closes the event log and releases the directory for another process."""
         self.events.close()
-        self.lock.close()
+        self._lock.close()
 
 
-def _new_id(name: str, within: str | None) -> str:
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-    return f"{f'{within}.' if within else ''}{plain}-{secrets.token_hex(4)}"
-
-
-def manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a run directory; empty before there is one."""
-    file = directory / "manifest.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Dotted paths at which two JSON trees differ, each with old and new value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        return found
-    return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-def _version(name: str) -> str | None:
+def _locked_file(path: Path, wait_s: float) -> Any:
+    """Makes the directory ``path`` and locks its file ``.lock``; the lock lasts until the returned file is closed."""
     try:
-        return version(name)
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("a+")
+    except OSError as error:
+        raise BadInput(f"run.dir: cannot write to {path}: {error.strerror}") from None
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another run"
+                raise BadInput(f"run.dir: {path} is in use by {holder}; choose another run.dir") from None
+        time.sleep(0.5)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _new_id(name: str, parent_id: str | None) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return f"{f'{parent_id}.' if parent_id else ''}{plain}-{secrets.token_hex(4)}"
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two JSON trees differ, each with the old and the new value: "learner.lr: 0.25 -> 0.5"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = []
+        for key in sorted(set(old) | set(new)):
+            changes += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return changes
+    return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
     except PackageNotFoundError:
         return None
 
 
 def _revision() -> str | None:
-    root = Path(__file__).parent
-    if shutil.which("git") is None:  # as in an image
+    """The git commit of the package's source; None outside a repository or without git, as in an image."""
+    if shutil.which("git") is None:
         return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def notice(message: str) -> None:
-    """Logs a sentence for the user: it goes to the event log of the open run and, under the command line, to the terminal."""
+    """Logs a sentence for the user: into the event log of the open run and, under the command line, on the terminal."""
     log.info(message, extra={"terminal": True})
 
 
@@ -86,7 +86,7 @@ class EventLog(PackageHandler):
         self.at(step=step + 1)
 
     def write_failure(self, error: BaseException) -> None:
-        """Writes a line for what ended the run: kind and place. The manifest has the text, the terminal a line of its own."""
+        """Writes a line for what ended the run: kind and place of the error. Its text is in the manifest and on the terminal."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         message = f"failed: {type(error).__name__} at {place}"

@@ -1,4 +1,4 @@
-"""How a run ends early, and who is told of its evaluations."""
+"""How a run ends early, and the callback that is told of its evaluations."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from ..config import BadInput
 
 
 class Stopped(Exception):
-    """The command was told to stop and has written a checkpoint; exit code 3."""
+    """The command was asked to stop and has written a checkpoint; exit code 3."""
 
 
 class Failed(Exception):
-    """Bad input that showed after training had begun: a failure, exit code 1, told in one sentence like a refusal."""
+    """Bad input that was noticed after training had begun: a failure (exit code 1), reported in one sentence like bad input."""
 
 
 @contextlib.contextmanager
 def failing(trained: Callable[[], bool]) -> Iterator[None]:
-    """Turns BadInput that comes out of the block once ``trained()`` into Failed: exit code 2 says that nothing has run."""
+    """Turns BadInput from the block into Failed if ``trained()`` is true then: exit code 2 means that nothing has run."""
     try:
         yield
     except BadInput as error:
         if trained():
-            raise Failed(f"{error} (the same command goes on from the last checkpoint, if one was written)") from error
+            raise Failed(f"{error} (the same command continues from the last checkpoint, if there is one)") from error
         raise
 
 
 Watch = Callable[[int, Mapping[str, float]], None]
-"""Called with the steps done and the step's metrics after each evaluation of a training, once what is due to be saved is."""
+"""Called after each evaluation of a training, and after its checkpoint, with the number of finished steps and the metrics."""
 
 
 def unwatched(step: int, metrics: Mapping[str, float]) -> None:
-    """Nobody watches."""
+    """A Watch that does nothing."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import BadInput
 from ..run.atomic import write_json
-from ..run.checkpoint import Checkpoints, complete
+from ..run.checkpoint import Checkpoints, complete_checkpoints
 
 
 def settle(
@@ -47,7 +47,7 @@ def clone(donor: Path, step: int, home: Path, job: Any, values: Mapping[str, Any
     """Makes the donor's checkpoint of ``step`` the first one of ``home``, or its newest where that one is pruned already; with it the
     metrics and evaluations so far. The KL coefficient is the clone's own where the search is over it."""
     mine = Checkpoints(home / "checkpoints", job.checkpoint.keep)
-    if mine.complete():
+    if mine.paths():
         return  # this clone went on before
     for found in _checkpoints(donor / "checkpoints", step):
         try:
@@ -70,9 +70,9 @@ def _checkpoints(donor: Path, step: int) -> Iterator[Path]:
     """The donor's checkpoint of ``step``; then, as often as the donor has a newer one, its newest."""
     asked = donor / f"step-{step:06d}"
     tried = {asked}
-    if asked in complete(donor):
+    if asked in complete_checkpoints(donor):
         yield asked
-    while fresh := [p for p in complete(donor) if p not in tried]:
+    while fresh := [p for p in complete_checkpoints(donor) if p not in tried]:
         tried.add(fresh[-1])
         yield fresh[-1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from rich.table import Table
 from ..config import Search, set_values
 from ..config.tune import Choice, LogUniform, RandInt
 from ..quality import pareto
-from ..report.plots import Dot, Panel, picture
+from ..report.scatter import Panel, Point, write_scatter
 from ..run.atomic import write_json, write_text
-from ..run.directory import manifest
+from ..run.reader import read_manifest, read_metrics
 from .objective import Aim, tree
 from .trial import Trials, plain
 
@@ -59,7 +58,7 @@ def _row(trial: Any, trials: Trials, num_steps: int) -> Row:
     error = None
     if state == "failed":  # said by the run itself, or, where its process was killed, by Ray
         said = str(trial.get_error() or "").strip().splitlines()
-        error = manifest(home).get("error") or (said[-1] if said else "ended without a word")
+        error = read_manifest(home).get("error") or (said[-1] if said else "ended without a word")
     values = plain(last.get("config") or trial.config)
     return Row(
         name, home.name, state, values, evaluations(home, trials.aim), float(last.get("time_total_s", 0.0)), error
@@ -68,8 +67,7 @@ def _row(trial: Any, trials: Trials, num_steps: int) -> Row:
 
 def evaluations(home: Path, aim: Aim) -> list[dict[str, float]]:
     """What was measured at each evaluation of a run directory, with its step."""
-    file = home / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    lines = read_metrics(home)
     return [{"step": line["step"] + 1, **aim.measure(line)} for line in lines if f"evaluate/{aim.metric}" in line]
 
 
@@ -128,7 +126,7 @@ def conclude(found: list[Row], search: Search, aim: Aim, directory: Path, consol
         )
         console.print(f"train it again: rlhf-ray train {file}")
     try:
-        picture(panels(found, ahead, chosen, search, aim), directory / "trials.svg")
+        write_scatter(panels(found, ahead, chosen, search, aim), directory / "trials.svg")
     except ImportError:
         console.print("no plot of the trials: pip install 'rlhf-ray[plots]'")
     write_json(directory / "tune.json", results)
@@ -175,18 +173,19 @@ def panels(found: Sequence[Row], ahead: Sequence[Row], chosen: Row | None, searc
     shown = [row for row in found if row.history]
     made = []
     for name in aim.spent[:1]:
-        dots = [_dot(row, row.last[name], chosen, aim) for row in shown]
+        points = [_point(row, row.last[name], chosen, aim) for row in shown]
         line = sorted((row.last[name], aim.sign * row.last["quality"]) for row in ahead)
-        made.append(Panel(f"{name} (nats)", aim.metric, dots, limit=aim.budgets.get(name), line=line))
+        limit = aim.budgets.get(name)
+        made.append(Panel(x_label=f"{name} (nats)", y_label=aim.metric, points=points, limit=limit, line=line))
     for key, d in search.tune.space.items():
-        log = isinstance(d, LogUniform)
-        made.append(Panel(key, aim.metric, [_dot(row, row.values[key], chosen, aim) for row in shown], log=log))
+        points = [_point(row, row.values[key], chosen, aim) for row in shown]
+        made.append(Panel(x_label=key, y_label=aim.metric, points=points, log=isinstance(d, LogUniform)))
     return made
 
 
-def _dot(row: Row, x: Any, chosen: Row | None, aim: Aim) -> Dot:
+def _point(row: Row, x: Any, chosen: Row | None, aim: Aim) -> Point:
     kind = "chosen" if row is chosen else "over" if not aim.within(row.last) else row.state
-    return Dot(x, aim.sign * row.last["quality"], kind)
+    return Point(x, aim.sign * row.last["quality"], kind)
 
 
 def importance(found: Sequence[Row], search: Search) -> dict[str, dict[str, float]]:

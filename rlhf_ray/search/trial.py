@@ -21,6 +21,8 @@ from ..config import parse, set_values
 from ..jobs import pipeline
 from ..jobs.kinds import demand_of
 from ..run.directory import RunDir
+from ..run.events import TerminalHandler
+from ..run.reader import read_metrics
 from .clone import clone, settle
 from .objective import Aim
 
@@ -76,7 +78,8 @@ def train(trials: Trials, values: Mapping[str, Any]) -> None:
     with (
         (home / "output.txt").open("a") as output,
         contextlib.redirect_stdout(output),
-        RunDir(job, within=trials.run_id, wait_s=WAIT_S) as held,
+        contextlib.closing(TerminalHandler()),
+        RunDir(job, parent_id=trials.run_id, wait_s=WAIT_S) as held,
     ):
         if donor is not None:
             clone(trials.directory / donor["run"], donor["step"], home, job, values)
@@ -117,6 +120,5 @@ def evaluations(job: Any, step: int) -> int:
 
 def last_evaluation(home: Path) -> dict[str, Any]:
     """The newest line of RUN/metrics.jsonl that has an evaluation; empty where there is none."""
-    lines = (home / "metrics.jsonl").read_text().splitlines() if (home / "metrics.jsonl").is_file() else []
-    rows = (json.loads(line) for line in reversed(lines))
+    rows = reversed(read_metrics(home))
     return next((row for row in rows if any(key.startswith("evaluate/") for key in row)), {})

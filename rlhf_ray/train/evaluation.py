@@ -19,6 +19,7 @@ from ..data.examples import completion
 from ..quality import intervals
 from ..rewards.reward import combine
 from ..run.atomic import replace_file
+from ..run.reader import evaluation_files, evaluation_step
 
 SEED_STEP = (1 << 32) - 1  # no training step has this number
 
@@ -62,11 +63,6 @@ def _text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
-def path(run_dir: Path, step: int) -> Path:
-    """RUN/evaluations/step-000012.parquet"""
-    return run_dir / "evaluations" / f"step-{step:06d}.parquet"
-
-
 def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
     """Replaces the file in one step; what was asked goes into the schema's metadata."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,21 +70,12 @@ def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
         pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
 
 
-def files(run_dir: Path) -> list[Path]:
-    """A run's evaluations, the earliest step first."""
-    return sorted((run_dir / "evaluations").glob("step-*.parquet"), key=_step)
-
-
 def prune(run_dir: Path, step: int, config: EvaluateRL) -> None:
     """Removes evaluations that a run which goes on from ``step`` makes anew, and those of other prompts or terms."""
-    for file in files(run_dir):
+    for file in evaluation_files(run_dir):
         same = (pq.read_schema(file).metadata or {}).get(b"asked") == _asked(config).encode()
-        if _step(file) > step or (config.data is not None and not same):
+        if evaluation_step(file) > step or (config.data is not None and not same):
             file.unlink()
-
-
-def _step(file: Path) -> int:
-    return int(file.stem.removeprefix("step-"))
 
 
 def _asked(config: EvaluateRL) -> str:
@@ -107,7 +94,7 @@ def numeric(rows: pa.Table) -> list[str]:
 
 def first_and_last(run_dir: Path) -> tuple[pa.Table, pa.Table] | None:
     """The earliest and the latest evaluation of a run, or None where there are not two."""
-    found = files(run_dir)
+    found = evaluation_files(run_dir)
     return (pq.read_table(found[0]), pq.read_table(found[-1])) if len(found) >= 2 else None
 
 

@@ -15,9 +15,9 @@ from ..batch import COLUMNS, Batch
 from ..config import Common, RLJob
 from ..learner.objectives import Objective
 from ..learner.worker import LearnerWorker, Role
-from ..run import metrics
 from ..run.atomic import replace_directory
 from ..run.events import notice
+from ..run.metrics import means_of, merge_sums
 from ..weights.manifest import probe_tokens
 
 Result = TypeVar("Result")
@@ -93,11 +93,11 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """One optimizer step for each of ``minis``; ``batches`` may be references. Returns means over ranks."""
         refs = [b if isinstance(b, ray.ObjectRef) else ray.put(b) for b in batches]
-        return metrics.means(metrics.add(self.group.broadcast("update", role, objectives, minis, *refs)))
+        return means_of(merge_sums(self.group.broadcast("update", role, objectives, minis, *refs)))
 
     def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
         """The objective's metrics without learning."""
-        return metrics.means(metrics.add(self.group.broadcast("evaluate", "actor", objective, batch)))
+        return means_of(merge_sums(self.group.broadcast("evaluate", "actor", objective, batch)))
 
     def predict(self, objective: Any, batch: Batch) -> list[np.ndarray]:
         """What the objective's model says of each row, in their order."""

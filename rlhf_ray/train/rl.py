@@ -22,14 +22,14 @@ from ..batch import Batch
 from ..config import DPO, PPO, AdaptiveKL, RLJob
 from ..learner.objectives import Objective
 from ..learner.policy import PolicyObjective, ValueObjective
-from ..run import trajectories
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import notice
-from ..run.meter import Meter
-from ..run.metrics import Sinks
 from ..run.outcome import Stopped, Watch, unwatched
-from ..run.sinks import sinks
+from ..run.reader import evaluation_file, evaluation_files
+from ..run.sinks import Sinks, open_sinks
+from ..run.trajectories import trajectory_file, write_batch
+from ..run.usage import Meter
 from ..tasks.language_model import LanguageModelObjective
 from ..tasks.preference import PairObjective
 from ..weights.messages import SyncResult
@@ -83,7 +83,7 @@ class RL:
         if self.step < self.job.num_steps:
             with self.phase("rollout", self.rollout):
                 self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
-        if not heldout.files(self.run):
+        if not evaluation_files(self.run):
             with self.phase("evaluate", self.rollout):
                 self.evaluate()
         while self.step < self.job.num_steps:
@@ -108,7 +108,7 @@ class RL:
             batch = self.learners.annotate(batch, self.job.rollout.temperature, self.setup.columns_to_annotate)
         metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
         batch, found = estimate_advantages(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
-        trajectories.write(trajectories.path(self.run, self.step), batch, self.setup.reward_names)
+        write_batch(trajectory_file(self.run, self.step), batch, self.setup.reward_names)
         with self.phase("learn"):
             return metrics | found | (self.learn(batch) if len(batch) else {})
 
@@ -188,7 +188,7 @@ class RL:
         heldout.prune(self.run, self.step, self.job.evaluate)
         if self.sinks is not None:
             self.sinks.close()
-        self.sinks = sinks(self.job, self.held, self.step)
+        self.sinks = open_sinks(self.job, self.held, self.step)
         with self.phase("sync", self.rollout):
             self.sync_weights(self.step)
 
@@ -248,7 +248,7 @@ class RL:
         self.collector.take_counters()  # of these rollouts, which no step is to count as its own
         batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
         rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
-        heldout.write(heldout.path(self.run, self.step), rows, e)
+        heldout.write(evaluation_file(self.run, self.step), rows, e)
         found = heldout.metrics(rows)
         if self.job.log.progress:
             notice(step_metrics.evaluation_line(self.step, found))

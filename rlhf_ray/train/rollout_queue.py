@@ -14,7 +14,7 @@ from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import RLJob
 from ..rewards.reward import RewardError, combine, scales
-from ..run import trajectories
+from ..run.trajectories import read_batch, write_batch
 from .dispatch import Collection, Collector, Order, Prompts
 
 
@@ -153,7 +153,7 @@ class Rollouts:
             self._finish(step)
         names = [t.name for t in self.job.rewards.terms]
         for step, (batch, _) in self.ready.items():
-            trajectories.write(directory / f"ready-{step:06d}.parquet", batch, names)
+            write_batch(directory / f"ready-{step:06d}.parquet", batch, names)
         metrics = {str(step): m for step, (_, m) in self.ready.items()}
         return {"cursor": self.cursor, "statistics": self.statistics, "ready": metrics}
 
@@ -164,4 +164,4 @@ class Rollouts:
         if state["statistics"] is not None:
             self.statistics = {name: (pair[0], pair[1]) for name, pair in state["statistics"].items()}
         for step, metrics in state["ready"].items():
-            self.ready[int(step)] = (trajectories.read(directory / f"ready-{int(step):06d}.parquet"), metrics)
+            self.ready[int(step)] = (read_batch(directory / f"ready-{int(step):06d}.parquet"), metrics)

@@ -26,9 +26,9 @@ from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import notice
-from ..run.meter import Meter
 from ..run.outcome import Stopped, Watch, unwatched
-from ..run.sinks import sinks
+from ..run.sinks import open_sinks
+from ..run.usage import Meter
 from ..tasks import build as tasks
 from ..tasks.language_model import LanguageModelObjective
 from ..tasks.preference import DesirableObjective, log_ratios
@@ -106,7 +106,7 @@ class SupervisedRun:
             self.step = json.loads((found / "state.json").read_text())["step"]
             learners.load(found / "learner")
             notice(f"going on from {found.name} in {self.run}")
-        self.sinks = sinks(self.job, self.held, self.step)
+        self.sinks = open_sinks(self.job, self.held, self.step)
 
     def _loop(self, learners: LearnerGroup) -> None:
         job = self.job

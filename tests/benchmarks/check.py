@@ -17,7 +17,7 @@ from rlhf_ray.data import tokenizer as tokenizers
 from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.rewards.model import ModelScorer
-from rlhf_ray.run.metrics import means
+from rlhf_ray.run.metrics import means_of
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 
@@ -60,7 +60,7 @@ def grpo(spec):
     batch = rollouts(spec["fixed"])
     objective = policy_objective(GRPO(), 0.0, spec["longest"])
     worker = learner([Role("actor", "policy", ModelConfig(path=spec["model"], dtype=spec["precision"]), 1e-6)])
-    found = means(worker.update("actor", [(objective, 1.0)], [[np.arange(len(batch))]], batch))
+    found = means_of(worker.update("actor", [(objective, 1.0)], [[np.arange(len(batch))]], batch))
     return {"loss": found["policy/loss"], "grad_norm": found["actor/grad_norm"]}
 
 
@@ -94,7 +94,7 @@ def ppo(spec):
     }
     found = {}
     for role, objective in objectives.items():
-        found |= means(worker.update(role, [(objective, 1.0)], every, batch))
+        found |= means_of(worker.update(role, [(objective, 1.0)], every, batch))
     return {
         "score": float(scores.mean()), "value_loss": found["value/loss"], "policy_grad_norm": found["actor/grad_norm"],
         "value_grad_norm": found["critic/grad_norm"],

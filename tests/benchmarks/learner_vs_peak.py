@@ -15,7 +15,7 @@ from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
 from rlhf_ray.learner.policy import PolicyObjective
 from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
-from rlhf_ray.run.metrics import means
+from rlhf_ray.run.metrics import means_of
 from tests.benchmarks.paired import report, seconds
 from tests.benchmarks.rollout_vs_generate import SHAPES, lengths, machine
 
@@ -43,7 +43,7 @@ def measure(worker, rollouts, longest, rounds, dtype):
         worker.peak = peak_flops(worker.device, dtype)
         every = [[np.arange(len(rollouts))]]
         spent, sums = seconds(lambda every=every: worker.update("actor", [(objective, 1.0)], every, rollouts))
-        steps.append((spent, means(sums)["actor/mfu"]))
+        steps.append((spent, means_of(sums)["actor/mfu"]))
     return tuple(np.median(steps[1:], axis=0).tolist())
 
 

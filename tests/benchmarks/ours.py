@@ -10,7 +10,7 @@ from functools import cached_property
 from rlhf_ray.actors import environment
 from rlhf_ray.config import parse
 from rlhf_ray.rollout.worker import RolloutWorker
-from rlhf_ray.run import metrics
+from rlhf_ray.run import sinks
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
 
@@ -47,7 +47,7 @@ class SkewedLengths(EqualLengths):
 WORKERS = {"equal": EqualLengths, "skewed": SkewedLengths}
 
 
-class Sinks(metrics.Sinks):
+class Sinks(sinks.Sinks):
     """Metrics as ever; then the gate. Both loops write their metrics last in a step."""
 
     gate = None
@@ -66,10 +66,9 @@ def main():
     from rich.console import Console
 
     from rlhf_ray.jobs import pipeline
-    from rlhf_ray.run import sinks as gauges
     from rlhf_ray.train import setup as rl_setup
 
-    gauges.Sinks = Sinks
+    sinks.Sinks = Sinks
     rl_setup.RolloutWorker = WORKERS[sys.argv[2]]
     with contextlib.suppress(Finished):
         pipeline.run(job, Console(stderr=True))

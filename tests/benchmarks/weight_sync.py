@@ -23,8 +23,8 @@ from rlhf_ray.actors.session import session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
 from rlhf_ray.rollout.worker import Place, RolloutWorker
-from rlhf_ray.train import step_metrics
 from rlhf_ray.train.learner_group import LearnerGroup
+from rlhf_ray.train.step_metrics import sync_metrics
 from rlhf_ray.weights.messages import Bucket
 from rlhf_ray.weights.transport import ObjectStoreTransport
 from tests.benchmarks.paired import report, seconds
@@ -89,7 +89,7 @@ def syncs(job, model, rounds):
             ours.append(took)
             theirs.append(copied)
             cpu.append((spent, time.process_time() - before))
-            found.append(step_metrics.sync_metrics([result], took))
+            found.append(sync_metrics([result], took))
     wrong = worker.broadcast("differs", *transport.messages)[0]
     assert not wrong, f"the worker holds other weights: {wrong[:3]}"
     learners.kill()

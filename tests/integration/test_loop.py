@@ -17,7 +17,7 @@ from rlhf_ray.actors.session import Stop
 from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.run.checkpoint import Checkpoints
 from rlhf_ray.run.directory import RunDir
-from rlhf_ray.train import evaluation as heldout
+from rlhf_ray.run.reader import evaluation_files
 from rlhf_ray.train.dispatch import Order
 from rlhf_ray.train.rl import RL
 from rlhf_ray.train.setup import setup
@@ -39,7 +39,7 @@ def done(tmp_path_factory):
 
     class Watched(Checkpoints):
         def write(self, step, fill, state):
-            written.append((step, len(metrics_of(path)), len(heldout.files(path))))
+            written.append((step, len(metrics_of(path)), len(evaluation_files(path))))
             return super().write(step, fill, state)
 
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
@@ -72,7 +72,7 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
 
 def test_every_step_is_evaluated(done):
     steps = metrics_of(done.path)
-    assert [f.stem for f in heldout.files(done.path)] == ["step-000000", "step-000001", "step-000002"]
+    assert [f.stem for f in evaluation_files(done.path)] == ["step-000000", "step-000001", "step-000002"]
     for line in steps:
         assert {"evaluate/reward", "evaluate/kl"} <= set(line)
     assert abs(steps[1]["evaluate/kl"]) > 0
@@ -110,12 +110,12 @@ def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(done):
 
 
 def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
-    before = {f.name: f.read_bytes() for f in heldout.files(done.path)}
+    before = {f.name: f.read_bytes() for f in evaluation_files(done.path)}
     lines = metrics_of(done.path)
     done.loop.restore()
     done.loop.loop()
     assert metrics_of(done.path) == lines
-    assert {f.name: f.read_bytes() for f in heldout.files(done.path)} == before
+    assert {f.name: f.read_bytes() for f in evaluation_files(done.path)} == before
 
 
 def collect(done):

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlhf_ray.run.directory import manifest
+from rlhf_ray.run.reader import read_manifest
 from tests.helpers import TINY, metrics_of, rl_job, weights_of
 
 pytestmark = pytest.mark.integration
@@ -35,9 +35,9 @@ def test_three_and_three_steps_equal_six(train, tmp_path, monkeypatch, ahead):
     assert process.returncode == 3, out + err
     done = len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines())
     assert 2 <= done < 6
-    before = manifest(tmp_path / "parts")
+    before = read_manifest(tmp_path / "parts")
     train(job, tmp_path / "parts", "num_steps=6")
-    after = manifest(tmp_path / "parts")
+    after = read_manifest(tmp_path / "parts")
     assert after["run_id"] == before["run_id"]
     assert (before["usage"]["steps"], after["usage"]["steps"]) == (done, 6)
     assert after["usage"]["device_seconds"] > before["usage"]["device_seconds"]

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rlhf_ray.config import load
-from rlhf_ray.run.checkpoint import complete
-from rlhf_ray.run.directory import manifest
+from rlhf_ray.run.checkpoint import complete_checkpoints
+from rlhf_ray.run.reader import read_manifest
 from tests.helpers import ROOT, TINY, metrics_of
 
 pytestmark = pytest.mark.integration
@@ -54,7 +54,7 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     out, error = first.communicate(timeout=120)
     assert first.returncode == 3, out + error
     assert "the same command goes on with the search" in error
-    assert all(complete(run / "trials" / name / "checkpoints") for name in seen)
+    assert all(complete_checkpoints(run / "trials" / name / "checkpoints") for name in seen)
 
     second = subprocess.run(command(file, run), capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
@@ -63,7 +63,7 @@ def test_a_search_stops_from_outside_and_goes_on(tmp_path):
     for trial in found["trials"]:
         home = run / "trials" / trial["run"]
         assert trial["state"] == "finished"
-        assert manifest(home)["run_id"].startswith(f"{manifest(run)['run_id']}.")
+        assert read_manifest(home)["run_id"].startswith(f"{read_manifest(run)['run_id']}.")
         assert [m["step"] for m in metrics_of(home)] == list(range(96))  # nothing twice, nothing left out
         assert [h["step"] for h in trial["history"]] == list(range(8, 97, 8))
     assert "going on from step-" in (run / "trials" / last / "output.txt").read_text()

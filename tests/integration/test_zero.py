@@ -15,7 +15,7 @@ from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
 from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
-from rlhf_ray.run.metrics import add, means
+from rlhf_ray.run.metrics import means_of, merge_sums
 from rlhf_ray.tasks.ilql import ImplicitQObjective
 from rlhf_ray.tasks.language_model import LanguageModelObjective
 from rlhf_ray.tasks.reward_model import PairwiseObjective, RowObjective
@@ -139,7 +139,7 @@ TRAINED = ("actor", "critic", "values", "heads", "translator")
 
 def update(made, role, objective, rows):
     """One optimizer step on all rows; its metrics but for speed."""
-    found = means(add(made.broadcast("update", role, [(objective, 1.0)], [[np.arange(len(rows))]], rows)))
+    found = means_of(merge_sums(made.broadcast("update", role, [(objective, 1.0)], [[np.arange(len(rows))]], rows)))
     return {name: value for name, value in found.items() if "mfu" not in name}
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from rlhf_ray.run.checkpoint import describe
+from rlhf_ray.run.checkpoint import file_digest
 from tests.helpers import ROOT, TINY, metrics_of, rl_job
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1200)]
@@ -109,7 +109,7 @@ def test_population_based_training_clones_a_real_checkpoint(tmp_path):
         step, donor = made_of["donor"]["step"], trials / made_of["donor"]["run"]
         shards = [f"checkpoints/step-{step:06d}/learner/actor/{name}" for name in
                   ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")]  # fmt: skip
-        assert [describe(home / s) for s in shards] == [describe(donor / s) for s in shards]
+        assert [file_digest(home / s) for s in shards] == [file_digest(donor / s) for s in shards]
         lines = metrics_of(home)
         assert lines[:step] == metrics_of(donor)[:step]
         assert [m["step"] for m in lines] == list(range(len(lines)))

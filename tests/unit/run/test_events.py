@@ -9,13 +9,12 @@ from rlhf_ray.config import parse
 from rlhf_ray.run.checkpoint import Checkpoints
 from rlhf_ray.run.directory import RunDir
 from rlhf_ray.run.events import TerminalHandler, notice
-from rlhf_ray.run.metrics import Sinks
-from rlhf_ray.run.sinks import StepEvents
+from rlhf_ray.run.sinks import JsonLines, Sinks, StepEvents, TensorBoard
 from tests.helpers import rl_job
 
 
-def held(directory, **more):
-    return RunDir(parse(rl_job(run={"dir": str(directory), "seed": 1}), "job"), **more)
+def opened(directory, **options):
+    return RunDir(parse(rl_job(run={"dir": str(directory), "seed": 1}), "job"), **options)
 
 
 def lines(file):
@@ -23,9 +22,13 @@ def lines(file):
 
 
 def test_an_id_is_made_once_and_is_everywhere(tmp_path):
-    run = held(tmp_path / "my run")
+    run = opened(tmp_path / "my run")
     assert run.id.startswith("my_run-")
-    sinks = Sinks(run.path, 0, tensorboard=True, wandb=None, config={}, run_id=run.id, more=[StepEvents(run.events)])
+    openers = {
+        "log.jsonl": lambda: StepEvents(run.events),
+        "TensorBoard": lambda: TensorBoard(run.path / "tensorboard", 0, run.id),
+    }
+    sinks = Sinks(JsonLines(run.path / "metrics.jsonl", 0, run.id), openers)
     sinks.write(0, {"time/step": 1.25})
     sinks.close()
     kept = Checkpoints(run.path / "checkpoints", 1, run.id).write(1, lambda directory: None, {})
@@ -34,17 +37,17 @@ def test_an_id_is_made_once_and_is_everywhere(tmp_path):
     assert json.loads((kept / "manifest.json").read_text())["run_id"] == run.id
     assert {line["run_id"] for name in ("metrics.jsonl", "log.jsonl") for line in lines(run.path / name)} == {run.id}
     assert next((run.path / "tensorboard").iterdir()).name.endswith(f".{run.id}")
-    again = held(tmp_path / "my run")
+    again = opened(tmp_path / "my run")
     assert again.id == run.id
     again.close()
-    other = held(tmp_path / "another")
+    other = opened(tmp_path / "another")
     assert other.id != run.id
     other.close()
 
 
 def test_a_stages_id_begins_with_the_pipelines(tmp_path):
-    outer = held(tmp_path)
-    inner = held(tmp_path / "sft", within=outer.id)
+    outer = opened(tmp_path)
+    inner = opened(tmp_path / "sft", parent_id=outer.id)
     notice("from the stage")
     inner.close()
     notice("from the pipeline")
@@ -57,7 +60,7 @@ def test_a_stages_id_begins_with_the_pipelines(tmp_path):
 
 
 def test_a_line_has_time_level_id_stage_and_step(tmp_path):
-    run = held(tmp_path)
+    run = opened(tmp_path)
     run.events.at(stage="learn", step=7)
     notice("learner worker 1 died")
     logging.getLogger("rlhf_ray.train").warning("slow: %s", "disk")
@@ -79,7 +82,7 @@ def test_a_line_has_time_level_id_stage_and_step(tmp_path):
 def test_a_notice_is_on_the_terminal_only_while_a_command_runs(tmp_path, capsys):
     notice("before")
     terminal = TerminalHandler()
-    run = held(tmp_path)
+    run = opened(tmp_path)
     notice("learner worker 1 died")
     logging.getLogger("rlhf_ray.train").info("for the log alone")
     run.close()
@@ -93,7 +96,7 @@ def test_a_notice_is_on_the_terminal_only_while_a_command_runs(tmp_path, capsys)
 
 
 def test_what_ended_a_run_is_in_its_log_without_what_a_user_wrote(tmp_path):
-    with pytest.raises(ValueError, match="secret"), held(tmp_path):
+    with pytest.raises(ValueError, match="secret"), opened(tmp_path):
         raise ValueError("cannot score 'my secret prompt'")
     text = (tmp_path / "log.jsonl").read_text()
     assert "secret" not in text

@@ -258,9 +258,9 @@ def test_what_is_written_can_be_trained(tmp_path):
     told = json.loads((tmp_path / "run" / "tune.json").read_text())
     assert [t["name"] for t in told["trials"]] == [r.name for r in rows()]
     shown = findings.panels(rows(), findings.front(rows(), aim(search)), None, search, aim(search))
-    assert [len(p.dots) for p in shown] == [5, 5]  # over KL and over the key
+    assert [len(p.points) for p in shown] == [5, 5]  # over KL and over the key
     assert shown[0].limit == 5
-    assert {d.kind for d in shown[0].dots if d.x == 40} == {"over"}
+    assert {d.kind for d in shown[0].points if d.x == 40} == {"over"}
     assert "<svg" in (tmp_path / "run" / "trials.svg").read_text()
     console.file.flush()
     text = (tmp_path / "out.txt").read_text()

@@ -6,9 +6,12 @@ micro-batch and its metrics. The learner divides once, so neither micro-batches 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +30,26 @@ class Objective(Protocol):
     def weight(self, batch: Batch) -> float: ...
 
     def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """``coef`` times the mean of ``objective``: one term of the loss of each of a number of optimizer steps.
+
+    ``rows[i]`` (n,) int: the rows of ``batch`` that optimizer step i reads. ``batch``: a Batch, or a Ray reference to one. For
+    example, two steps on four samples, each with two rows of pre-training text:
+
+        policy = LossTerm(objective=PolicyObjective(...), coef=1.0, batch=samples, rows=[[0, 2], [1, 3]])
+        text = LossTerm(objective=LanguageModelObjective(), coef=27.8, batch=corpus, rows=[[4, 5], [6, 7]])
+        learners.update("actor", [policy, text])
+
+    Step 0 minimises the policy loss of samples 0 and 2 plus 27.8 times the cross-entropy of texts 4 and 5.
+    """
+
+    objective: Objective
+    coef: float
+    batch: Any
+    rows: Sequence[np.ndarray]
 
 
 class PerToken:

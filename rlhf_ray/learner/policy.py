@@ -20,14 +20,14 @@ from .objectives import Columns, Loss, PerToken
 class PolicyObjective(PerToken):
     """The policy loss of an algorithm, with the entropy bonus and the KL penalty in the loss.
 
-    ``importance_weights``: whether tokens are weighted for what the engine's weights differ from the learner's.
+    ``use_importance_weights``: whether tokens are weighted for what the engine's weights differ from the learner's.
     """
 
     config: AlgorithmConfig
     kl_coef: float
     temperature: float
     max_new_tokens: int
-    importance_weights: bool
+    use_importance_weights: bool
 
     @property
     def algorithm(self) -> Algorithm:
@@ -86,7 +86,7 @@ class PolicyObjective(PerToken):
         metrics: dict[str, Any] = dict(
             losses.importance_metrics(c.old_log_probs, c.rollout_log_probs, c.response_mask, cap)
         )
-        if not self.importance_weights:
+        if not self.use_importance_weights:
             return None, metrics
         weights = losses.importance_weights(c.old_log_probs, c.rollout_log_probs, c.response_mask, cap)
         if self.algorithm.sequence_ratio:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
-from .objectives import Columns, Objective, final_positions
+from .objectives import Columns, LossTerm, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEADS = "heads."  # of a ValueModel: its other parameters are the language model's
-SHARED_LEAST = 0.1  # share of the tokens that shared prompts must save before groups are kept together for it
+LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,22 @@ class Role:
     labels: tuple[str, ...] = ()
     frozen_trunk: bool = False
     target_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """``rows`` (B,) of a rank's Batch, as ``batch``. A filler has no rows but a batch: its results must not count.
+
+    ZeRO-2 and 3 hang if ranks run different numbers of micro-batches, so those with fewer rows run fillers.
+    """
+
+    batch: Batch
+    rows: np.ndarray
+
+    @property
+    def is_real(self) -> bool:
+        """False for a filler."""
+        return len(self.rows) > 0
 
 
 class LearnerWorker:
@@ -119,16 +135,16 @@ class LearnerWorker:
 
         Returns 'rows' (indices into ``batch``) and each column for those rows, flat in that order.
         """
-        plan = self._plan("actor", batch, None)[self.rank]
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
-        parts |= {"final_values": []} if "values" in columns else {}
-        for rows in plan:
-            micro = batch.take(rows if len(rows) else [0])
-            for name, array in self._annotate(micro, temperature, columns).items():
-                if len(rows):
-                    parts[name].append(array)
-        flat = {name: np.concatenate(arrays) if arrays else np.zeros(0, np.float32) for name, arrays in parts.items()}
-        return {"rows": np.concatenate(plan) if plan else np.zeros(0, np.int64), **flat}
+        names = [*columns, "final_values"] if "values" in columns else [*columns]
+        parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.float32)] for name in names}
+        rows = [np.zeros(0, np.int64)]
+        for micro_batch in self._micro_batches("actor", batch, None):
+            annotated = self._annotate(micro_batch.batch, temperature, columns)
+            if micro_batch.is_real:
+                rows.append(micro_batch.rows)
+                for name, values in annotated.items():
+                    parts[name].append(values)
+        return {"rows": np.concatenate(rows), **{name: np.concatenate(part) for name, part in parts.items()}}
 
     @torch.no_grad()
     def _annotate(self, micro: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -147,35 +163,30 @@ class LearnerWorker:
             found["final_values"] = both[len(c.sampled) :]
         return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
 
-    def update(
-        self,
-        role: str,
-        objectives: Sequence[tuple[Objective, float]],
-        minis: Sequence[Sequence[np.ndarray]],
-        *batches: Batch,
-    ) -> Sums:
-        """One optimizer step for each of ``minis``; returns this rank's metric sums.
+    def update_on(self, role: str, terms: Sequence[LossTerm], *batches: Batch) -> Sums:
+        """:meth:`update` of terms whose batches are arguments of their own, in the same order."""
+        return self.update(role, [replace(term, batch=batch) for term, batch in zip(terms, batches, strict=True)])
 
-        A step minimises the sum over ``objectives`` of coefficient * loss / weight; objective i reads the rows
-        ``minis[step][i]`` of ``batches[i]``. All ranks compute the same plan and run the same number of micro-batches.
+    def update(self, role: str, terms: Sequence[LossTerm]) -> Sums:
+        """Optimizer steps on the sum of ``terms``: coefficient times loss over weight. Returns this rank's metric sums.
+
+        All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan and run
+        the same number of micro-batches.
         """
-        engine, model = self.engines[role], zero.module(self.engines[role])
-        model.train()
+        engine = self.engines[role]
+        zero.module(engine).train()
         sums: list[Sums] = []
         began, flops = time.monotonic(), 0.0
-        for mini in minis:
-            for (objective, coef), rows, batch in zip(objectives, mini, batches, strict=True):
-                chosen = batch.take(np.sort(rows))  # a group's rows side by side
-                divisor = objective.weight(chosen) / coef
-                for micro_rows in self._plan(role, chosen, objective.unit)[self.rank]:
-                    micro = chosen.take(micro_rows if len(micro_rows) else [0])
-                    if objective.unit is not None and not len(micro_rows):
-                        micro = chosen.take(chosen.group == chosen.group[0])
-                    loss, found = objective.loss(engine, micro, self.device)
-                    zero.backward(engine, loss if len(micro_rows) else loss * 0.0, divisor or 1.0)
-                    if len(micro_rows):
-                        sums.append(found)
-                        flops += self._flops(role, micro)
+        for step_rows in zip(*(term.rows for term in terms), strict=True):
+            for term, rows in zip(terms, step_rows, strict=True):
+                step_batch = term.batch.take(np.sort(rows))  # sorted: the rows of a group are next to each other
+                divisor = term.objective.weight(step_batch) / term.coef or 1.0
+                for micro_batch in self._micro_batches(role, step_batch, term.objective.unit):
+                    loss, loss_metrics = term.objective.loss(engine, micro_batch.batch, self.device)
+                    zero.backward(engine, loss if micro_batch.is_real else loss * 0.0, divisor)
+                    if micro_batch.is_real:
+                        sums.append(loss_metrics)
+                        flops += self._flops(role, micro_batch.batch)
             lr = engine.get_lr()[0]  # of this update: the step moves on to the next one's
             sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
             if role in self.averages:
@@ -184,29 +195,28 @@ class LearnerWorker:
         sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
         return merge_sums(sums)
 
+    @torch.no_grad()
     def evaluate(self, role: str, objective: Objective, batch: Batch) -> Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
-        model, sums = self.engines[role], []
-        zero.module(model).eval()
-        with torch.no_grad():
-            for rows in self._plan(role, batch, objective.unit)[self.rank]:
-                found = objective.loss(
-                    model, batch.take(rows if len(rows) else batch.group == batch.group[0]), self.device
-                )[1]
-                sums.extend([found] if len(rows) else [])
+        engine, sums = self.engines[role], []
+        zero.module(engine).eval()
+        for micro_batch in self._micro_batches(role, batch, objective.unit):
+            _, loss_metrics = objective.loss(engine, micro_batch.batch, self.device)
+            if micro_batch.is_real:
+                sums.append(loss_metrics)
         return merge_sums(sums)
 
+    @torch.no_grad()
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
-        """What the objective's model says of this rank's share: 'rows', and an array for each of them in 'found'."""
-        plan = self._plan(role, batch, None)[self.rank]
-        out: list[np.ndarray] = []
+        """The predictions of this rank's share: 'rows' (n,) of ``batch``, and as many arrays in 'predictions'."""
+        rows, predictions = [np.zeros(0, np.int64)], []
         zero.module(self.engines[role]).eval()
-        with torch.no_grad():
-            for rows in plan:
-                given = batch.take(rows if len(rows) else [0])
-                found = objective.predict(self.engines[role], given, self.device)
-                out.extend(found if len(rows) else [])
-        return {"rows": np.concatenate(plan), "found": out}
+        for micro_batch in self._micro_batches(role, batch, None):
+            arrays = objective.predict(self.engines[role], micro_batch.batch, self.device)
+            if micro_batch.is_real:
+                rows.append(micro_batch.rows)
+                predictions.extend(arrays)
+        return {"rows": np.concatenate(rows), "predictions": predictions}
 
     def probe(self, tokens: np.ndarray, temperature: float) -> np.ndarray:
         """Log-probs (T,) of one sequence by the actor, 0 for token 0; on every rank the same."""
@@ -297,18 +307,28 @@ class LearnerWorker:
         """Answers while the worker lives."""
         return "ok"
 
-    def _plan(self, role: str, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
-        """Rows of each rank's micro-batches, balanced by the cost of a row in this role's model.
+    def _micro_batches(self, role: str, batch: Batch, unit: str | None) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, as many as the other ranks have: fillers come at the end if it has fewer rows.
 
-        Groups stay together if that leaves out enough of their prompts.
+        The rows are balanced over ranks by their cost in this role's model. Rows with equal values in the column ``unit`` stay
+        together. Without a unit, groups stay together if that leaves out enough of their prompts.
         """
+        for rows in self._plan(role, batch, unit)[self.rank]:
+            if len(rows):
+                yield MicroBatch(batch.take(rows), rows)
+            else:
+                column = np.arange(len(batch)) if unit is None else getattr(batch, unit)
+                yield MicroBatch(batch.take(column == column[0]), rows)
+
+    def _plan(self, role: str, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
+        """Rows of each micro-batch of each rank: ``plan[rank][i]``, empty for a filler."""
         budget, lengths, column = self.config.micro_batch_tokens, batch.lengths, getattr(batch, unit) if unit else None
         if column is None and batch.has("prompt_length"):
-            alone = lengths - batch.shared_prompts
+            unshared = lengths - batch.shared_prompts
             _, group = np.unique(batch.group, return_inverse=True)
-            whole = np.bincount(group, alone).max(initial=0)
-            if whole <= budget and lengths.sum() - alone.sum() >= SHARED_LEAST * lengths.sum():
-                lengths, column = alone, batch.group
+            longest_group = np.bincount(group, unshared).max(initial=0)
+            if longest_group <= budget and lengths.sum() - unshared.sum() >= LEAST_SHARED * lengths.sum():
+                lengths, column = unshared, batch.group
         return micro_batches(lengths, budget, self.world_size, column, self.widths[role])
 
     def _run(self, role: str, *args: Any) -> Any:

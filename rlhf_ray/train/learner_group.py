@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from ..actors.group import WorkerGroup, WorkerLost
 from ..actors.placement import Placement
 from ..batch import COLUMNS, Batch
 from ..config import Common, RLJob
-from ..learner.objectives import Objective
+from ..learner.objectives import LossTerm, Objective
 from ..learner.worker import LearnerWorker, Role
 from ..run.atomic import replace_directory
 from ..run.events import notice
@@ -84,16 +85,11 @@ class LearnerGroup:
         names = [*columns, "final_values"] if "values" in columns else columns
         return batch.replace(**{name: _scatter(batch, parts, name) for name in names})
 
-    def update(
-        self,
-        role: str,
-        objectives: Sequence[tuple[Objective, float]],
-        minis: Sequence[Sequence[np.ndarray]],
-        *batches: Any,
-    ) -> dict[str, float]:
-        """One optimizer step for each of ``minis``; ``batches`` may be references. Returns means over ranks."""
-        refs = [b if isinstance(b, ray.ObjectRef) else ray.put(b) for b in batches]
-        return means_of(merge_sums(self.group.broadcast("update", role, objectives, minis, *refs)))
+    def update(self, role: str, terms: Sequence[LossTerm]) -> dict[str, float]:
+        """Optimizer steps of a role on the sum of ``terms``, which all have rows for each step. Returns means over ranks."""
+        batches = [t.batch if isinstance(t.batch, ray.ObjectRef) else ray.put(t.batch) for t in terms]
+        terms = [replace(term, batch=None) for term in terms]  # Ray fetches arguments, not what is inside one
+        return means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
 
     def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
         """The objective's metrics without learning."""
@@ -103,7 +99,7 @@ class LearnerGroup:
         """What the objective's model says of each row, in their order."""
         found: list[Any] = [None] * len(batch)
         for part in self.group.broadcast("predict", "actor", objective, ray.put(batch)):
-            for row, value in zip(part["rows"], part["found"], strict=True):
+            for row, value in zip(part["rows"], part["predictions"], strict=True):
                 found[row] = value
         return found
 

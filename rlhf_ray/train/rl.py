@@ -20,7 +20,7 @@ from ..algorithms.kl import adapt
 from ..algorithms.registry import ALGORITHMS
 from ..batch import Batch
 from ..config import DPO, PPO, AdaptiveKL, RLJob
-from ..learner.objectives import Objective
+from ..learner.objectives import LossTerm, Objective
 from ..learner.policy import PolicyObjective, ValueObjective
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
@@ -116,22 +116,20 @@ class RL:
         """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
         a, job = self.job.algorithm, self.job
         metrics: dict[str, float] = {}
-        minis = self.mini_batches(len(batch))
-        reference = ray.put(batch)
+        rows, reference = self.mini_batches(len(batch)), ray.put(batch)
         if isinstance(a, PPO):
-            metrics |= self.learners.update(
-                "critic", [(ValueObjective(a.value_clip), 1.0)], [[m] for m in minis], reference
-            )
+            value = LossTerm(objective=ValueObjective(a.value_clip), coef=1.0, batch=reference, rows=rows)
+            metrics |= self.learners.update("critic", [value])
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            terms: list[tuple[Objective, float]] = [
-                (actor_objective(job, self.kl_coef, self.setup.use_importance_weights), 1.0)
-            ]
-            rows, batches = [[m] for m in minis], [reference]
+            policy = actor_objective(job, self.kl_coef, self.setup.use_importance_weights)
+            terms = [LossTerm(objective=policy, coef=1.0, batch=reference, rows=rows)]
             if self.setup.ptx is not None:
-                terms.append((LanguageModelObjective(), a.ptx_coef))
-                rows = [[m, self.setup.ptx.rows(self.step, i, len(minis), len(m))] for i, m in enumerate(minis)]
-                batches.append(self.setup.ptx.batch)
-            metrics |= self.learners.update("actor", terms, rows, *batches)
+                ptx = self.setup.ptx
+                text_rows = [ptx.rows(self.step, i, len(rows), len(mini)) for i, mini in enumerate(rows)]
+                terms.append(
+                    LossTerm(objective=LanguageModelObjective(), coef=a.ptx_coef, batch=ptx.batch, rows=text_rows)
+                )
+            metrics |= self.learners.update("actor", terms)
         if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
             kl = float(token_kl(batch).sum()) / len(batch)
             self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
@@ -255,7 +253,7 @@ class RL:
         return found
 
 
-def actor_objective(job: RLJob, kl_coef: float, importance_weights: bool) -> Objective:
+def actor_objective(job: RLJob, kl_coef: float, use_importance_weights: bool) -> Objective:
     """What the actor minimises on the samples of a step."""
     if ALGORITHMS[job.algorithm.type].paired:
         return PairObjective(DPO(beta=kl_coef))
@@ -264,5 +262,5 @@ def actor_objective(job: RLJob, kl_coef: float, importance_weights: bool) -> Obj
         kl_coef=kl_coef,
         temperature=job.rollout.temperature,
         max_new_tokens=job.rollout.max_new_tokens,
-        importance_weights=importance_weights,
+        use_importance_weights=use_importance_weights,
     )

@@ -20,7 +20,7 @@ from ..batch import Batch
 from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
 from ..data.stream import Stream
-from ..learner.objectives import Objective
+from ..learner.objectives import LossTerm, Objective
 from ..models import load as models
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
@@ -114,7 +114,7 @@ class SupervisedRun:
             began = time.monotonic()
             seen = self._seen()
             objective, rows = self._settled(learners, seen, np.arange(len(seen)))
-            metrics = learners.update("actor", [(objective, 1.0)], [[rows]], seen)
+            metrics = learners.update("actor", [LossTerm(objective=objective, coef=1.0, batch=seen, rows=[rows])])
             metrics["time/step"] = time.monotonic() - began
             tokens = float(seen.lengths[rows].sum())
             metrics["step/tokens_per_second"] = tokens / metrics["time/step"]

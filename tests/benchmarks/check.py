@@ -14,6 +14,7 @@ from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, ModelReward
 from rlhf_ray.config.algorithm import GRPO, PPO
 from rlhf_ray.data import tokenizer as tokenizers
+from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.rewards.model import ModelScorer
@@ -48,10 +49,15 @@ def rollouts(fixed):
     )  # fmt: skip
 
 
+def whole_batch(objective, batch):
+    """One optimizer step of ``objective`` on all rows."""
+    return LossTerm(objective=objective, coef=1.0, batch=batch, rows=[np.arange(len(batch))])
+
+
 def policy_objective(config, kl_coef, longest):
     """The policy loss at temperature 1, without importance weights."""
     return PolicyObjective(
-        config=config, kl_coef=kl_coef, temperature=1.0, max_new_tokens=longest, importance_weights=False
+        config=config, kl_coef=kl_coef, temperature=1.0, max_new_tokens=longest, use_importance_weights=False
     )
 
 
@@ -60,7 +66,7 @@ def grpo(spec):
     batch = rollouts(spec["fixed"])
     objective = policy_objective(GRPO(), 0.0, spec["longest"])
     worker = learner([Role("actor", "policy", ModelConfig(path=spec["model"], dtype=spec["precision"]), 1e-6)])
-    found = means_of(worker.update("actor", [(objective, 1.0)], [[np.arange(len(batch))]], batch))
+    found = means_of(worker.update("actor", [whole_batch(objective, batch)]))
     return {"loss": found["policy/loss"], "grad_norm": found["actor/grad_norm"]}
 
 
@@ -79,7 +85,7 @@ def ppo(spec):
         Role("critic", "scalar", critic, 1e-6, zero_head=True),
         Role("reference", "policy", policy, None),
     ]
-    worker, every, a = learner(roles), [[np.arange(len(whole))]], PPO(dual_clip=None)
+    worker, a = learner(roles), PPO(dual_clip=None)
     for columns in (["old_log_probs", "ref_log_probs"], ["values"]):
         part = worker.annotate(batch, 1.0, columns)
         order = np.argsort(
@@ -94,7 +100,7 @@ def ppo(spec):
     }
     found = {}
     for role, objective in objectives.items():
-        found |= means_of(worker.update(role, [(objective, 1.0)], every, batch))
+        found |= means_of(worker.update(role, [whole_batch(objective, batch)]))
     return {
         "score": float(scores.mean()), "value_loss": found["value/loss"], "policy_grad_norm": found["actor/grad_norm"],
         "value_grad_norm": found["critic/grad_norm"],

@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 import tempfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
+from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective
 from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
 from rlhf_ray.run.metrics import means_of
@@ -36,13 +38,13 @@ def batch(count, longest, kind, vocab):
 def measure(worker, rollouts, longest, rounds, dtype):
     """Medians of seconds and MFU of a GRPO step; the peak is measured anew before each."""
     objective = PolicyObjective(
-        config=GRPO(), kl_coef=0.0, temperature=1.0, max_new_tokens=longest, importance_weights=False
+        config=GRPO(), kl_coef=0.0, temperature=1.0, max_new_tokens=longest, use_importance_weights=False
     )
+    term = LossTerm(objective=objective, coef=1.0, batch=rollouts, rows=[np.arange(len(rollouts))])
     steps = []
     for _ in range(rounds + 1):
         worker.peak = peak_flops(worker.device, dtype)
-        every = [[np.arange(len(rollouts))]]
-        spent, sums = seconds(lambda every=every: worker.update("actor", [(objective, 1.0)], every, rollouts))
+        spent, sums = seconds(partial(worker.update, "actor", [term]))
         steps.append((spent, means_of(sums)["actor/mfu"]))
     return tuple(np.median(steps[1:], axis=0).tolist())
 

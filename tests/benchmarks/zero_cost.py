@@ -50,7 +50,7 @@ class Learner:
         found = dict.fromkeys(columns, -batch.response_mask.astype(np.float32))
         return {"rows": np.arange(len(batch)), **found}
 
-    def update(self, role, objectives, minis, *batches):
+    def update_on(self, role, terms, *batches):
         return {"actor/lr": (0.0, 1.0)}
 
     def sync_weights(self, version, probe, temperature, tolerance):

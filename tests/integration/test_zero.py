@@ -13,6 +13,7 @@ from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO, KLConfig
+from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.run.metrics import means_of, merge_sums
@@ -122,7 +123,7 @@ POLICY = PolicyObjective(
     kl_coef=0.1,
     temperature=0.7,
     max_new_tokens=20,
-    importance_weights=True,
+    use_importance_weights=True,
 )
 TOKENS = replace(POLICY, config=POLICY.config.model_copy(update={"loss_over": "tokens"}))
 VALUES = ImplicitQObjective(gamma=0.9, expectile=0.8, conservative_coef=0.1, behaviour_coef=0.5)
@@ -139,7 +140,8 @@ TRAINED = ("actor", "critic", "values", "heads", "translator")
 
 def update(made, role, objective, rows):
     """One optimizer step on all rows; its metrics but for speed."""
-    found = means_of(merge_sums(made.broadcast("update", role, [(objective, 1.0)], [[np.arange(len(rows))]], rows)))
+    term = LossTerm(objective=objective, coef=1.0, batch=rows, rows=[np.arange(len(rows))])
+    found = means_of(merge_sums(made.broadcast("update", role, [term])))
     return {name: value for name, value in found.items() if "mfu" not in name}
 
 
@@ -153,7 +155,9 @@ def translations(made, rows):
     """What the translator makes of each row's prompt."""
     parts = made.broadcast("predict", "translator", Seq2SeqObjective(max_new_tokens=12), rows)
     found = {
-        int(rows.example_id[i]): t.tolist() for part in parts for i, t in zip(part["rows"], part["found"], strict=True)
+        int(rows.example_id[i]): t.tolist()
+        for part in parts
+        for i, t in zip(part["rows"], part["predictions"], strict=True)
     }
     assert len(found) == len(rows)
     return found

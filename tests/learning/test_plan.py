@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, parse
+from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.plan import requirements as needs
 from rlhf_ray.plan.shape import shape
@@ -30,8 +31,9 @@ def learn(config, model, answers):
     draw = np.random.default_rng(0)
     rows = [draw.integers(0, 8192, LENGTH).astype(np.int32) for _ in range(2 * TOKENS // LENGTH)]
     batch = from_sequences(rows, response_mask=[np.r_[0, np.ones(LENGTH - 1)] for _ in rows])
+    term = LossTerm(objective=LanguageModelObjective(), coef=1.0, batch=batch, rows=[np.arange(len(batch))])
     for _ in range(2):
-        worker.update("actor", [(LanguageModelObjective(), 1.0)], [[np.arange(len(batch))]], batch)
+        worker.update("actor", [term])
     with open("/proc/self/status") as status:
         answers.put(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
 

@@ -56,7 +56,7 @@ def test_online_dpo_learns_from_the_best_and_the_worst_of_each_group():
         (2, 0, 1),
         (2, 1, 0),
     ]
-    objective = actor_objective(job, kl_coef=0.1, importance_weights=False)
+    objective = actor_objective(job, kl_coef=0.1, use_importance_weights=False)
     assert (objective.unit, objective.config.beta, objective.weight(found)) == ("group", 0.1, 2)
     with pytest.raises(BadInput, match=r"kl\.coef is DPO's beta"):
         parse(rl_job(algorithm={"type": "online_dpo", "kl": {"coef": 0}}), "job")

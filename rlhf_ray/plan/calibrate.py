@@ -11,7 +11,7 @@ import numpy as np
 from ..config import BadInput, RLJob
 from ..run.reader import read_metrics
 from .requirements import Factors, Lengths, Setting, step
-from .simulate import Layout, Step
+from .simulate import Layout, simulate_steps
 
 WARM_UP = 1  # steps that are left out
 NUM_STEPS = 4
@@ -35,8 +35,8 @@ def measured(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def predicted(job: RLJob, given: Setting, layout: Layout, num_steps: int = NUM_STEPS) -> dict[str, float]:
     """Median simulated seconds of each stage, by the same names, without the first step and those at the end with nothing ahead."""
     ahead = job.rollout.ahead
-    steps = Step(step(job, given, num_steps + 1 + ahead), layout, ahead).run()[1 : num_steps + 1]
-    return {name: median(s[name] for s in steps) for name in steps[0]}
+    steps = simulate_steps(step(job, given, num_steps + 1 + ahead), layout, ahead)[1 : num_steps + 1]
+    return {name: median(s.seconds[name] for s in steps) for name in steps[0].seconds}
 
 
 def lengths(responses: np.ndarray, prompts: np.ndarray, run: Path) -> Lengths:
@@ -54,7 +54,7 @@ def factors(job: RLJob, given: Setting, layout: Layout, lines: Sequence[Mapping[
     saw, said = measured(lines), predicted(job, given, layout)
     if job.rollout.ahead:
         saw["rollout"] = median(line["rollout/tokens"] / line["rollout/tokens_per_second"] for line in lines)
-        said["rollout"] = max(sum(c) for c in step(job, given, 1).chunks) / len(layout.rollout)
+        said["rollout"] = max(sum(c) for c in step(job, given, 1).generate) / len(layout.rollout)
 
     def ratio(name: str) -> float:
         return saw[name] / said[name] if saw.get(name) and said.get(name) else 1.0

@@ -121,7 +121,9 @@ def layout(where: Plan, on: Cluster) -> Layout:
 
     demand = float(min(where.num_threads, on.cores)) if on.device.is_cpu else 1.0
     capacity = {f"node {n}": float(on.cores) for n in range(on.nodes)}
-    return Layout(names("rollout"), names("reward"), names("learner"), demand, capacity)
+    return Layout(
+        rollout=names("rollout"), reward=names("reward"), learner=names("learner"), demand=demand, capacity=capacity
+    )
 
 
 def lengths(job: Any) -> Lengths:

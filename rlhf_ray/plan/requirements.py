@@ -11,7 +11,7 @@ from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
 from .shape import Shape
-from .simulate import Stages
+from .simulate import StepWork
 
 REWARD_TOKENS = 8192
 PROMPT = 0.5  # of max_prompt_tokens, where no run says how long prompts are
@@ -157,7 +157,7 @@ class Setting:
     reward_s: float = 0.0
 
 
-def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
+def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> StepWork:
     """The stages of ``num_steps`` RL steps whose response lengths are drawn from the given ones."""
     a, cluster, lengths, factors = job.algorithm, given.cluster, given.lengths, given.factors
     e, rng = stages.efficiency(cluster.device), np.random.default_rng(seed)
@@ -178,13 +178,15 @@ def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> Stages:
     if value is not None:
         learn += a.epochs * stages.updating(value, unread, a.num_mini_batches, cluster)
     score = sum(stages.passes(s, tokens, squares, 0.0) for s in given.models.rewards) / len(chunks[0])
-    return Stages(
-        chunks,
-        factors.rollout * score / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
-        given.reward_s,
-        factors.annotate * (annotate + e.call_s) if job.columns_to_annotate else 0.0,
-        factors.learn * (learn + e.call_s),
-        factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + e.call_s),
+    return StepWork(
+        generate=chunks,
+        score=factors.rollout
+        * score
+        / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
+        score_wait=given.reward_s,
+        annotate=factors.annotate * (annotate + e.call_s) if job.columns_to_annotate else 0.0,
+        learn=factors.learn * (learn + e.call_s),
+        sync=factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + e.call_s),
     )
 
 

@@ -1,236 +1,267 @@
-"""The step as a simulation: the loop of train/rl.py event by event, on devices that roles share or own.
+"""A simulation of RL steps: the loop of train/rl.py event by event, on devices that roles share or own.
 
-Processes are generators. What they yield is waited for: :class:`Work` on a device, a :class:`Done` of another process, or a list of
-these. Work that shares a device runs at one speed, so that two threads for each of three workers on two cores take three
-times as long: processor sharing, exact between events.
+The first half is a discrete-event simulator in SimPy's terms: a Process is a generator that yields the events it waits
+for, and an Environment holds the clock. SimPy itself could replace only Event and Process, about 40 lines. Its resources
+queue requests, and workers that share cores need processor sharing, where all of them run at once and more slowly. The
+difficult part would stay here, and every installation would have one more dependency.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-Process = Generator[Any, None, None]
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 
-@dataclass(frozen=True)
-class Work:
-    """``seconds`` of work, as it takes alone, on the device of this name, with ``demand`` of its capacity."""
+class Event:
+    """Something that happens once. Processes that wait for it go on then."""
 
-    device: str
-    seconds: float
-    demand: float = 1.0
+    def __init__(self) -> None:
+        self.triggered = False
+        self.callbacks: list[Callable[[], None]] = []
 
-
-@dataclass(eq=False)
-class Done:
-    """Something that will have happened; who waits goes on then."""
-
-    happened: bool = False
-    waiting: list[_Running] = field(default_factory=list)
+    def trigger(self) -> None:
+        """Lets the event happen."""
+        self.triggered = True
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
 
 
-@dataclass(eq=False)
-class _Running:
-    process: Process
-    done: Done
-    missing: int = 0
+ProcessGenerator = Generator[Event | Sequence[Event], None, None]
+"""The code of a process: it yields an event, or several, and goes on when all of them have happened."""
 
 
-@dataclass(eq=False)
-class _Share:
-    """A device: what is left of each piece of work on it, as of time ``at``."""
+class Process(Event):
+    """A process that runs. As an event, it happens when its generator ends."""
 
-    capacity: float
-    left: dict[Done, tuple[float, float]] = field(default_factory=dict)
-    at: float = 0.0
-    stamp: int = 0
+    def __init__(self, generator: ProcessGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.num_awaited = 0
+        self._resume()
 
-    @property
-    def speed(self) -> float:
-        return min(1.0, self.capacity / max(1e-12, sum(demand for _, demand in self.left.values())))
-
-
-class Simulation:
-    """A clock over processes. ``capacity`` is what each device has; one that it does not name has 1."""
-
-    def __init__(self, capacity: dict[str, float]) -> None:
-        self.now = 0.0
-        self.capacity = capacity
-        self.devices: dict[str, _Share] = {}
-        self.events: list[tuple[float, int, str, int]] = []
-        self.count = 0
-        self.busy: dict[str, float] = {}
-
-    def start(self, process: Process) -> Done:
-        """Runs a process up to its first wait; what is returned happens when it ends."""
-        running = _Running(process, Done())
-        self._advance(running)
-        return running.done
-
-    def run(self) -> float:
-        """Until nothing is left to happen; returns the time."""
-        while self.events:
-            time, _, name, stamp = heapq.heappop(self.events)
-            share = self.devices[name]
-            if stamp != share.stamp:
-                continue
-            self.now = time
-            self._pass(share)
-            over = [done for done, (seconds, _) in share.left.items() if seconds <= 1e-9]
-            for done in over:
-                del share.left[done]
-            self._plan(name)
-            for done in over:
-                self.happen(done)
-        return self.now
-
-    def happen(self, done: Done) -> None:
-        """Lets go on who waited for it."""
-        done.happened = True
-        for running in done.waiting:
-            running.missing -= 1
-            if not running.missing:
-                self._advance(running)
-        done.waiting = []
-
-    def _advance(self, running: _Running) -> None:
-        while True:
-            try:
-                wanted = next(running.process)
-            except StopIteration:
-                self.happen(running.done)
+    def _resume(self) -> None:
+        """Runs the generator up to an event that has not happened, or to its end."""
+        for awaited in self.generator:
+            pending = [e for e in ([awaited] if isinstance(awaited, Event) else awaited) if not e.triggered]
+            if pending:
+                self.num_awaited = len(pending)
+                for event in pending:
+                    event.callbacks.append(self._one_happened)
                 return
-            waits = [self._begin(w) for w in (wanted if isinstance(wanted, list) else [wanted])]
-            open_ = [w for w in waits if not w.happened]
-            if open_:
-                running.missing = len(open_)
-                for done in open_:
-                    done.waiting.append(running)
-                return
+        self.trigger()
 
-    def _begin(self, wanted: Work | Done) -> Done:
-        if isinstance(wanted, Done):
-            return wanted
-        done = Done(happened=wanted.seconds <= 0)
-        if done.happened:
-            return done
-        share = self.devices.setdefault(wanted.device, _Share(self.capacity.get(wanted.device, 1.0), at=self.now))
-        self._pass(share)
-        share.left[done] = (wanted.seconds, wanted.demand)
-        self.busy[wanted.device] = self.busy.get(wanted.device, 0.0) + wanted.seconds * wanted.demand
-        self._plan(wanted.device)
-        return done
-
-    def _pass(self, share: _Share) -> None:
-        spent = (self.now - share.at) * share.speed
-        share.left = {done: (seconds - spent, demand) for done, (seconds, demand) in share.left.items()}
-        share.at = self.now
-
-    def _plan(self, name: str) -> None:
-        share = self.devices[name]
-        share.stamp += 1
-        if share.left:
-            self.count += 1
-            soonest = min(seconds for seconds, _ in share.left.values()) / share.speed
-            heapq.heappush(self.events, (self.now + max(0.0, soonest), self.count, name, share.stamp))
+    def _one_happened(self) -> None:
+        self.num_awaited -= 1
+        if not self.num_awaited:
+            self._resume()
 
 
-@dataclass(frozen=True)
-class Stages:
-    """One step in seconds of work, each as it takes alone.
+class Device:
+    """A resource under processor sharing: all work on it runs at once, more slowly if it asks for more than there is.
 
-    ``chunks`` (steps, chunks) of generation, drawn anew for each step; ``score`` of one chunk's rewards, ``wait`` the part of it
-    that only waits (a service); ``annotate``, ``learn`` and ``sync`` of the whole step.
+    All work progresses at one rate: 1, or capacity / total demand if that is less. So the device counts one number, the
+    seconds of ``progress`` of any work since the start, and work that begins at progress p ends at p + its seconds.
+
+    Example: a capacity of 1; works of 3 and of 1 second, with a demand of 1 each, begin at time 0. The rate is 1/2, so
+    progress is 1 at time 2: the short one ends. The rate is 1 from then on, and progress is 3 at time 4.
     """
 
-    chunks: Sequence[Sequence[float]]
-    score: float
-    wait: float
-    annotate: float
-    learn: float
-    sync: float
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.demand = 0.0
+        self.progress = 0.0
+        self.updated = 0.0  # the time that ``progress`` is of
+        self.num_works = 0
+        self.version = 0  # changes when work begins or ends, which moves the time of the next completion
+        self.works: list[tuple[float, int, float, Event]] = []  # heap of: progress at the end, number, demand, event
+
+    @property
+    def rate(self) -> float:
+        """Seconds of progress in one second."""
+        return min(1.0, self.capacity / self.demand)
+
+    def begin(self, now: float, seconds: float, demand: float) -> Event:
+        """Begins work that takes ``seconds`` alone. Returns the event of its end."""
+        if self.works:
+            self.progress += (now - self.updated) * self.rate
+        self.updated = now
+        self.demand += demand
+        self.num_works += 1
+        self.version += 1
+        ended = Event()
+        heapq.heappush(self.works, (self.progress + seconds, self.num_works, demand, ended))
+        return ended
+
+    def next_completion(self) -> float:
+        """The time at which the next work ends if no other begins."""
+        return self.updated + (self.works[0][0] - self.progress) / self.rate
+
+    def complete(self, now: float) -> list[Event]:
+        """Ends the next work, and all work that ends with it. Returns their events."""
+        self.progress, self.updated = self.works[0][0], now
+        self.version += 1
+        ended = []
+        while self.works and self.works[0][0] <= self.progress + 1e-9:
+            _, _, demand, event = heapq.heappop(self.works)
+            self.demand -= demand
+            ended.append(event)
+        return ended
 
 
-@dataclass(frozen=True)
+class Environment:
+    """The clock, and the devices by name. ``capacity`` is 1 for a device that it does not name."""
+
+    def __init__(self, capacity: Mapping[str, float]) -> None:
+        self.now = 0.0
+        self.capacity = capacity
+        self.devices: dict[str, Device] = {}
+        self.calendar: list[tuple[float, int, int, Device]] = []  # heap of: time, number, version, device
+        self.num_entries = 0
+
+    def work(self, device: str, seconds: float, demand: float = 1.0) -> Event:
+        """Begins work on a device: ``seconds`` if it is alone, with ``demand`` of the capacity."""
+        if seconds <= 0:
+            ended = Event()
+            ended.trigger()
+            return ended
+        resource = self.devices.setdefault(device, Device(self.capacity.get(device, 1.0)))
+        ended = resource.begin(self.now, seconds, demand)
+        self._schedule(resource)
+        return ended
+
+    def run(self) -> float:
+        """Runs until nothing is left to happen; returns the time."""
+        while self.calendar:
+            time, _, version, device = heapq.heappop(self.calendar)
+            if version != device.version:  # work began or ended since this entry was made
+                continue
+            self.now = time
+            ended = device.complete(time)
+            if device.works:
+                self._schedule(device)
+            for event in ended:
+                event.trigger()
+        return self.now
+
+    def _schedule(self, device: Device) -> None:
+        """Enters a device's next completion into the calendar."""
+        self.num_entries += 1
+        heapq.heappush(self.calendar, (device.next_completion(), self.num_entries, device.version, device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """The work of RL steps in seconds, each piece as it takes alone.
+
+    ``generate[step][chunk]`` is drawn for each step. The others are the same in all steps: ``score`` computes the
+    rewards of one chunk and ``score_wait`` waits for a service; ``annotate``, ``learn`` and ``sync`` are of the whole
+    step.
+    """
+
+    generate: Sequence[Sequence[float]]
+    score: float = 0.0
+    score_wait: float = 0.0
+    annotate: float = 0.0
+    learn: float = 0.0
+    sync: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Who computes where: device names of rollout workers, reward workers and learner ranks; threads of each, and capacities."""
+    """The device of each rollout worker, reward worker and learner rank.
+
+    ``demand`` is what one worker takes of its device's capacity while it computes: threads of a CPU, or 1 GPU.
+    """
 
     rollout: Sequence[str]
     reward: Sequence[str]
     learner: Sequence[str]
     demand: float
-    capacity: dict[str, float]
+    capacity: Mapping[str, float]
 
 
-class Step:
-    """The loop of train/rl.py on simulated workers: what `time/...` of metrics.jsonl would be."""
+@dataclass(frozen=True, kw_only=True)
+class SimulatedStep:
+    """Seconds of each stage as metrics.jsonl names them (time/...), and the policy version that generated the rollouts."""
 
-    def __init__(self, stages: Stages, layout: Layout, ahead: int) -> None:
-        self.stages, self.layout, self.ahead = stages, layout, ahead
-        self.clock = Simulation(layout.capacity)
-        self.num_steps = len(stages.chunks)
-        self.generated: dict[int, Done] = {}
-        self.scored: dict[int, list[Done]] = {}
-        self.turns = [0.0] * len(layout.reward)
-        self.last = Done(happened=True)
-        self.seconds: list[dict[str, float]] = []
+    seconds: Mapping[str, float]
+    policy_version: int
 
-    def run(self) -> list[dict[str, float]]:
-        """Seconds by stage of each step."""
-        self.clock.start(self._loop())
-        self.clock.run()
-        return self.seconds
 
-    def _loop(self) -> Process:
-        s, clock = self.stages, self.clock
+def simulate_steps(work: StepWork, layout: Layout, ahead: int) -> list[SimulatedStep]:
+    """The steps of the loop of train/rl.py, with rollouts generated up to ``ahead`` steps ahead."""
+    loop = _Loop(work, layout, ahead)
+    Process(loop.run())
+    loop.env.run()
+    return loop.steps
+
+
+class _Loop:
+    """The processes of a run. `run` repeats RL.loop, and tests/integration/test_simulate.py compares the two."""
+
+    def __init__(self, work: StepWork, layout: Layout, ahead: int) -> None:
+        self.work, self.layout, self.ahead = work, layout, ahead
+        self.env = Environment(layout.capacity)
+        self.num_steps = len(work.generate)
+        self.version = 0  # of the policy that rollout workers hold
+        self.generated: dict[int, Process] = {}
+        self.generated_with: dict[int, int] = {}
+        self.scored: dict[int, list[Event]] = {}
+        self.last_generated: Process | None = None
+        self.num_scored = [0] * len(layout.reward)
+        self.steps: list[SimulatedStep] = []
+
+    def run(self) -> ProcessGenerator:
+        env, work = self.env, self.work
         for step in range(self.num_steps):
-            began = clock.now
-            found: dict[str, float] = {}
-
-            def lap(name: str, found: dict[str, float] = found, began: float = began) -> None:
-                found[name] = clock.now - began - sum(found.values())
-
+            laps = [("", env.now)]
             for later in range(step, min(step + self.ahead, self.num_steps - 1) + 1):
                 self._launch(later)
             yield self.generated[step]
-            yield list(self.scored[step])
-            lap("rollout")
-            yield self._on_learner(s.annotate)
-            lap("annotate")
-            yield self._on_learner(s.learn)
-            lap("learn")
+            yield self.scored[step]
+            laps.append(("rollout", env.now))
+            yield self._on_learners(work.annotate)
+            laps.append(("annotate", env.now))
+            yield self._on_learners(work.learn)
+            laps.append(("learn", env.now))
             yield list(self.generated.values())
-            lap("wait")
-            yield self._on_learner(s.sync)
-            lap("sync")
-            self.seconds.append({**found, "step": clock.now - began})
+            laps.append(("wait", env.now))
+            yield self._on_learners(work.sync)
+            self.version += 1
+            laps.append(("sync", env.now))
+            seconds = {name: end - begin for (_, begin), (name, end) in pairwise(laps)}
+            seconds["step"] = env.now - laps[0][1]
+            self.steps.append(SimulatedStep(seconds=seconds, policy_version=self.generated_with[step]))
             del self.generated[step], self.scored[step]
 
-    def _on_learner(self, seconds: float) -> list[Work | Done]:
-        return [Work(device, seconds, self.layout.demand) for device in self.layout.learner]
+    def _on_learners(self, seconds: float) -> list[Event]:
+        return [self.env.work(device, seconds, self.layout.demand) for device in self.layout.learner]
 
     def _launch(self, step: int) -> None:
-        """One order at a time is generated, as in train/rollout_queue.py."""
+        """Generates a step's rollouts after those of the step before, as train/rollout_queue.py does in its thread."""
         if step not in self.generated:
             self.scored[step] = []
-            self.generated[step] = self.last = self.clock.start(self._generate(step, self.last))
+            self.generated[step] = self.last_generated = Process(self._generate(step, self.last_generated))
 
-    def _generate(self, step: int, before: Done) -> Process:
-        yield before
-        queue = deque(self.stages.chunks[step])
-        yield [self.clock.start(self._worker(step, queue, device)) for device in self.layout.rollout]
+    def _generate(self, step: int, previous: Process | None) -> ProcessGenerator:
+        if previous is not None:
+            yield previous
+        self.generated_with[step] = self.version
+        chunks = deque(self.work.generate[step])
+        yield [Process(self._rollout_worker(step, chunks, device)) for device in self.layout.rollout]
 
-    def _worker(self, step: int, queue: deque[float], device: str) -> Process:
-        while queue:
-            yield Work(device, queue.popleft(), self.layout.demand)
-            index = min(range(len(self.turns)), key=lambda i: self.turns[i])
-            self.turns[index] += 1
-            self.scored[step].append(self.clock.start(self._score(self.layout.reward[index], index)))
+    def _rollout_worker(self, step: int, chunks: deque[float], device: str) -> ProcessGenerator:
+        """Takes chunks until there are none, and hands each to the reward worker that has had the fewest."""
+        while chunks:
+            yield self.env.work(device, chunks.popleft(), self.layout.demand)
+            index = min(range(len(self.num_scored)), key=lambda i: self.num_scored[i])
+            self.num_scored[index] += 1
+            self.scored[step].append(Process(self._score(index)))
 
-    def _score(self, device: str, index: int) -> Process:
-        yield Work(device, self.stages.score, self.layout.demand)
-        yield Work(f"service of reward worker {index}", self.stages.wait)
+    def _score(self, index: int) -> ProcessGenerator:
+        yield self.env.work(self.layout.reward[index], self.work.score, self.layout.demand)
+        yield self.env.work(f"service of reward worker {index}", self.work.score_wait)

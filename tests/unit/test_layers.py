@@ -20,6 +20,7 @@ LEVELS = [
     {"report"},
     {"jobs"},
     {"plan", "search"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

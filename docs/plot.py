@@ -5,24 +5,26 @@
 Each label is a row of panels, with a line for each run: training reward, happy words, judge.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 
+from rlhf_ray.run.reader import evaluation_files, evaluation_step, read_metrics
+
 
 def mean_rewards(run):
     """The mean training reward of each step."""
-    return [json.loads(line)["reward/mean"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["reward/mean"] for row in read_metrics(run)]
 
 
 def heldout_means(run, term):
     """(steps, means) of a reward term over the held-out prompts."""
-    files = sorted((run / "evaluations").glob("step-*.parquet"))
-    steps = [int(file.stem.removeprefix("step-")) for file in files]
-    return steps, [pq.read_table(file)[f"part/{term}"].to_numpy().mean() for file in files]
+    files = evaluation_files(run)
+    return [evaluation_step(file) for file in files], [
+        pq.read_table(file)[f"part/{term}"].to_numpy().mean() for file in files
+    ]
 
 
 def main(out, *groups):

@@ -1,9 +1,11 @@
 """Tiny jobs, and a way to run them in processes of their own, as a user would."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from rlhf_ray.run.metric_names import describe
+from rlhf_ray.run.reader import read_metrics
 
 ROOT = Path(__file__).parents[1]
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs").rglob("*.yaml"))}  # by name, whatever folder they are in
@@ -54,8 +56,7 @@ def run_job(file, run_dir, *overrides, expect=0, timeout=300):
 
 
 def metrics_of(run_dir):
-    """metrics.jsonl without what a clock measures."""
-    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    """The lines of metrics.jsonl without what a clock measures."""
     timed = (
         "time/",
         "mfu",
@@ -67,7 +68,15 @@ def metrics_of(run_dir):
         "engine_seconds",
         "run_id",
     )
-    return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in lines]
+    return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in read_metrics(Path(run_dir))]
+
+
+def undescribed_metrics(run_dir):
+    """Names in a run's metrics.jsonl that the glossary lacks."""
+    names = {name for line in read_metrics(Path(run_dir)) for name in line} - {"step", "run_id"}
+    entries = {name: describe(name) for name in names}
+    results_only = "evaluate/{term}"  # of job: evaluate, which has no metrics.jsonl; it would fit any held-out name
+    return sorted(name for name, entry in entries.items() if entry is None or entry.name == results_only)
 
 
 def weights_of(run_dir):

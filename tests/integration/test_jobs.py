@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.run.reader import read_metrics
 from rlhf_ray.toy import world as toy
-from tests.helpers import JOBS, T5, TINY
+from tests.helpers import JOBS, T5, TINY, undescribed_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -130,6 +131,7 @@ def stages(folder, names):
         found |= {n: tiny(s, folder) for n, s in inner.items()}
     for job in found.values():
         job.pop("run", None)
+        job.pop("cluster", None)  # stages have the pipeline's
         job.pop("tune", None)  # of a file of its own
     return dict(sorted(found.items(), key=lambda item: (item[0] not in ("reward", "sft", "classify"), item[0])))
 
@@ -140,8 +142,9 @@ def run(train, folder, every):
     for name, stage in (
         (n, s) for n, s in every.items() if s["job"] not in ("evaluate", "sample", "score", "tokenizer")
     ):
-        steps = [json.loads(line) for line in (folder / "all" / name / "metrics.jsonl").read_text().splitlines()]
+        steps = read_metrics(folder / "all" / name)
         assert len(steps) == 2, name
+        assert not undescribed_metrics(folder / "all" / name), name
         assert (folder / "all" / name / "model" / "model.safetensors").is_file(), name
         if name == "online_dpo":
             assert 0 <= steps[-1]["preference/accuracy"] <= 1

@@ -17,11 +17,11 @@ from rlhf_ray.actors.session import Stop
 from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.run.checkpoint import Checkpoints
 from rlhf_ray.run.directory import RunDir
-from rlhf_ray.run.reader import evaluation_files
+from rlhf_ray.run.reader import evaluation_files, read_metrics
 from rlhf_ray.train.dispatch import Order
 from rlhf_ray.train.rl import RL
 from rlhf_ray.train.setup import setup
-from tests.helpers import metrics_of, rl_job
+from tests.helpers import metrics_of, rl_job, undescribed_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +70,10 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
         done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
 
 
+def test_every_metric_is_in_the_glossary(done):
+    assert not undescribed_metrics(done.path)
+
+
 def test_every_step_is_evaluated(done):
     steps = metrics_of(done.path)
     assert [f.stem for f in evaluation_files(done.path)] == ["step-000000", "step-000001", "step-000002"]
@@ -80,14 +84,14 @@ def test_every_step_is_evaluated(done):
 
 def test_a_step_takes_at_least_as_long_as_its_stages(done):
     """Also the first, which generates before the first evaluation."""
-    for line in map(json.loads, (done.path / "metrics.jsonl").read_text().splitlines()):
+    for line in read_metrics(done.path):
         stages = [line[f"time/{name}"] for name in ("rollout", "annotate", "learn", "wait", "sync")]
         assert line["time/step"] >= sum(stages)
 
 
 def test_no_checkpoints_seconds_are_lost(done):
     """Those of a step's checkpoint are in the next line; those of the last, which has none, in log.jsonl and usage.json."""
-    first, second = map(json.loads, (done.path / "metrics.jsonl").read_text().splitlines())
+    first, second = read_metrics(done.path)
     assert "time/previous_checkpoint" not in first
     assert second["time/previous_checkpoint"] > 0
     messages = [json.loads(line)["message"] for line in (done.path / "log.jsonl").read_text().splitlines()]

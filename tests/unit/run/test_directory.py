@@ -146,15 +146,15 @@ def test_the_manifest_says_what_ran_where_and_how_it_ended(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text()) == run.manifest
     assert run.manifest["state"] == "running"
     run.record("finished", results={"loss": 0.5})
-    made = json.loads((tmp_path / "manifest.json").read_text())
-    assert (made["state"], made["job"], made["seed"], made["results"]) == ("finished", "ppo", 17, {"loss": 0.5})
-    assert made["command"] == sys.argv
-    assert made["versions"]["numpy"] == np.__version__
-    assert made["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"torch", "ray", "deepspeed", "transformers"} <= set(made["versions"])
-    assert made["hardware"]["cores"] == os.cpu_count()
-    assert made["seconds"] >= 0
-    assert "git_revision" in made
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["state"], manifest["job"], manifest["seed"], manifest["results"]) == ("finished", "ppo", 17, {"loss": 0.5})
+    assert manifest["command"] == sys.argv
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert manifest["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "ray", "deepspeed", "transformers"} <= set(manifest["versions"])
+    assert manifest["hardware"]["cores"] == os.cpu_count()
+    assert manifest["seconds"] >= 0
+    assert "git_revision" in manifest
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -181,6 +181,17 @@ def test_a_run_that_ends_well_after_a_failure_no_longer_shows_the_error(tmp_path
     run.record("failed", error="ValueError: no")
     run.record("finished")
     assert "error" not in run.manifest
+
+
+@pytest.mark.parametrize("content", ["", '{"job":', "[]"])
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "usage.json"])
+def test_a_damaged_file_is_refused_in_one_sentence_and_the_directory_is_free_again(tmp_path, name, content):
+    write_something(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=rf"{name}: damaged, .*; restore it, or remove it"):
+        RunDir(job(tmp_path))
+    (tmp_path / name).unlink()
+    RunDir(job(tmp_path)).close()
 
 
 def test_differences_are_dotted_paths_with_old_and_new():

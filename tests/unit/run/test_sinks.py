@@ -2,12 +2,17 @@
 
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rlhf_ray.run.sinks import JsonLines, Sinks
+from rlhf_ray.config import parse
+from rlhf_ray.run.directory import RunDir
+from rlhf_ray.run.sinks import JsonLines, Sinks, open_sinks
+from tests.helpers import ROOT, rl_job
 
 
 def lines(path):
@@ -80,3 +85,33 @@ def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path, caplog):
     assert "tracker cannot be opened and is left out: no API key" in caplog.text
     assert "many more lines" not in caplog.text
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_tracker_that_fails_to_close_is_a_warning(tmp_path, caplog):
+    def fail():
+        raise ConnectionError("still no network")
+
+    tracker = SimpleNamespace(write=lambda step, metrics: None, close=fail)
+    Sinks(JsonLines(tmp_path / "metrics.jsonl", 0), {"tracker": lambda: tracker}).close()
+    assert caplog.messages == ["tracker failed when it was closed: still no network"]
+
+
+def test_weights_and_biases_that_cannot_start_is_one_warning(tmp_path, caplog, monkeypatch):
+    (tmp_path / "wandb.py").write_text("def init(**options):\n    raise RuntimeError('api_key not configured')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    log = {"wandb": "project", "prometheus": False}
+    job = parse(rl_job(run={"dir": str(tmp_path / "run")}, log=log), "job")
+    with RunDir(job) as run:
+        sinks = open_sinks(job, run, 0)
+        sinks.write(0, {"time/step": 1.0})
+        sinks.close()
+    monkeypatch.delitem(sys.modules, "wandb")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["Weights & Biases cannot be opened and is left out: api_key not configured"]
+    assert [line["step"] for line in lines(run.path / "metrics.jsonl")] == [0]
+
+
+def test_sinks_import_neither_ray_nor_torch():
+    code = "import sys, rlhf_ray.run.sinks; assert not {'ray', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)

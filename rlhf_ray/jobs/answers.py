@@ -11,10 +11,11 @@ from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_
 from ..config import Answers, BadInput, ModelConfig
 from ..models import load as models
 from ..rewards.reward import scales
+from ..run.events import notice
 from ..train import evaluation as heldout
 from ..train import roles
 from ..train.dispatch import Collector, Order, Prompts
-from ..train.setup import load_prompts, reward_group, rollout_group
+from ..train.setup import decoding_remarks, load_prompts, reward_group, rollout_group
 
 INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 
@@ -43,7 +44,8 @@ def answers(
     rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)
     try:
         reward.broadcast("check", longest)
-        rollout.broadcast("check")
+        for line in decoding_remarks(rollout):
+            notice(line)
         collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
         order = Order(heldout.SEED_STEP, INITIAL, range(len(prompts)), 0, job.samples, greedy=greedy)
         batch = collector.collect(order, prompts)

@@ -127,6 +127,8 @@ class LearnerWorker:
         if m.attention == "auto":
             info["packed_difference"] = wrapped.check(vocab)
         info["packed"] = wrapped.packed
+        if wrapped.padded_reason:
+            info["padded_reason"] = wrapped.padded_reason
         self.widths[role.name] = width
         return engine, info
 

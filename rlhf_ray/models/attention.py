@@ -19,6 +19,27 @@ NAME = "rlhf_ray_packed"
 SHORT = 256  # tokens up to which a CPU's attention, backward pass included, is faster in float32 than in bfloat16
 
 
+class UnsupportedModel(ValueError):
+    """An architecture needs something that a fast path does not have; the message names both. The slow path is taken."""
+
+
+def require_plain_attention(module: nn.Module, options: dict[str, Any], path: str) -> None:
+    """Raises UnsupportedModel if a model gives its attention an option that is more than masked softmax."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if unknown:
+        raise UnsupportedModel(f"{type(module).__name__} uses {', '.join(unknown)}, which {path} does not have")
+
+
+def require_plain_layers(model: Any, path: str) -> None:
+    """Raises UnsupportedModel if a transformers ``model`` has layers other than full or sliding attention."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if others:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has layers of kind {', '.join(others)}, for which {path} is wrong"
+        )
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -41,10 +62,8 @@ def packed_attention(
     load then takes the padded path.
     """
     if sequence_lengths is None:
-        raise ValueError(f"{type(module).__name__} does not pass keyword arguments on to its attention")
-    unknown = [k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None]
-    if unknown:
-        raise ValueError(f"{type(module).__name__} uses {', '.join(unknown)}, which packed attention does not have")
+        raise UnsupportedModel(f"{type(module).__name__} does not pass keyword arguments on to its attention")
+    require_plain_attention(module, kwargs, "packed attention")
     prefixes = sequence_prefixes or (-1,) * len(sequence_lengths)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return flash(query, key, value, sequence_lengths, prefixes, scaling, sliding_window), None

@@ -7,7 +7,7 @@ hidden state of position i - 1.
 from __future__ import annotations
 
 import contextlib
-import logging
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,19 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from .attention import NAME as PACKED
+from .attention import UnsupportedModel, require_plain_layers
 from .head import head_log_probs, token_log_probs
 from .packing import pack
-
-log = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # what packed and one-by-one passes may differ by
+from .tolerance import PACKED_FORWARD, dtype_name
 
 
 class Ragged(nn.Module):
     """Runs a transformers model on ragged sequences, packed into one row or padded into a rectangle.
 
-    ``attention``: 'packed', 'padded', or 'auto', which compares the two at load (:meth:`check`).
+    ``attention``: 'packed', 'padded', or 'auto', which compares the two at load (:meth:`check`). ``padded_reason`` says
+    why a check has chosen the padded path.
     """
+
+    padded_reason = ""
 
     def __init__(self, model: nn.Module, attention: str) -> None:
         super().__init__()
@@ -101,20 +102,22 @@ class Ragged(nn.Module):
 
     @torch.no_grad()
     def check(self, vocab_size: int) -> float:
-        """Packed against one-by-one passes over two sequences; beyond TOLERANCE the padded path is taken and said so.
+        """Compares a packed pass over two sequences with a pass over each; if they differ, the padded path is taken.
 
-        Returns the largest difference (infinite where the packed pass cannot run), in nats for a policy.
+        Returns the largest difference, in nats for a policy; infinite if the model cannot run packed.
         """
         first = next(self.parameters())
-        device, tolerance = first.device, TOLERANCE[first.dtype]
+        device, tolerance = first.device, PACKED_FORWARD[dtype_name(first.dtype)]
         draw = torch.Generator().manual_seed(0)
         lengths = torch.tensor([7, 12])
         tokens = torch.randint(0, vocab_size, (19,), generator=draw).to(device)
         at = torch.tensor([*range(1, 7), *range(8, 19)], device=device)
         try:
+            require_plain_layers(self.core, "packed attention")
+            self._require_sequence_lengths()
             packed = self.comparable(tokens, lengths.to(device), at)
-        except (ValueError, TypeError) as error:
-            log.warning("padded forward: %s", error)
+        except UnsupportedModel as error:
+            self.padded_reason = str(error)
             self.use_padded()
             return float("inf")
         self.use_padded()
@@ -127,8 +130,15 @@ class Ragged(nn.Module):
             self.packed = True
             self._switch(PACKED)
         else:
-            log.warning("padded forward: packed and one-by-one passes differ by %.2g", difference)
+            self.padded_reason = f"packed and one-by-one passes differ by {difference:.2g}"
         return difference
+
+    def _require_sequence_lengths(self) -> None:
+        """Raises UnsupportedModel if the model's forward does not take what packed attention needs."""
+        body = self.core.base_model
+        parameters = inspect.signature(body.forward).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD or p.name == "sequence_lengths" for p in parameters):
+            raise UnsupportedModel(f"{type(body).__name__} does not take keyword arguments for its attention")
 
 
 class PolicyModel(Ragged):

@@ -1,4 +1,4 @@
-"""What an engine is: requests in, completions out, one decode step at a time. Tokens only; templates live above."""
+"""The Engine protocol: requests in, completions out, one decode step at a time. Tokens only, no templates."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ class Sampling:
     eos_token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """One sequence to sample. ``group`` marks requests that share a prompt; ``seed`` fixes its random numbers."""
+    """One sequence to sample after ``prompt`` (P,). ``seed`` fixes its random numbers.
+
+    Neighbours of one ``group`` may share a prompt. ``max_new_tokens`` is a limit below that of Sampling.
+    """
 
     id: int
     prompt: np.ndarray
@@ -30,10 +33,17 @@ class Request:
     greedy: bool = False
     max_new_tokens: int | None = None
 
+    def limit(self, sampling: Sampling) -> int:
+        """Most tokens of the response."""
+        return min(self.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
+
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished response: tokens (C,) int32, the end token included, and their log_probs (C,) float32 as sampled."""
+    """A finished response: tokens (C,) int32 with the end token, and their log_probs (C,) float32 as sampled.
+
+    ``truncated``: it reached its limit without an end token.
+    """
 
     id: int
     tokens: np.ndarray
@@ -41,8 +51,16 @@ class Completion:
     truncated: bool
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How an engine decodes. ``remark`` is a sentence for the user if that is slower than usual; else it is empty."""
+
+    method: str
+    remark: str = ""
+
+
 class Counters:
-    """What an engine counts while it steps ``max_rows`` rows: tokens of finished responses, seconds, rows at work."""
+    """Counts of an engine that decodes up to ``max_rows`` rows together, since they were last taken."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
@@ -52,23 +70,25 @@ class Counters:
         self.tokens = self.rows = self.steps = 0
         self.seconds = 0.0
 
-    def step(self, rows: int, seconds: float, finished: Sequence[Completion]) -> None:
-        """Counts one decode step of ``rows`` sequences, and what finished in it."""
+    def count_step(self, rows: int, seconds: float, finished: Sequence[Completion]) -> None:
+        """Counts one decode step of ``rows`` sequences, and the tokens of what finished in it."""
         self.rows += rows
         self.steps += 1
         self.seconds += seconds
         self.tokens += sum(len(c.tokens) for c in finished)
 
     def take(self) -> dict[str, float]:
-        """tokens, seconds and idle share since the last call."""
-        idle = 1.0 - self.rows / max(1, self.steps * self.max_rows)
-        found = {"tokens": float(self.tokens), "seconds": self.seconds, "idle_share": idle}
+        """Tokens of finished responses, seconds, and the share of rows that idled; then counts from zero."""
+        idle_share = 1.0 - self.rows / max(1, self.steps * self.max_rows)
+        counts = {"tokens": float(self.tokens), "seconds": self.seconds, "idle_share": idle_share}
         self._clear()
-        return found
+        return counts
 
 
 class Engine(Protocol):
-    """Generation is a loop over :meth:`add` and :meth:`step`, so that nothing else is starved while it goes on."""
+    """Generation is a loop over :meth:`add` and :meth:`step`, so that a caller can do other work between two steps."""
+
+    decoding: Decoding
 
     @property
     def busy(self) -> bool:
@@ -80,7 +100,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Completion]:
-        """One decode step; what finished in it."""
+        """One decode step. Returns what finished in it."""
         ...
 
     def load_weights(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -92,7 +112,7 @@ class Engine(Protocol):
         ...
 
     def take_counters(self) -> dict[str, float]:
-        """Counters since the last call: tokens, seconds, idle share of the rows."""
+        """The counts since the last call: tokens, seconds, idle share of the rows."""
         ...
 
     def sleep(self) -> None:
@@ -100,5 +120,5 @@ class Engine(Protocol):
         ...
 
     def wake(self) -> None:
-        """Takes it again."""
+        """Takes device memory again."""
         ...

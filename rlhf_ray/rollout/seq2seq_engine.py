@@ -1,4 +1,4 @@
-"""Answers of encoder-decoders, with transformers' generate a batch at a time: for evaluation and sampling, not for training."""
+"""Seq2SeqEngine: responses of encoder-decoders, a batch at a time, for evaluation and sampling."""
 
 from __future__ import annotations
 
@@ -14,35 +14,41 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..models.log_probs import rectangle
 from ..models.seq2seq import until_end
-from .engine import Completion, Counters, Request, Sampling
-from .transformers_engine import draw
+from .engine import Completion, Counters, Decoding, Request, Sampling
+from .transformers_engine import sample_tokens, uniform_numbers
 
 
-class Drawn(LogitsProcessor):
-    """Leaves each row one token that can be chosen: its own draw, or the likeliest; ``log_probs`` are theirs, (B, 1) a step."""
+class SeededSampling(LogitsProcessor):
+    """Samples a token for each row, or takes the likeliest, and lets transformers choose no other.
+
+    ``log_probs`` has one (B, 1) tensor for each step: the log-probs of these tokens.
+    """
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling, device: torch.device) -> None:
-        limit = sampling.max_new_tokens
-        numbers = [np.random.Generator(np.random.Philox(r.seed)).random(limit, dtype=np.float32) for r in requests]
+        numbers = [uniform_numbers(r.seed, sampling.max_new_tokens) for r in requests]
         self.uniform = torch.tensor(np.stack(numbers), device=device)
         self.greedy = [r.greedy for r in requests]
-        self.marks = torch.tensor(self.greedy, device=device)[:, None]
+        self.greedy_mask = torch.tensor(self.greedy, device=device)[:, None]
         self.temperature = sampling.temperature
         self.log_probs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        at = len(self.log_probs)
-        token, log_prob = draw(scores, self.temperature, self.uniform[:, at : at + 1], self.greedy, self.marks)
+        step = len(self.log_probs)
+        uniform = self.uniform[:, step : step + 1]
+        token, log_prob = sample_tokens(scores, self.temperature, uniform, self.greedy, self.greedy_mask)
         self.log_probs.append(log_prob)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 class Seq2SeqEngine:
-    """Implements Engine for ``model`` (an encoder-decoder in eval mode on ``device``): a step answers up to ``max_rows`` requests.
+    """Implements Engine for ``model`` (an encoder-decoder in eval mode on ``device``) with transformers' generate.
 
-    What the model's generation config says is kept, but for beams and sampling. Weights come from its directory alone: RL on
-    encoder-decoders is refused before anything starts, so nothing syncs them.
+    One step generates the whole responses of up to ``max_rows`` requests. The model's generation config applies, except for
+    beams and sampling. Weights come from the model's directory alone: RL on encoder-decoders is refused before anything
+    starts, so nothing syncs them.
     """
+
+    decoding = Decoding("generate")
 
     def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
         self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
@@ -63,17 +69,23 @@ class Seq2SeqEngine:
         flat = torch.tensor(np.concatenate([r.prompt for r in rows]), device=self.device).long()
         lengths = torch.tensor([len(r.prompt) for r in rows], device=self.device)
         ids, mask, _, _ = rectangle(flat, lengths, flat.new_zeros(0))
-        drawn, ends = Drawn(rows, self.sampling, self.device), self.sampling.eos_token_ids
-        found = self.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=self.sampling.max_new_tokens, do_sample=False, num_beams=1,
-            eos_token_id=list(ends), logits_processor=LogitsProcessorList([drawn]),
-        )[:, 1:].cpu()  # fmt: skip
-        log_probs = torch.cat(drawn.log_probs, 1).cpu().numpy()
+        eos, sampler = self.sampling.eos_token_ids, SeededSampling(rows, self.sampling, self.device)
+        generated = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.sampling.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=list(eos),
+            logits_processor=LogitsProcessorList([sampler]),
+        )
+        responses = generated[:, 1:].cpu()  # without the token that starts the decoder
+        log_probs = torch.cat(sampler.log_probs, 1).cpu().numpy()
         finished = []
-        for request, row, log_prob in zip(rows, found, log_probs, strict=True):
-            tokens = until_end(row, ends).numpy().astype(np.int32)
-            finished.append(Completion(request.id, tokens, log_prob[: len(tokens)], int(tokens[-1]) not in ends))
-        self.counters.step(len(rows), time.monotonic() - began, finished)
+        for request, response, log_prob in zip(rows, responses, log_probs, strict=True):
+            tokens = until_end(response, eos).numpy().astype(np.int32)
+            finished.append(Completion(request.id, tokens, log_prob[: len(tokens)], int(tokens[-1]) not in eos))
+        self.counters.count_step(len(rows), time.monotonic() - began, finished)
         return finished
 
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import BadInput, ModelConfig, VLLMEngineConfig
 from ..models import load as models
-from .engine import Completion, Counters, Request, Sampling
+from .engine import Completion, Counters, Decoding, Request, Sampling
 
 TESTED = "0.32."
 CPU_KV_CACHE_GIB = 1.0
@@ -37,6 +37,8 @@ class VLLMEngine:
     A greedy request's log-probs are at temperature 1, which is how vLLM computes them.
     Raises BadInput: vllm is missing, untested, built for another device, or refuses the model.
     """
+
+    decoding = Decoding("vLLM")
 
     def __init__(
         self, config: VLLMEngineConfig, model: ModelConfig, sampling: Sampling, device: str, max_length: int
@@ -62,13 +64,12 @@ class VLLMEngine:
 
     def add(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            limit = min(request.max_new_tokens or self.sampling.max_new_tokens, self.sampling.max_new_tokens)
             self._add(
                 request.id,
                 request.prompt,
                 temperature=0.0 if request.greedy else self.sampling.temperature,
                 seed=request.seed & SEED_BITS,
-                max_tokens=limit,
+                max_tokens=request.limit(self.sampling),
                 stop_token_ids=[e for e in self.sampling.eos_token_ids if e >= 0],
                 logprobs=0,
             )
@@ -85,7 +86,7 @@ class VLLMEngine:
         began = time.monotonic()
         rows = min(self.max_rows, self.core.get_num_unfinished_requests())
         finished = [_completion(output) for output in self.core.step() if output.finished]
-        self.counters.step(rows, time.monotonic() - began, finished)
+        self.counters.count_step(rows, time.monotonic() - began, finished)
         return finished
 
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:

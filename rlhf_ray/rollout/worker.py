@@ -19,7 +19,7 @@ from ..models import values
 from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
 from ..weights.messages import Begin, Bucket, ProbeAnswer, SyncMessage, SyncResult, WeightManifest
 from .chunk import Chunk, sample_seed
-from .engine import Completion, Engine, Request, Sampling
+from .engine import Completion, Decoding, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine
 from .transformers_engine import TransformersEngine
 from .vllm_engine import VLLMEngine
@@ -66,9 +66,9 @@ class RolloutWorker:
         """Built when first used, so that its BadInput is a call's and not the death of an actor."""
         return ENGINES[self.config.engine.type](self.config.engine, self.model, self.sampling, self.place)
 
-    def check(self) -> None:
-        """Builds the engine. Raises BadInput where it cannot run here."""
-        _ = self.engine
+    def check(self) -> Decoding:
+        """Builds the engine, and says how it decodes. Raises BadInput if the engine cannot run here."""
+        return self.engine.decoding
 
     def receive(self, message: SyncMessage) -> SyncResult | None:
         """Takes one message of a sync; the last one returns the result, and from then on the new version is served.

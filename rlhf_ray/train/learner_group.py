@@ -47,11 +47,10 @@ class LearnerGroup:
 
     def remarks(self) -> list[str]:
         """Sentences on what the ranks found out about their models and their machine."""
-        padded = "padded forward (packed and one-by-one log-probs differ for this architecture)"
         found = [
-            f"{role}: {padded}"
-            for role, i in self.info["roles"].items()
-            if i.get("packed_difference") and not i["packed"]
+            f"{role}: padded forward passes, which are slower: {info['padded_reason']}"
+            for role, info in self.info["roles"].items()
+            if "padded_reason" in info
         ]
         share = self.info["peak_flops"] / self.info["float32_flops"]
         if share < 1.0:

@@ -119,7 +119,8 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         learners.start()
         for line in learners.remarks():
             notes(line)
-        rollout.broadcast("check")
+        for line in decoding_remarks(rollout):
+            notes(line)
         yield Setup(
             learners, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
             job.columns_to_annotate, _use_importance_weights(job),
@@ -159,6 +160,12 @@ def rollout_group(
         "rollout", RolloutWorker, config.num_workers, lambda i: (config, model, eos, place),
         lambda i: placement.options("rollout", i), cluster.deadline_s, cluster.max_restarts,
     )  # fmt: skip
+
+
+def decoding_remarks(rollout: WorkerGroup) -> list[str]:
+    """Builds the engines; sentences on those that decode slower than they could. Raises BadInput, as the engines do."""
+    remarks = [decoding.remark for decoding in rollout.broadcast("check")]
+    return [remark for remark in dict.fromkeys(remarks) if remark]
 
 
 def local(term: Reward) -> Reward:

@@ -52,8 +52,10 @@ def sides(model, prompts, sizes, batch):
     longest = int(sizes.max())
 
     def ours():
-        whole = enumerate(zip(prompts, sizes, strict=True))
-        engine.add([Request(i, p, i, i, True, int(n)) for i, (p, n) in whole])
+        pairs = enumerate(zip(prompts, sizes, strict=True))
+        engine.add(
+            [Request(id=i, prompt=p, seed=i, group=i, greedy=True, max_new_tokens=int(n)) for i, (p, n) in pairs]
+        )
         found = {}
         while engine.busy:
             found |= {c.id: c.tokens for c in engine.step()}

@@ -37,7 +37,7 @@ def through_engine(engine, chunk):
     """The same from the engine itself."""
     engine.add(
         [
-            Request(i * SAMPLES + j, prompt, sample_seed(chunk.run_seed, chunk.step, i, j), i)
+            Request(id=i * SAMPLES + j, prompt=prompt, seed=sample_seed(chunk.run_seed, chunk.step, i, j), group=i)
             for i, prompt in enumerate(chunk.prompts)
             for j in range(SAMPLES)
         ]

@@ -58,7 +58,10 @@ def test_the_engines_log_probs_are_the_learners():
         torch.manual_seed(seed)
         engine.load_weights([(n, torch.randn_like(p, device="cpu") * 0.1) for n, p in model.named_parameters()])
         draw = np.random.default_rng(seed)
-        requests = [Request(i, draw.integers(0, 512, 3 + i), i, i, False, 40 - 5 * i) for i in range(7)]
+        requests = [
+            Request(id=i, prompt=draw.integers(0, 512, 3 + i), seed=i, group=i, max_new_tokens=40 - 5 * i)
+            for i in range(7)
+        ]
         engine.add(requests)
         while engine.busy:
             for done in engine.step():

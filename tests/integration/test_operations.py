@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers import rl_job
+from tests.helpers import TINY, rl_job
 from tests.unit.deploy.test_dashboard import FILE, expressions
 
 pytestmark = pytest.mark.integration
@@ -91,3 +91,14 @@ def test_a_run_shows_its_metrics_keeps_a_log_and_says_what_it_costs(train, tmp_p
     texts = [t for row in shown for t in (row["prompt"], row["completion"].strip()) if len(t) > 8]
     assert len(texts) >= len(shown)
     assert not [t for t in texts if t in text]
+
+
+def test_slow_paths_are_said(train_here, tmp_path, capsys):
+    """gemma2 caps its attention's logits, which neither the KV cache nor packed attention computes."""
+    gemma = {**TINY, "model_type": "gemma2", "head_dim": 16}
+    job = rl_job(model={"init": gemma, "tokenizer": "toy"}, algorithm={"type": "grpo", "group_size": 2}, num_steps=1)
+    train_here(job, tmp_path / "run")
+    output, reason = capsys.readouterr().out, "Gemma2Attention uses softcap, which"
+    assert f"actor: padded forward passes, which are slower: {reason} packed attention does not have" in output
+    assert "Gemma2ForCausalLM: decoding without a KV cache, which is slow: " + reason in output
+    assert "decoding without a KV cache" in (tmp_path / "run" / "log.jsonl").read_text()

@@ -47,7 +47,7 @@ def requests(**more):
     """Three prompts of different length, four samples of each side by side."""
     draw = np.random.default_rng(0)
     prompts = [draw.integers(3, 50, n) for n in (3, 40, 5)]
-    return [Request(i, prompts[i // 4], seed=2**63 + i, group=i // 4, **more) for i in range(12)]
+    return [Request(id=i, prompt=prompts[i // 4], seed=2**63 + i, group=i // 4, **more) for i in range(12)]
 
 
 class Bench(RolloutWorker):

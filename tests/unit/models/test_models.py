@@ -213,12 +213,40 @@ JAMBA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "more"), [("gemma2", {"head_dim": 16}), ("jamba", JAMBA)])
-def test_the_check_of_a_scalar_model_sees_what_its_zero_head_hides(kind, more):
+UNPACKABLE = [
+    ("gemma2", {"head_dim": 16}, "Gemma2Attention uses softcap"),
+    ("jamba", JAMBA, "has layers of kind linear_attention"),
+    ("stablelm", WIDE, "StableLmAttention does not pass keyword arguments on"),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "reason"), UNPACKABLE)
+def test_a_model_that_cannot_be_packed_is_padded_and_says_why(kind, more, reason):
     model = scalar(kind, **more)
-    assert model.check(50) > 1e-3
+    assert model.check(50) == float("inf")
     assert not model.packed
+    assert reason in model.padded_reason
     model(*ragged()[:2], torch.tensor([4]))  # the padded path runs
+
+
+@pytest.mark.parametrize("kind", ["falcon", "bloom"])  # the first takes no packed mask, the second no positions
+def test_the_check_of_a_scalar_model_sees_what_its_zero_head_hides(kind):
+    names = {"n_layer": 2, "n_head": 2} if kind == "bloom" else {}
+    model = scalar(kind, initializer_range=0.5, **names)
+    assert 1e-3 < model.check(50) < float("inf")
+    assert not model.packed
+    assert "packed and one-by-one passes differ by" in model.padded_reason
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])
+def test_an_error_in_the_check_is_not_taken_for_an_unsuited_model(error):
+    def fail(module, args):
+        raise error("planted")
+
+    model = PolicyModel(made("llama"), "auto")
+    model.core.base_model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(error, match="planted"):
+        model.check(50)
 
 
 def test_the_check_takes_the_padded_path_where_packed_is_wrong():

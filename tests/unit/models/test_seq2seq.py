@@ -124,7 +124,10 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
     plain, _ = model(kind)
     sampling, start = Sampling(5, 0.7, (2,)), plain.config.decoder_start_token_id
     engine = Seq2SeqEngine(plain, sampling, 3, CPU)
-    requests = [Request(i, source, 10 + i, i, greedy=i == 1) for i, (source, _) in enumerate(split(pairs()))]
+    requests = [
+        Request(id=i, prompt=source, seed=10 + i, group=i, greedy=i == 1)
+        for i, (source, _) in enumerate(split(pairs()))
+    ]
     found = answers(engine, requests)
     assert sorted(found) == [0, 1, 2, 3]
     for request in requests:
@@ -141,7 +144,7 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
         drawn = [int((p.exp().cumsum(-1) <= u).sum()) for p, u in zip(log_p, numbers, strict=False)]
         assert got.tokens.tolist() == (logits.argmax(-1).tolist() if request.greedy else drawn)
     assert engine.take_counters()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
-    several = answers(engine, [Request(seed, requests[0].prompt, seed, 0) for seed in range(8)])
+    several = answers(engine, [Request(id=seed, prompt=requests[0].prompt, seed=seed, group=0) for seed in range(8)])
     assert len({tuple(c.tokens.tolist()) for c in several.values()}) > 4
 
 

@@ -228,17 +228,17 @@ def _submit(args: argparse.Namespace) -> int:
     env = dict(e.split("=", 1) if "=" in e else (e, os.environ.get(e)) for e in args.env)
     if missing := [name for name, value in env.items() if value is None]:
         raise BadInput(f"--env: {missing[0]} is not set here; set it, or give {missing[0]}=VALUE")
-    from .actors.environment import carry_token
+    from .actors.environment import set_client_token
 
-    carry_token(args.token_file)  # before Ray is imported
-    from .actors import submit
+    set_client_token(args.token_file)  # before Ray is imported
+    from .actors.submit import connect_client, follow_job, make_request, send_request
 
-    request = submit.request("train", job, Path(args.job), Path(args.working_dir), args.overrides, env)
-    client = submit.connect(args.address)
-    name = submit.submit(client, request, args.submission_id)
+    request = make_request("train", job, Path(args.job), Path(args.working_dir), args.overrides, env)
+    client = connect_client(args.address)
+    name = send_request(client, request, args.submission_id)
     where = f"--address {client.get_address()}"
     print(f"submitted {name}: ray job logs -f {name} {where}; ray job stop {name} {where}", flush=True)
-    return 0 if args.no_wait else submit.follow(client, name)
+    return 0 if args.no_wait else follow_job(client, name)
 
 
 def _add_evaluate(commands: Commands) -> None:

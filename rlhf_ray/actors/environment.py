@@ -1,4 +1,4 @@
-"""Environment that Ray reads when it is first imported: this module must run before that, and imports nothing of it."""
+"""Environment variables that Ray reads when it is first imported; this module does not import Ray."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..config import BadInput, ClusterConfig
 
 
 def authenticate(config: ClusterConfig) -> None:
-    """Token authentication for a local session of our own; the token lives in this process's environment only.
+    """Turns on token authentication for a local session; the token is only in the environment of this process.
 
-    Ray would else write one, readable by all, to the user's home. A cluster that is joined decides for itself.
+    Otherwise Ray would write a token to the user's home directory, readable by everyone. If the job joins a cluster,
+    the cluster decides, and nothing is changed.
     """
     if config.address or "RAY_ADDRESS" in os.environ or "RAY_AUTH_MODE" in os.environ:
         return
@@ -21,15 +22,15 @@ def authenticate(config: ClusterConfig) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def carry_token(file: str | None) -> None:
-    """Token authentication towards a cluster wherever there is a token to show: in ``file`` or in one of Ray's own places.
+def set_client_token(file: str | None) -> None:
+    """Turns on token authentication towards a cluster if there is a token: in ``file``, or where Ray looks for one.
 
-    Ray's client sends none, and gets 401, unless the mode is set too. Raises BadInput for a file without a token.
+    Ray's client sends its token only if the mode is set too. Raises BadInput if ``file`` holds no token.
     """
     if file is not None:
         if not Path(file).is_file() or not Path(file).read_text().strip():
             raise BadInput(f"--token-file: {file} holds no token; `ray get-auth-token --generate` prints one")
-        os.environ.pop("RAY_AUTH_TOKEN", None)  # which Ray would prefer
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray would prefer it to the file
         os.environ["RAY_AUTH_TOKEN_PATH"] = file
     default = Path.home() / ".ray" / "auth_token"
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or default.is_file():

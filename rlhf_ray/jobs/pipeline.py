@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from ..actors.session import Stop, check_run_dir, check_shared, session
+from ..actors.session import Stop, check_run_dir, check_shared, ray_session
 from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
 from ..config.jobs import STAGE
 from ..report.evaluations import compare_first_and_last, comparison_tables, stage_results, stage_table
@@ -33,7 +33,7 @@ def run(job: Any, console: Console) -> None:
     check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
     with RunDir(job) as held:
         preflight.check(job)
-        with session(job.cluster) as stop:
+        with ray_session(job.cluster) as stop:
             check_shared(held.path)
             if isinstance(job, PipelineJob):
                 pipeline(job, held, stop, console)

@@ -170,9 +170,9 @@ def ray_checks(cluster: ClusterConfig) -> Iterator[Finding]:
     """Reachability, and the bandwidth of a collective between two workers (one a node, where there are several)."""
     import ray
 
-    from ..actors.session import session
+    from ..actors.session import ray_session
 
-    with session(cluster):
+    with ray_session(cluster):
         have = ray.cluster_resources()
         nodes = [n for n in ray.nodes() if n["Alive"]]
         gpus = int(have.get("GPU", 0))

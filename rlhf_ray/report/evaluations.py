@@ -50,7 +50,7 @@ def compare_first_and_last(run_dir: Path) -> Comparison | None:
 
 
 def comparison_tables(comparison: Comparison, num_samples: int) -> list[Table]:
-    """The comparison as tables for the terminal: the measures, and the first ``num_samples`` completions side by side."""
+    """The comparison as tables for the terminal: measures, and the first ``num_samples`` completions side by side."""
     title = f"{comparison.run}: {len(comparison.samples)} held-out prompts before and after"
     measures = Table(title=title)
     for column in ("", "before", "after", "difference", "95 % interval"):

@@ -14,7 +14,7 @@ LABELS = {"over": "over budget", "stopped": "stopped early"}
 
 @dataclass(frozen=True)
 class Point:
-    """A trial's point: a number or a category on the x axis, a number on the y axis, and its kind (a key of COLOURS)."""
+    """A trial's point: a number or a category on the x axis, a number on the y axis, a kind (a key of COLOURS)."""
 
     x: Any
     y: float

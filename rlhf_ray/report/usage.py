@@ -37,7 +37,7 @@ class UsageReport:
 
 
 def report_usage(run_dir: Path) -> UsageReport | None:
-    """The usage of a run or of a pipeline; None if nothing was counted there. Raises BadInput for a damaged usage.json."""
+    """The usage of a run or a pipeline; None if nothing was counted there. Raises BadInput for a damaged usage.json."""
     usage = read_usage(run_dir)
     if usage is not None:
         return report_run(run_dir.name, usage)

@@ -37,9 +37,9 @@ class Checkpoints:
     def write(self, step: int, fill: Callable[[Path], None], state: dict[str, Any]) -> Path:
         """Writes the checkpoint of ``step``: what ``fill`` puts into a directory, and ``state`` as JSON.
 
-        ``fill`` may still change ``state``. The checkpoint is written next to its place, manifest last, and renamed; then
-        older ones are removed. On any failure the unfinished directory is removed, older checkpoints stay, and the error
-        is raised.
+        ``fill`` may still change ``state``. The checkpoint is written next to its place, manifest last, and renamed;
+        then older ones are removed. On any failure the unfinished directory is removed, older checkpoints stay, and the
+        error is raised.
         """
         start = time.monotonic()
         final = self.directory / f"step-{step:06d}"
@@ -68,7 +68,7 @@ class Checkpoints:
         return final
 
     def _prune(self, newest: Path) -> None:
-        """Removes all but the newest ``keep`` up to ``newest``; later ones are damaged, or the run would not be here."""
+        """Removes all but the last ``keep`` up to ``newest``; later ones are damaged, or the run would not be here."""
         paths = self.paths()
         end = paths.index(newest) + 1
         for path in [*paths[: max(0, end - self.keep)], *paths[end:]]:
@@ -103,7 +103,7 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """The first difference between a checkpoint and its manifest, such as "state.json has changed"; None if it is sound."""
+    """The first difference of a checkpoint from its manifest, such as "state.json has changed"; None if it is sound."""
     try:
         files = json.loads((checkpoint / "manifest.json").read_text())["files"]
     except (ValueError, KeyError, TypeError):

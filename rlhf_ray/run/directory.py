@@ -30,8 +30,8 @@ The layout of RUN. "Training jobs" are the RL jobs and the supervised jobs.
 | `search/` | Ray Tune's | the state of the search | search |
 | `tune.json`, `best.yaml`, `trials.svg` | JSON, YAML, SVG | results, the best trial's job, a plot | search |
 
-Steps in file names: checkpoints and evaluations count finished steps; trajectories number the steps from 0, as `step` in
-metrics.jsonl does.
+Steps in file names: checkpoints and evaluations count finished steps. Trajectories number the steps from 0, as `step`
+in metrics.jsonl does.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RunDir:
     """RUN, held by one process at a time; a context manager that records how the run ends.
 
     ``path`` is absolute. ``id`` is made together with the directory, never changes, and is in everything that the run
-    writes. ``events`` is the open event log. ``opened`` is when this process took the directory, in seconds since the epoch.
+    writes. ``events`` is the open event log. ``opened`` is when this process took the directory, as time.time().
     """
 
     def __init__(
@@ -129,7 +129,8 @@ class RunDir:
     def record(self, state: str, **fields: Any) -> None:
         """Writes RUN/manifest.json: ``state``, ``fields``, versions, revision, hardware, seconds, usage.
 
-        Fields of an earlier manifest stay. States are "running", "finished", "stopped" (from outside, with a checkpoint) and "failed".
+        Fields of an earlier manifest stay. States are "running", "finished", "failed", and "stopped" (from outside,
+        with a checkpoint).
         """
         earlier = {key: value for key, value in self.manifest.items() if key != "error"}
         current = {

@@ -86,7 +86,7 @@ class EventLog(PackageHandler):
         self.at(step=step + 1)
 
     def write_failure(self, error: BaseException) -> None:
-        """Writes a line for what ended the run: kind and place of the error. Its text is in the manifest and on the terminal."""
+        """Writes a line for the error that ended the run: its kind and place. The manifest has its text."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         message = f"failed: {type(error).__name__} at {place}"

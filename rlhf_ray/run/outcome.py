@@ -13,12 +13,12 @@ class Stopped(Exception):
 
 
 class Failed(Exception):
-    """Bad input that was noticed after training had begun: a failure (exit code 1), reported in one sentence like bad input."""
+    """Bad input that shows after training has begun: a failure (exit code 1), reported in one sentence."""
 
 
 @contextlib.contextmanager
 def failing(trained: Callable[[], bool]) -> Iterator[None]:
-    """Turns BadInput from the block into Failed if ``trained()`` is true then: exit code 2 means that nothing has run."""
+    """Turns BadInput of the block into Failed if ``trained()`` is true: exit code 2 means that nothing has run."""
     try:
         yield
     except BadInput as error:
@@ -28,7 +28,7 @@ def failing(trained: Callable[[], bool]) -> Iterator[None]:
 
 
 Watch = Callable[[int, Mapping[str, float]], None]
-"""Called after each evaluation of a training, and after its checkpoint, with the number of finished steps and the metrics."""
+"""Called after each evaluation of a training and its checkpoint, with the number of finished steps and the metrics."""
 
 
 def unwatched(step: int, metrics: Mapping[str, float]) -> None:

@@ -14,8 +14,8 @@ USAGE_REMEDY = "remove it; usage is then counted from zero"
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl, oldest first; empty if there is no such file.
 
-    A value is a number, or None if it was not finite; ``step`` counts from 0. A last line that a crash cut short is left
-    out. Raises BadInput, with the line, for damage anywhere else.
+    A value is a number, or None if it was not finite; ``step`` counts from 0. A last line that a crash cut short is
+    left out. Raises BadInput, with the line, for damage anywhere else.
     """
     file = run_dir / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
@@ -74,7 +74,7 @@ def evaluation_step(file: Path) -> int:
 
 
 def read_json(file: Path, remedy: str) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no file. Raises BadInput, which ends in ``remedy``, for anything else."""
+    """The JSON object in a file; None if there is no file. Raises BadInput, ending in ``remedy``, for other content."""
     if not file.is_file():
         return None
     try:

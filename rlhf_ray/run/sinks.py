@@ -19,7 +19,7 @@ from .reader import parse_metrics
 log = logging.getLogger(__name__)
 
 COUNTED = {"usage/tokens": "tokens", "usage/device_seconds": "device_seconds", "usage/cost": "cost"}
-"""Metrics that are amounts of one step -> Prometheus counters of this process; sums over restarts are usage/total_..."""
+"""Amounts of one step -> Prometheus counters of this process; sums over restarts are the metrics usage/total_..."""
 
 TAGS = ("run_id", "job_kind")  # not `job`, which Prometheus uses for the name of a scrape target
 

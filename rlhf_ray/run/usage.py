@@ -1,6 +1,6 @@
 """What a run has used and what it cost, in RUN/usage.json: device-seconds, tokens, idle share, money.
 
-A device is a GPU, or a CPU core if a job has no GPU. Each stage of a step occupies all of the job's devices while it lasts.
+A device is a GPU, or a CPU core if a job has no GPU. Each stage of a step occupies all devices of the job.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class StepUsage:
 class Usage:
     """Sums since the run began, over all its restarts; the content of RUN/usage.json.
 
-    ``cost`` is None without a price, the rewards are None for a job without rewards. ``device`` and ``devices`` (kind and
-    number) are None for a sum over several runs. ``stages`` maps a stage to its device-seconds.
+    ``cost`` is None without a price, the rewards are None for a job without rewards. ``device`` and ``devices`` (kind
+    and number) are None for a sum over several runs. ``stages`` maps a stage to its device-seconds.
     """
 
     device: str | None = None
@@ -72,7 +72,7 @@ class Usage:
     reward: float | None = None
 
     def with_step(self, devices: Devices, step: StepUsage, price: float | None) -> Usage:
-        """These sums and one more step. ``price`` is that of a device-hour; the first price also holds for all steps before it."""
+        """These sums and one more step. ``price`` is that of a device-hour; the first one holds for earlier steps too."""
         seconds = devices.count * step.wall_s
         cost = self.cost
         if price is not None:
@@ -134,7 +134,7 @@ def seconds_by_stage(devices: Devices, step: StepUsage) -> dict[str, float]:
 
 
 def usage_metrics(total: Usage, devices: Devices, step: StepUsage, price: float | None) -> dict[str, float]:
-    """usage/...: of the step, of each of its stages, and (``total_``) of the run up to it; ``total`` includes the step."""
+    """usage/...: of the step, of each of its stages, and of the run up to it (``total``, which includes the step)."""
     stages, seconds = seconds_by_stage(devices, step), devices.count * step.wall_s
     metrics = {
         "usage/device_seconds": seconds,
@@ -175,8 +175,8 @@ def sum_usage(parts: Iterable[Usage]) -> Usage:
 class Meter:
     """Counts what a run uses, from the opening of its run directory on, and keeps RUN/usage.json.
 
-    Work that is repeated after a fault counts again, because it was paid for. If the process dies, what it did after its
-    last finished step is lost.
+    Work that is repeated after a fault counts again, because it was paid for. If the process dies, what it did after
+    its last finished step is lost.
     """
 
     def __init__(self, run: RunDir, devices: Devices, price_per_gpu_hour: float | None) -> None:
@@ -188,7 +188,7 @@ class Meter:
     def step(
         self, stages: Mapping[str, float], tokens: float, engines_s: float = 0.0, reward: float | None = None
     ) -> dict[str, float]:
-        """Adds everything since the last call as one step, and returns its usage/... metrics; see :class:`StepUsage`."""
+        """Adds everything since the last call as one step and returns its usage/... metrics; see :class:`StepUsage`."""
         step = self._add(stages, tokens=tokens, engines_s=engines_s, reward=reward)
         return usage_metrics(self.total, self.devices, step, self.price)
 

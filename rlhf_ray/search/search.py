@@ -20,7 +20,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
 from ..actors.placement import cluster_nodes
-from ..actors.session import Stop, check_run_dir, check_shared, session
+from ..actors.session import Stop, check_run_dir, check_shared, ray_session
 from ..config import BadInput, Search, TuneConfig, parse, set_values
 from ..config.tune import (
     ASHA,
@@ -68,7 +68,7 @@ def run(search: Search, console: Console) -> None:
         for values in samples(search.tune.space, 0, 0):
             preflight.check(parse(set_values(dict(trials.tree), values), "tune"))
         # Under `ray job submit` each raylet unpacks the working directory, and two of one machine the same one: not to be stood in.
-        with session(search.cluster) as stop, contextlib.chdir(held.path):
+        with ray_session(search.cluster) as stop, contextlib.chdir(held.path):
             check_shared(held.path)
             console.print(f"search: {wanted.words()}; {_size(search.tune)}")
             rows = findings.rows(fit(search, trials, held.path, stop), trials, job.num_steps)

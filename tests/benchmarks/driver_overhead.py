@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.actors.placement import cluster_nodes, plan_placement
-from rlhf_ray.actors.session import Stop, session
+from rlhf_ray.actors.session import Stop, ray_session
 from rlhf_ray.config import RLJob
 from rlhf_ray.jobs.kinds import demand_of
 from rlhf_ray.run.directory import RunDir
@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 8, 64])
     args = parser.parse_args()
     rows = []
-    with session(job(GROUP).cluster):
+    with ray_session(job(GROUP).cluster):
         for actors in args.actors:
             options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
             groups = [

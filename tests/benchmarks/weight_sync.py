@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_placement
-from rlhf_ray.actors.session import session
+from rlhf_ray.actors.session import ray_session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
 from rlhf_ray.rollout.worker import Place, RolloutWorker
@@ -113,7 +113,7 @@ def main():
         AutoModelForCausalLM.from_config(settings).save_pretrained(directory)
         model, rows = ModelConfig(path=directory), []
         made = job(directory, args.threads, args.device)
-        with session(made.cluster):
+        with ray_session(made.cluster):
             ours, theirs, found, (spent, copied) = syncs(made, model, args.rounds)
         mine, other = statistics.median(ours), statistics.median(theirs)
         share = statistics.median(m["sync/verify_share"] for m in found)

@@ -75,10 +75,10 @@ def measure(size, vocab, kind, precision, rounds):
 def main():
     args, size = arguments(__doc__)
     environment.authenticate(ClusterConfig())
-    from rlhf_ray.actors.session import session
+    from rlhf_ray.actors.session import ray_session
 
     torch.set_num_threads(os.cpu_count() or 1)
-    with session(ClusterConfig()):
+    with ray_session(ClusterConfig()):
         cases = itertools.product(args.vocab, args.kind, args.precision)
         report("worker against engine: seconds of 128 sequences", [measure(size, *case, args.rounds) for case in cases])
 

@@ -225,7 +225,7 @@ def test_a_log_survives_its_connection_and_the_exit_code_is_the_jobs(cluster, tm
     job = followed(env, tmp_path, run, "--no-wait", "--submission-id=mine")
     _, err = job.communicate(timeout=60)
     assert job.returncode == 2
-    assert "the cluster did not take the job" in err
+    assert "the cluster did not accept the job" in err
     ended = subprocess.run(
         ["ray", "job", "logs", "-f", "mine"], env=env, capture_output=True, text=True, timeout=120, check=False
     )
@@ -234,7 +234,7 @@ def test_a_log_survives_its_connection_and_the_exit_code_is_the_jobs(cluster, tm
     job = followed({k: v for k, v in env.items() if not k.startswith("RAY_AUTH")}, tmp_path, run)
     _, err = job.communicate(timeout=60)
     assert job.returncode == 2
-    assert "the cluster wants another token" in err
+    assert "the cluster rejects the token" in err
 
 
 STAND_INS = {

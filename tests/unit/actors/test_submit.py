@@ -7,7 +7,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from rlhf_ray.actors import submit
-from rlhf_ray.actors.environment import carry_token
+from rlhf_ray.actors.environment import set_client_token
 from rlhf_ray.cli import main
 from rlhf_ray.config import BadInput, load
 from tests.helpers import rl_job
@@ -23,13 +23,13 @@ def place(tmp_path, monkeypatch):
 
 def test_a_request_runs_the_file_in_the_clusters_copy(place):
     file = place / "jobs" / "my job.yaml"
-    wanted = submit.request(
+    request = submit.make_request(
         "train", load(file, ["run.dir=/shared/x"]), file, place, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
     )
-    assert wanted["entrypoint"] == "rlhf-ray train 'jobs/my job.yaml' run.dir=/shared/x run.seed=3"
-    assert wanted["runtime_env"]["working_dir"] == str(place)
-    assert wanted["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120", "SST2": "a b"}  # rl_job's deadline
-    assert "/runs/" in wanted["runtime_env"]["excludes"]
+    assert request["entrypoint"] == "rlhf-ray train 'jobs/my job.yaml' run.dir=/shared/x run.seed=3"
+    assert request["runtime_env"]["working_dir"] == str(place)
+    assert request["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120", "SST2": "a b"}  # rl_job's deadline
+    assert "/runs/" in request["runtime_env"]["excludes"]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_bad_input_is_one_line_and_exit_code_2(place, capsys, monkeypatch, argum
 def test_a_file_outside_the_working_directory_would_not_be_there(place):
     file = place / "jobs" / "my job.yaml"
     (place / "other").mkdir()
-    with pytest.raises(BadInput, match=r"lies outside .*/other, which is what the cluster gets"):
-        submit.request("train", load(file, ["run.dir=/s/x"]), file, place / "other", [], {})
+    with pytest.raises(BadInput, match=r"is outside .*/other, of which the cluster gets a copy"):
+        submit.make_request("train", load(file, ["run.dir=/s/x"]), file, place / "other", [], {})
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_exit_code_is_the_jobs(status, driver, log, code):
 
 
 def test_a_log_that_is_sent_again_is_shown_once(capsys):
-    log, text = submit._Log(), "".join(f"line {i}\n" for i in range(2000))
+    log, text = submit._FollowedLog(), "".join(f"line {i}\n" for i in range(2000))
     log.show(text[:100])
     log.show(text[100:9000])
     log.position = 0  # the connection broke: it comes from its beginning again
@@ -88,18 +88,18 @@ def test_a_log_that_is_sent_again_is_shown_once(capsys):
     log.position = 0
     log.show(text)
     assert capsys.readouterr().out == text
-    assert log.end == text[-submit.KEPT :]
+    assert log.end == text[-submit.LOG_END :]
 
 
 def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    carry_token(None)
+    set_client_token(None)
     assert "RAY_AUTH_MODE" not in os.environ
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     (tmp_path / "token").write_text("1" * 64)
-    carry_token(str(tmp_path / "token"))
+    set_client_token(str(tmp_path / "token"))
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -107,6 +107,6 @@ def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch)
         monkeypatch.delenv(name)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("2" * 64)
-    carry_token(None)
+    set_client_token(None)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     monkeypatch.delenv("RAY_AUTH_MODE")

@@ -147,7 +147,12 @@ def test_the_manifest_says_what_ran_where_and_how_it_ended(tmp_path):
     assert run.manifest["state"] == "running"
     run.record("finished", results={"loss": 0.5})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert (manifest["state"], manifest["job"], manifest["seed"], manifest["results"]) == ("finished", "ppo", 17, {"loss": 0.5})
+    assert (manifest["state"], manifest["job"], manifest["seed"], manifest["results"]) == (
+        "finished",
+        "ppo",
+        17,
+        {"loss": 0.5},
+    )
     assert manifest["command"] == sys.argv
     assert manifest["versions"]["numpy"] == np.__version__
     assert manifest["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -64,7 +64,16 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = re.compile(  # options; `stages` and `files`: jobs/lineage.py compares these; `base`: the job of a search
     r"(num_steps|cluster|run\.dir|stages|files|log|checkpoint|evaluate|base\.log|base\.checkpoint|tune\.max_failures)\b"
 )
-OUTPUTS = ("init", "metrics.jsonl", "checkpoints", "evaluations", "model", "*/manifest.json", "trials/*")
+OUTPUTS = (
+    "checkpoints/step-*",
+    "model",
+    "evaluation.json",
+    "kept.jsonl",
+    "scored.jsonl",
+    "*/manifest.json",
+    "trials/*",
+)
+BEFORE_STEP_1 = ("init", "tokenizer", "evaluations", "trajectories", "metrics.jsonl", "tensorboard", "usage.json")
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
@@ -102,8 +111,12 @@ class RunDir:
             self.record("running")
 
     def _require_same_options(self) -> None:
-        """Raises BadInput if RUN has output of a job whose options differ in more than MAY_CHANGE allows."""
-        old = read_config(self.path) if self._has_output() else None
+        """Raises BadInput if RUN has output of a job whose options differ in more than MAY_CHANGE allows.
+
+        A run that never finished a step has no output: its directory is free for other options, and what it had
+        prepared for the old ones is removed.
+        """
+        old = read_config(self.path)
         if old is None:
             return
         new = self.job.model_dump(mode="json")
@@ -111,15 +124,23 @@ class RunDir:
             old = parse(old, str(self.path / "config.json")).model_dump(mode="json")
         changes = differences({"job": old.get("job")}, {"job": new["job"]}) or differences(old, new)
         refused = [change for change in changes if not MAY_CHANGE.match(change)]
-        if refused:
+        if not refused:
+            return
+        if self._has_output():
             raise BadInput(
-                f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); "
-                "set these options back to continue it, or choose another run.dir"
+                f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); set these options back to "
+                "continue it, or choose another run.dir; to train its model further with other options, choose another "
+                f"run.dir and model.path={self.path / 'model'}"
             )
+        for name in BEFORE_STEP_1:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _has_output(self) -> bool:
-        """Whether the run has written something that a job with other options must not continue from."""
-        return any(next(self.path.glob(pattern), None) is not None for pattern in OUTPUTS)
+        """Whether the run has finished a step, or has written a result."""
+        metrics = self.path / "metrics.jsonl"
+        has_steps = metrics.is_file() and metrics.stat().st_size > 0
+        return has_steps or any(next(self.path.glob(pattern), None) is not None for pattern in OUTPUTS)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def job(directory, *overrides):
 def write_something(directory, *overrides):
     """A run that stopped after it had written something."""
     RunDir(job(directory, *overrides)).close()
-    (directory / "metrics.jsonl").touch()
+    (directory / "metrics.jsonl").write_text('{"step": 0}\n')
 
 
 def names(directory):
@@ -126,6 +126,27 @@ def test_where_nothing_was_written_yet_another_config_may_try(tmp_path):
     RunDir(job(tmp_path, "data.path=no-such-file.jsonl")).close()
     RunDir(job(tmp_path, "learner.lr=0.5")).close()
     assert load(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.5")
+
+
+def test_a_run_that_failed_before_its_first_step_gives_its_directory_back(tmp_path):
+    RunDir(job(tmp_path)).close()
+    for name in ("init", "evaluations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of_the_old_options").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    RunDir(job(tmp_path)).close()
+    assert (tmp_path / "init" / "of_the_old_options").exists()  # the same options go on with it
+    RunDir(job(tmp_path, "model.init.hidden_size=64")).close()
+    assert not (tmp_path / "init").exists()
+    assert not (tmp_path / "evaluations").exists()
+
+
+@pytest.mark.parametrize("output", ["checkpoints/step-000001", "model", "sft/manifest.json", "kept.jsonl"])
+def test_a_run_with_a_result_keeps_its_directory(tmp_path, output):
+    RunDir(job(tmp_path)).close()
+    (tmp_path / output).mkdir(parents=True)
+    with pytest.raises(BadInput, match="another config"):
+        RunDir(job(tmp_path, "run.seed=2"))
 
 
 def test_the_first_three_differences_are_enough(tmp_path):

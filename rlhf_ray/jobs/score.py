@@ -27,7 +27,7 @@ def run(job: ScoreJob, held: RunDir, console: Console) -> dict[str, Any]:
     The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
     """
     placement = Placement(plan_placement(job.cluster, worker_demand(rewards=job.rewards), cluster_nodes()))
-    reward = reward_group(job.rewards, None, job.cluster, placement)
+    reward = reward_group(job.rewards, held.path, job.cluster, placement, has_policy=False)
     file = held.path / "scored.jsonl"
     try:
         reward.broadcast("check")

@@ -25,6 +25,7 @@ from ..config import FunctionReward
 from .reward import RewardError, checked
 
 CHILD = Path(__file__).with_name("child.py")
+MAX_PRINTED = 10_000_000  # bytes of a file of prints; a function that prints more than that loses the oldest
 
 
 class Failed(Exception):
@@ -34,11 +35,12 @@ class Failed(Exception):
 class UserFunction:
     """``path/to/file.py:function``, called through a child process that is started once and restarted after a failure.
 
-    Raises RewardError at once where the file or the function is not there or cannot be imported.
+    What it prints is appended to the file ``prints``, if one is given. Raises RewardError at once if the file or the
+    function is not there or cannot be imported.
     """
 
-    def __init__(self, term: FunctionReward) -> None:
-        self.term = term
+    def __init__(self, term: FunctionReward, prints: Path | None = None) -> None:
+        self.term, self.prints = term, prints
         self.file, _, self.function = term.path.rpartition(":")
         self.process: subprocess.Popen[bytes] | None = None
         if not Path(self.file).is_file():
@@ -67,13 +69,28 @@ class UserFunction:
     def _call(self, arguments: dict[str, Any]) -> Any:
         if self.process is None:
             self._start()
-        return self._exchange(arguments)
+        try:
+            return self._exchange(arguments)
+        finally:
+            self._limit_prints()
+
+    def _limit_prints(self) -> None:
+        """Empties a file of prints that has grown beyond MAX_PRINTED, so that a chatty function fills no disk."""
+        if self.prints is not None and self.prints.is_file() and self.prints.stat().st_size > MAX_PRINTED:
+            os.truncate(self.prints, 0)  # the child appends, so it goes on at the new end
+            with self.prints.open("a") as file:
+                file.write(f"(more than {MAX_PRINTED} bytes were printed; the older ones are removed)\n")
 
     def _start(self) -> None:
         self.close()
         command = [sys.executable, str(CHILD), self.file, self.function, str(os.getpid())]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, process_group=0)
+        with contextlib.ExitStack() as stack:
+            stderr = None  # the reward worker's own
+            if self.prints is not None:
+                self.prints.parent.mkdir(parents=True, exist_ok=True)
+                stderr = stack.enter_context(self.prints.open("ab"))
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, bufsize=0, process_group=0)
         assert self.process.stdin is not None
         os.set_blocking(self.process.stdin.fileno(), False)
         self._exchange(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,23 @@ TAKEN = ("example_id", "prompts", "completions", "completion", "completion_ids")
 
 
 class RewardWorker:
-    """Holds the terms of a job; ``tokenizer`` is the policy's, where there is one.
+    """Holds the terms of a job; ``tokenizer`` is the policy's, if there is one; ``prints`` a directory for what functions print.
 
     :meth:`check` builds the terms, so that what is wrong shows before any rollout.
     """
 
     def __init__(
-        self, config: RewardsConfig, tokenizer: str | None, device: str = "cpu", num_threads: int | None = None
+        self,
+        config: RewardsConfig,
+        tokenizer: str | None,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        prints: str | None = None,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.config, self.device = config, device
+        self.prints = None if prints is None else Path(prints)
         self.tokenizer = None if tokenizer is None else tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
         self.terms: dict[str, Any] = {}
 
@@ -60,7 +67,7 @@ class RewardWorker:
         if isinstance(term, RuleReward):
             return rule(term.rule, term.options)
         if isinstance(term, FunctionReward):
-            return UserFunction(term)
+            return UserFunction(term, None if self.prints is None else self.prints / f"{term.name}.txt")
         if isinstance(term, ClassifierReward):
             return ClassifierScorer(term, self.device)
         scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer

@@ -18,6 +18,7 @@ The layout of RUN. "Training jobs" are the RL jobs and the supervised jobs.
 | `model/` | Hugging Face | the trained model with its tokenizer, or a tokenizer | training and tokenizer jobs |
 | `trajectories/step-000011.parquet` | a row a sequence | the rollouts that step 12 learned from | RL jobs |
 | `evaluations/step-000012.parquet` | a row an answer | judged answers to held-out prompts | RL jobs, evaluate |
+| `prints/worker-0/TERM.txt` | text | what a reward function prints, at most 10 MB | function rewards |
 | `evaluation.json` | JSON | the newest held-out results | supervised jobs, evaluate |
 | `tokens-HASH/` | raw arrays, JSON | a streamed dataset as token columns (`data/stream.py`) | `data.stream` |
 | `kept.jsonl` | JSON, a line a row | the sampled answers that were kept | sample |
@@ -73,7 +74,16 @@ OUTPUTS = (
     "*/manifest.json",
     "trials/*",
 )
-BEFORE_STEP_1 = ("init", "tokenizer", "evaluations", "trajectories", "metrics.jsonl", "tensorboard", "usage.json")
+BEFORE_STEP_1 = (
+    "init",
+    "tokenizer",
+    "evaluations",
+    "trajectories",
+    "metrics.jsonl",
+    "tensorboard",
+    "usage.json",
+    "prints",
+)
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 

@@ -133,15 +133,20 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
 
 
 def reward_group(
-    config: RewardsConfig, run_dir: Path | None, cluster: ClusterConfig, placement: Placement
+    config: RewardsConfig, run_dir: Path, cluster: ClusterConfig, placement: Placement, has_policy: bool = True
 ) -> WorkerGroup:
-    """The reward workers, with the policy's tokenizer that stands in ``run_dir``, if there is a policy."""
-    tokenizer = None if run_dir is None else str(run_dir / "tokenizer")
+    """The reward workers, with the policy's tokenizer in RUN/tokenizer if there is a policy.
+
+    What user functions print goes to RUN/prints/worker-0/TERM.txt, one folder for each reward worker.
+    """
+    tokenizer = str(run_dir / "tokenizer") if has_policy else None
+    if any(isinstance(term, FunctionReward) for term in config.terms):
+        notice(f"what reward functions print is in {run_dir / 'prints'}")
     config = config.model_copy(update={"terms": [local(t) for t in config.terms]})
     place = placement.plan
     return WorkerGroup(
         "reward", RewardWorker, config.num_workers,
-        lambda i: (config, tokenizer, place.device_of("reward"), place.num_threads),
+        lambda i: (config, tokenizer, place.device_of("reward"), place.num_threads, str(run_dir / "prints" / f"worker-{i}")),
         lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
     )  # fmt: skip
 

@@ -512,3 +512,25 @@ def test_a_worker_says_what_a_rule_misses(tmp_path):
 def test_the_child_does_not_see_the_package_as_its_own_folder():
     child = Path(__file__).parents[3] / "rlhf_ray" / "rewards" / "child.py"
     assert "from ." not in child.read_text()
+
+
+def test_what_a_function_prints_is_in_a_file_and_the_file_stays_small(tmp_path, monkeypatch):
+    (tmp_path / "f.py").write_text("""if True:
+        import subprocess
+        def chatty(prompts, completions, **columns):
+            print("scoring", completions[0])
+            subprocess.run(["echo", "from a program"])
+            return [0.0 for _ in completions]
+    """)
+    monkeypatch.setattr("rlhf_ray.rewards.function.MAX_PRINTED", 200)
+    own = UserFunction(FunctionReward(name="own", path=f"{tmp_path}/f.py:chatty"), tmp_path / "prints" / "own.txt")
+    own(["p"], ["first"], [0])
+    printed = (tmp_path / "prints" / "own.txt").read_text()
+    assert "scoring first" in printed
+    assert "from a program" in printed
+    for _ in range(20):
+        own(["p"], ["later"], [0])
+    own.close()
+    printed = (tmp_path / "prints" / "own.txt").read_text()
+    assert len(printed) < 400
+    assert "the older ones are removed" in printed

@@ -77,6 +77,11 @@ def token_kl(batch: Batch) -> Tensor:
     return kl.estimate("k1", torch.tensor(batch.old_log_probs), torch.tensor(batch.ref_log_probs), mask)
 
 
+def mean_sequence_kl(batch: Batch) -> float:
+    """k1 of the old policy against the reference in nats, summed over a sequence; the mean over the Batch."""
+    return float(token_kl(batch).sum()) / len(batch)
+
+
 def preference_pairs(batch: Batch) -> Batch:
     """The rows with an advantage, two of each group, labelled 1 (chosen) and 0 (rejected)."""
     sums = advantages.sequence_sum(torch.tensor(batch.advantages), torch.tensor(batch.lengths)).numpy()

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..config.algorithm import AdaptiveKL, KLConfig
+
 Kind = Literal["k1", "k2", "k3"]
 
 
@@ -74,3 +76,26 @@ def adapt(coef: float, observed_kl_per_sequence: float, target: float, horizon: 
         raise ValueError(f"KL horizon {horizon} must exceed a fifth of the step's {num_samples} samples")
     error = min(max(observed_kl_per_sequence / target - 1.0, -0.2), 0.2)
     return coef * (1.0 + error * num_samples / horizon)
+
+
+class KLController:
+    """The KL coefficient of a run, ``coef``: fixed, or moved towards a target KL after each step."""
+
+    def __init__(self, config: KLConfig) -> None:
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """The coefficient that a run starts with."""
+        self.coef = self.config.coef
+
+    @property
+    def adapts(self) -> bool:
+        """Whether :meth:`update` can move the coefficient."""
+        return isinstance(self.config.controller, AdaptiveKL) and self.coef > 0
+
+    def update(self, kl_per_sequence: float, num_samples: int) -> None:
+        """Moves the coefficient after a step, as :func:`adapt` says; a fixed one stays."""
+        controller = self.config.controller
+        if isinstance(controller, AdaptiveKL):
+            self.coef = adapt(self.coef, kl_per_sequence, controller.target, controller.horizon, num_samples)

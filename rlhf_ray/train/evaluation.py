@@ -70,12 +70,16 @@ def write(file: Path, rows: pa.Table, config: EvaluateRL) -> None:
         pq.write_table(rows.replace_schema_metadata({"asked": _asked(config)}), part)
 
 
-def prune(run_dir: Path, step: int, config: EvaluateRL) -> None:
-    """Removes evaluations that a run which goes on from ``step`` makes anew, and those of other prompts or terms."""
+def prune(run_dir: Path, step: int, config: EvaluateRL) -> list[int]:
+    """Removes evaluations that a run which goes on from ``step`` makes again, and those of other prompts or terms.
+
+    Returns the steps of those that remain.
+    """
     for file in evaluation_files(run_dir):
         same = (pq.read_schema(file).metadata or {}).get(b"asked") == _asked(config).encode()
         if evaluation_step(file) > step or (config.data is not None and not same):
             file.unlink()
+    return [evaluation_step(file) for file in evaluation_files(run_dir)]
 
 
 def _asked(config: EvaluateRL) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ import ray
 from ..actors.group import DEAD, WorkerGroup
 from ..actors.placement import cluster_nodes, reserved_devices
 from ..actors.session import Stop
-from ..algorithms.estimate import estimate_advantages, token_kl
-from ..algorithms.kl import adapt
+from ..algorithms.estimate import estimate_advantages, mean_sequence_kl
+from ..algorithms.kl import KLController
 from ..algorithms.registry import ALGORITHMS
 from ..batch import Batch
-from ..config import DPO, PPO, AdaptiveKL, RLJob
+from ..config import DPO, PPO, RLJob
 from ..learner.objectives import LossTerm, Objective
 from ..learner.policy import PolicyObjective, ValueObjective
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import notice
-from ..run.outcome import Stopped, Watch, unwatched
-from ..run.reader import evaluation_file, evaluation_files
-from ..run.sinks import Sinks, open_sinks
+from ..run.outcome import Watch, unwatched
+from ..run.reader import evaluation_file
 from ..run.trajectories import trajectory_file, write_batch
 from ..run.usage import Meter
 from ..tasks.language_model import LanguageModelObjective
@@ -38,7 +38,8 @@ from . import evaluation as heldout
 from . import step_metrics
 from .dispatch import Collector, Order
 from .learner_group import LearnerGroup
-from .loop import StageTimer
+from .loop import StageTimer, StepEnd
+from .reward_scale import RewardScale
 from .rollout_queue import Rollouts
 from .setup import Setup
 
@@ -47,21 +48,33 @@ class RL:
     """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
     def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop, watch: Watch = unwatched) -> None:
-        self.job, self.held, self.run, self.setup, self.stop, self.watch = job, run, run.path, setup, stop, watch
+        self.job, self.run, self.setup = job, run, setup
         self.learners: LearnerGroup = setup.learners
         self.rollout: WorkerGroup = setup.rollout
         collector = Collector(
             setup.rollout, setup.reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s
         )
         self.collector = collector
-        self.rollouts = Rollouts(job, collector, setup.prompts)
-        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
-        self.meter = Meter(run, reserved_devices(setup.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour)
+        self.reward_scale = RewardScale(job.rewards)
+        self.rollouts = Rollouts(job, collector, setup.prompts, self.reward_scale)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
         self.transport: WeightTransport = ObjectStoreTransport(job.cluster.deadline_s)
         self.rollout.on_start = self.transport.resend
-        self.sinks: Sinks | None = None
-        self.timer = StageTimer()
-        self.step, self.kl_coef = 0, job.algorithm.kl.coef
+        self.kl = KLController(job.algorithm.kl)
+        self.timer = StageTimer(run.events)
+        self.step_end = StepEnd(
+            job=job,
+            run=run,
+            meter=Meter(run, reserved_devices(setup.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour),
+            timer=self.timer,
+            stop=stop,
+            watch=watch,
+            evaluate=self.evaluate,
+            save=self.save,
+            progress_line=partial(step_metrics.progress_line, job.num_steps),
+        )
+        self.step = 0
+        self.evaluated_steps: list[int] = []  # whose evaluations are on disk
 
     # the loop -------------------------------------------------------------------------------------------------------
 
@@ -75,7 +88,7 @@ class RL:
     def _work(self) -> None:
         self.restore()
         self.loop()
-        self.learners.export(self.run / "model", self.setup.tokenizer.save_pretrained)
+        self.learners.export(self.run.path / "model", self.setup.tokenizer.save_pretrained)
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
@@ -83,9 +96,8 @@ class RL:
         if self.step < self.job.num_steps:
             with self.phase("rollout", self.rollout):
                 self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
-        if not evaluation_files(self.run):
-            with self.phase("evaluate", self.rollout):
-                self.evaluate()
+        if not self.evaluated_steps:
+            self.evaluate()
         while self.step < self.job.num_steps:
             with self.phase("rollout", self.rollout):
                 self.rollouts.prefetch(self.step)
@@ -99,16 +111,15 @@ class RL:
             with self.phase("sync", self.rollout):
                 metrics |= self.sync_weights(self.step + 1)
             self.step += 1
-            metrics["time/step"] = self.timer.step_seconds()
             self.finish_step(metrics)
 
     def train_on(self, batch: Batch) -> dict[str, float]:
         """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
         with self.phase("annotate"):
             batch = self.learners.annotate(batch, self.job.rollout.temperature, self.setup.columns_to_annotate)
-        metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl_coef, self.rollouts.statistics or {})
-        batch, found = estimate_advantages(batch, self.job.algorithm, self.kl_coef, self.job.rollout.max_new_tokens)
-        write_batch(trajectory_file(self.run, self.step), batch, self.setup.reward_names)
+        metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl.coef, self.reward_scale.scales or {})
+        batch, found = estimate_advantages(batch, self.job.algorithm, self.kl.coef, self.job.rollout.max_new_tokens)
+        write_batch(trajectory_file(self.run.path, self.step), batch, self.setup.reward_names)
         with self.phase("learn"):
             return metrics | found | (self.learn(batch) if len(batch) else {})
 
@@ -121,7 +132,7 @@ class RL:
             value = LossTerm(objective=ValueObjective(a.value_clip), coef=1.0, batch=reference, rows=rows)
             metrics |= self.learners.update("critic", [value])
         if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            policy = actor_objective(job, self.kl_coef, self.setup.use_importance_weights)
+            policy = actor_objective(job, self.kl.coef, self.setup.use_importance_weights)
             terms = [LossTerm(objective=policy, coef=1.0, batch=reference, rows=rows)]
             if self.setup.ptx is not None:
                 ptx = self.setup.ptx
@@ -130,9 +141,8 @@ class RL:
                     LossTerm(objective=LanguageModelObjective(), coef=a.ptx_coef, batch=ptx.batch, rows=text_rows)
                 )
             metrics |= self.learners.update("actor", terms)
-        if isinstance(a.kl.controller, AdaptiveKL) and self.kl_coef > 0:
-            kl = float(token_kl(batch).sum()) / len(batch)
-            self.kl_coef = adapt(self.kl_coef, kl, a.kl.controller.target, a.kl.controller.horizon, len(batch))
+        if self.kl.adapts:
+            self.kl.update(mean_sequence_kl(batch), len(batch))
         return step_metrics.with_effective_samples(metrics)
 
     def mini_batches(self, num_rows: int) -> list[np.ndarray]:
@@ -164,7 +174,6 @@ class RL:
     @contextlib.contextmanager
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
         """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
-        self.held.events.at(stage=name)
         with self.timer.stage(name):
             if self.setup.time_shared:
                 self.rollout.call_with_restart("wake" if self.rollout in groups else "sleep")
@@ -174,53 +183,30 @@ class RL:
 
     def restore(self) -> None:
         """The state of the last checkpoint; of nothing, a fresh start."""
-        self.step, self.kl_coef = 0, self.job.algorithm.kl.coef
+        self.step = 0
+        self.kl.reset()
         self.rollouts.reset()
-        found = self.checkpoints.latest()
-        if found is not None:
-            state = json.loads((found / "state.json").read_text())
-            self.step, self.kl_coef = state["step"], state["kl_coef"]
-            self.learners.load(found / "learner")
-            self.rollouts.restore(found / "rollouts", state["rollouts"])
-            notice(f"going on from {found.name} in {self.run}")
-        heldout.prune(self.run, self.step, self.job.evaluate)
-        if self.sinks is not None:
-            self.sinks.close()
-        self.sinks = open_sinks(self.job, self.held, self.step)
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is not None:
+            state = json.loads((checkpoint / "state.json").read_text())
+            self.step, self.kl.coef = state["step"], state["kl_coef"]
+            self.learners.load(checkpoint / "learner")
+            self.rollouts.restore(checkpoint / "rollouts", state["rollouts"])
+            notice(f"going on from {checkpoint.name} in {self.run.path}")
+        self.evaluated_steps = heldout.prune(self.run.path, self.step, self.job.evaluate)
+        self.step_end.open(self.step)
         with self.phase("sync", self.rollout):
             self.sync_weights(self.step)
 
     def finish_step(self, metrics: dict[str, float]) -> None:
-        """Logs the step; evaluates, checkpoints and stops where it is time to."""
-        job, last = self.job, self.step == self.job.num_steps
-        stopping = self.stop.requested and not last
-        evaluated = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
-        if evaluated:
-            with self.phase("evaluate", self.rollout):
-                metrics |= self.evaluate()
-        tokens = metrics.get("rollout/tokens", 0.0)
-        if tokens:
-            metrics["step/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
-        metrics |= self.timer.metrics()
-        engines, reward = metrics.get("rollout/engine_seconds", 0.0), metrics.get("reward/mean")
-        metrics |= self.meter.step(self.timer.seconds, tokens, engines_s=engines, reward=reward)
-        self.timer.begin()
-        assert self.sinks is not None
-        # The line precedes the checkpoint: a run that resumes from it keeps the lines before its step and needs all of them.
-        # So the line cannot hold this checkpoint's seconds. The next line does, and log.jsonl and usage.json the last one's.
-        self.sinks.write(self.step - 1, metrics)
-        if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
-            with self.phase("checkpoint"):
-                self.save()
-        if last or stopping:
-            self.meter.finish(self.timer.seconds)
-        if job.log.progress:
-            print(step_metrics.progress_line(self.step, job.num_steps, metrics), flush=True)
-        if evaluated:
-            self.watch(self.step, metrics)
-        self.timer.start()
-        if stopping:
-            raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
+        """What follows a step, with what the meter must know of it."""
+        self.step_end.finish(
+            self.step,
+            metrics,
+            metrics.get("rollout/tokens", 0.0),
+            engines_s=metrics.get("rollout/engine_seconds", 0.0),
+            reward=metrics.get("reward/mean"),
+        )
 
     def save(self) -> None:
         """Writes a checkpoint of everything the next step depends on. Nothing is in flight here."""
@@ -231,26 +217,31 @@ class RL:
             self.learners.save(directory / "learner")
             state["rollouts"] = self.rollouts.save(directory / "rollouts")
 
-        state: dict[str, Any] = {"step": self.step, "kl_coef": self.kl_coef}
-        self.checkpoints.write(self.step, fill, state)
+        state: dict[str, Any] = {"step": self.step, "kl_coef": self.kl.coef}
+        with self.phase("checkpoint"):
+            self.checkpoints.write(self.step, fill, state)
 
     # evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out prompts with the published weights, written to RUN/evaluations."""
-        s, e = self.setup, self.job.evaluate
-        if s.heldout is None:
+        """Held-out prompts with the published weights, written to RUN/evaluations; nothing if there are none."""
+        setup, config = self.setup, self.job.evaluate
+        if setup.heldout is None:
             return {}
-        order = Order(heldout.SEED_STEP, self.step, range(len(s.heldout)), 0, 1, greedy=e.greedy)
-        batch = self.collector.collect(order, s.heldout)
-        self.collector.take_counters()  # of these rollouts, which no step is to count as its own
-        batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
-        rows = heldout.table(batch, s.terms, self.job.rewards, self.rollouts.statistics, s.heldout.rows, s.tokenizer)
-        heldout.write(evaluation_file(self.run, self.step), rows, e)
-        found = heldout.metrics(rows)
+        with self.phase("evaluate", self.rollout):
+            order = Order(heldout.SEED_STEP, self.step, range(len(setup.heldout)), 0, 1, greedy=config.greedy)
+            batch = self.collector.collect(order, setup.heldout)
+            self.collector.take_counters()  # of these rollouts, which no step is to count as its own
+            batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
+            rows = heldout.table(
+                batch, setup.terms, self.job.rewards, self.reward_scale.scales, setup.heldout.rows, setup.tokenizer
+            )
+            heldout.write(evaluation_file(self.run.path, self.step), rows, config)
+        self.evaluated_steps.append(self.step)
+        metrics = heldout.metrics(rows)
         if self.job.log.progress:
-            notice(step_metrics.evaluation_line(self.step, found))
-        return found
+            notice(step_metrics.evaluation_line(self.step, metrics))
+        return metrics
 
 
 def actor_objective(job: RLJob, kl_coef: float, use_importance_weights: bool) -> Objective:

@@ -13,9 +13,10 @@ import torch
 from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import RLJob
-from ..rewards.reward import RewardError, combine, scales
+from ..rewards.reward import RewardError
 from ..run.trajectories import read_batch, write_batch
 from .dispatch import Collection, Collector, Order, Prompts
+from .reward_scale import RewardScale
 
 
 class Generated(NamedTuple):
@@ -34,8 +35,8 @@ class Rollouts:
     they are read, and at a checkpoint, which is taken where nothing is in flight.
     """
 
-    def __init__(self, job: RLJob, collector: Collector, prompts: Prompts) -> None:
-        self.job, self.collector, self.prompts = job, collector, prompts
+    def __init__(self, job: RLJob, collector: Collector, prompts: Prompts, reward_scale: RewardScale) -> None:
+        self.job, self.collector, self.prompts, self.reward_scale = job, collector, prompts, reward_scale
         self.sampler = prompts.shares.sampler(prompts.example_id, job.run.seed)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self.futures: dict[int, Future[Generated]] = {}
@@ -49,7 +50,7 @@ class Rollouts:
         self.collector.forget()
         self.ready: dict[int, tuple[Batch, dict[str, float]]] = {}
         self.cursor = 0
-        self.statistics: dict[str, tuple[float, float]] | None = None
+        self.reward_scale.reset()
 
     def fetch(self, step: int) -> None:
         """Makes sure that the rollouts of ``step`` are there; generates them now unless they were generated ahead."""
@@ -120,10 +121,8 @@ class Rollouts:
 
     def _total(self, batch: Batch) -> Batch:
         """rewards from reward_parts; a reward model's scale is frozen by the first rollouts of the starting policy."""
-        rewards = self.job.rewards
-        if self.statistics is None:
-            self.statistics = scales(batch.reward_parts, rewards)
-        return batch.replace(rewards=combine(batch.reward_parts, rewards, self.statistics))
+        self.reward_scale.freeze(batch.reward_parts)
+        return batch.replace(rewards=self.reward_scale.total(batch.reward_parts))
 
     def _sound(self, collection: Collection, metrics: dict[str, float]) -> Batch:
         """The scored rows without dropped samples, groups they leave alone, and (if asked) groups of equal rewards."""
@@ -155,13 +154,12 @@ class Rollouts:
         for step, (batch, _) in self.ready.items():
             write_batch(directory / f"ready-{step:06d}.parquet", batch, names)
         metrics = {str(step): m for step, (_, m) in self.ready.items()}
-        return {"cursor": self.cursor, "statistics": self.statistics, "ready": metrics}
+        return {"cursor": self.cursor, "statistics": self.reward_scale.state(), "ready": metrics}
 
     def restore(self, directory: Path, state: dict[str, Any]) -> None:
         """The inverse of :meth:`save`."""
         self.reset()
         self.cursor = state["cursor"]
-        if state["statistics"] is not None:
-            self.statistics = {name: (pair[0], pair[1]) for name, pair in state["statistics"].items()}
+        self.reward_scale.restore(state["statistics"])
         for step, metrics in state["ready"].items():
             self.ready[int(step)] = (read_batch(directory / f"ready-{int(step):06d}.parquet"), metrics)

@@ -63,7 +63,7 @@ def sync_metrics(results: Sequence[SyncResult], seconds: float) -> dict[str, flo
     }
 
 
-def progress_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+def progress_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
     """One line a step: reward, KL, length, entropy, seconds."""
     shown = [
         ("reward", "reward/mean", "{:+.3f}"), ("kl", "kl/reference_per_sequence", "{:.2f}"),
@@ -81,7 +81,7 @@ def evaluation_line(step: int, metrics: dict[str, float]) -> str:
     )
 
 
-def supervised_line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+def supervised_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
     """One line of a supervised job: losses, accuracy, seconds."""
     shown = {k: v for k, v in metrics.items() if k.startswith(("loss/", "reward/", "time/step", "evaluate/"))}
     return f"step {step}/{num_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,7 @@ from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import notice
-from ..run.outcome import Stopped, Watch, unwatched
-from ..run.sinks import open_sinks
+from ..run.outcome import Watch, unwatched
 from ..run.usage import Meter
 from ..tasks import build as tasks
 from ..tasks.language_model import LanguageModelObjective
@@ -36,27 +34,29 @@ from ..tasks.seq2seq import Seq2SeqObjective
 from . import roles, step_metrics
 from .evaluation import SEED_STEP
 from .learner_group import LearnerGroup
+from .loop import StageTimer, StepEnd, is_due
 
 
 class SupervisedRun:
     """One supervised job. An epoch is a seeded shuffle; the cursor is the step."""
 
     def __init__(self, job: Supervised, run: RunDir, stop: Stop, watch: Watch = unwatched) -> None:
-        self.job, self.held, self.run, self.stop, self.watch = job, run, run.path, stop, watch
+        self.job, self.run, self.stop, self.watch = job, run, stop, watch
         streamed = isinstance(job.data, TrainingData) and job.data.stream
-        rows = Stream(job.data, "data", self.run) if streamed else examples.load(job.data, "data")
+        rows = Stream(job.data, "data", run.path) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
         self.kind = tasks.kind(job)
         self.labels = () if isinstance(rows, Stream) else tasks.labels(job, rows)
-        self.model, self.tokenizer = roles.prepare(job.model, self.run, job.run.seed, self.kind, self.labels)
+        self.model, self.tokenizer = roles.prepare(job.model, run.path, job.run.seed, self.kind, self.labels)
         context = models.context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
         self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
         self.rows, self.heldout = self.task.train, self.task.heldout
         self.sampler = self.task.sampler(job.run.seed)
-        self.checkpoints = Checkpoints(self.run / "checkpoints", job.checkpoint.keep, run.id)
-        self.best = Checkpoints(self.run / "best", 1, run.id)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
+        self.best = Checkpoints(run.path / "best", 1, run.id)
+        self.timer = StageTimer(run.events)
         self.step = 0
 
     def train(self) -> dict[str, float]:
@@ -67,7 +67,17 @@ class SupervisedRun:
         learners = LearnerGroup(job, roles.supervised_roles(job, self.model, self.kind, self.labels), placement)
         try:
             learners.start()
-            self.meter = Meter(self.held, reserved_devices(chosen, cluster_nodes()), job.cluster.price_per_gpu_hour)
+            self.step_end = StepEnd(
+                job=job,
+                run=self.run,
+                meter=Meter(self.run, reserved_devices(chosen, cluster_nodes()), job.cluster.price_per_gpu_hour),
+                timer=self.timer,
+                stop=self.stop,
+                watch=self.watch,
+                evaluate=partial(self._evaluate_step, learners),
+                save=partial(self._save, learners),
+                progress_line=self._progress_line,
+            )
             for line in learners.remarks():
                 notice(line)
             return learners.recover(lambda: self._work(learners))
@@ -85,7 +95,7 @@ class SupervisedRun:
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
             learners.load(best / "learner")
             notice(f"the model is that of {best.name}, the best by {job.evaluate.best}")
-        learners.export(self.run / "model", self.tokenizer.save_pretrained)
+        learners.export(self.run.path / "model", self.tokenizer.save_pretrained)
         return self.evaluate(learners) if self.heldout is not None else {}
 
     def _with_reference(self, learners: LearnerGroup, batch: Batch) -> Batch:
@@ -101,42 +111,39 @@ class SupervisedRun:
 
     def _restore(self, learners: LearnerGroup) -> None:
         self.step = 0
-        found = self.checkpoints.latest()
-        if found is not None:
-            self.step = json.loads((found / "state.json").read_text())["step"]
-            learners.load(found / "learner")
-            notice(f"going on from {found.name} in {self.run}")
-        self.sinks = open_sinks(self.job, self.held, self.step)
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is not None:
+            self.step = json.loads((checkpoint / "state.json").read_text())["step"]
+            learners.load(checkpoint / "learner")
+            notice(f"going on from {checkpoint.name} in {self.run.path}")
+        self.step_end.open(self.step)
 
     def _loop(self, learners: LearnerGroup) -> None:
-        job = self.job
-        while self.step < job.num_steps:
-            began = time.monotonic()
-            seen = self._seen()
-            objective, rows = self._settled(learners, seen, np.arange(len(seen)))
-            metrics = learners.update("actor", [LossTerm(objective=objective, coef=1.0, batch=seen, rows=[rows])])
-            metrics["time/step"] = time.monotonic() - began
-            tokens = float(seen.lengths[rows].sum())
-            metrics["step/tokens_per_second"] = tokens / metrics["time/step"]
-            stages = {"learn": metrics["time/step"]}
+        self.timer.begin()
+        while self.step < self.job.num_steps:
+            with self.timer.stage("learn"):
+                seen = self._seen()
+                objective, rows = self._settled(learners, seen, np.arange(len(seen)))
+                metrics = learners.update("actor", [LossTerm(objective=objective, coef=1.0, batch=seen, rows=[rows])])
             self.step += 1
-            last = self.step == job.num_steps
-            stopping = self.stop.requested and not last
-            due = last or bool(job.evaluate.every and self.step % job.evaluate.every == 0)
-            if self.heldout is not None and due:
-                metrics |= self.evaluate(learners)
-                self._keep_best(learners, metrics)
-                stages["evaluate"] = time.monotonic() - began - metrics["time/step"]
-            metrics |= self.meter.step(stages, tokens)
-            self.sinks.write(self.step - 1, metrics)  # first: who goes on from the checkpoint finds the line there
-            if last or stopping or (job.checkpoint.every and self.step % job.checkpoint.every == 0):
-                self._save(learners)
-            if job.log.progress and (last or self.step % job.log.every == 0):
-                print(step_metrics.supervised_line(self.step, job.num_steps, metrics), flush=True)
-            if self.heldout is not None and due:
-                self.watch(self.step, metrics)
-            if stopping:
-                raise Stopped(f"stopped after step {self.step} of {job.num_steps}; the same command goes on from there")
+            self.step_end.finish(self.step, metrics, float(seen.lengths[rows].sum()))
+
+    def _evaluate_step(self, learners: LearnerGroup) -> dict[str, float]:
+        """The evaluation of a step, and the best model so far kept."""
+        if self.heldout is None:
+            return {}
+        with self.timer.stage("evaluate"):
+            metrics = self.evaluate(learners)
+            self._keep_best(learners, metrics)
+        return metrics
+
+    def _progress_line(self, step: int, metrics: dict[str, float]) -> str | None:
+        last = step == self.job.num_steps
+        return (
+            step_metrics.supervised_line(self.job.num_steps, step, metrics)
+            if last or is_due(step, self.job.log.every)
+            else None
+        )
 
     def _seen(self) -> Batch:
         """The step's examples: rows of a group side by side (one drawn twice is two groups), with masks of this step's own."""
@@ -147,7 +154,8 @@ class SupervisedRun:
         return seen if self.task.view is None else self.task.view(seen, [self.job.run.seed, self.step])
 
     def _save(self, learners: LearnerGroup) -> None:
-        self.checkpoints.write(self.step, partial(_shards, learners), {"step": self.step})
+        with self.timer.stage("checkpoint"):
+            self.checkpoints.write(self.step, partial(_shards, learners), {"step": self.step})
 
     def _keep_best(self, learners: LearnerGroup, metrics: dict[str, float]) -> None:
         """Keeps the learner in RUN/best where its evaluation is the best so far. Raises BadInput for an unknown metric."""
@@ -174,7 +182,7 @@ class SupervisedRun:
         if self.task.judge is not None:
             judged = batch.take(np.arange(len(batch))[: self.task.num_judged])
             found |= self.task.judge(learners.predict(objective, judged))
-        write_json(self.run / "evaluation.json", {"step": self.step, **found})
+        write_json(self.run.path / "evaluation.json", {"step": self.step, **found})
         return {f"evaluate/{name}": value for name, value in found.items() if isinstance(value, float)}
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.algorithms import kl
+from rlhf_ray.config.algorithm import KLConfig
 
 KINDS = ("k1", "k2", "k3")
 log_prob = st.floats(-20.0, 0.0, width=32)
@@ -116,3 +117,16 @@ def test_adapt_refuses_a_kl_that_is_not_finite(bad):
 def test_adapt_refuses_settings_that_cannot_work(target, horizon, samples):
     with pytest.raises(ValueError, match=r"target|horizon"):
         kl.adapt(0.1, 1.0, target, horizon, samples)
+
+
+def test_a_controller_moves_its_coefficient_only_if_it_is_adaptive():
+    fixed = kl.KLController(KLConfig(coef=0.1))
+    assert not fixed.adapts
+    fixed.update(12.0, 10)
+    assert fixed.coef == 0.1
+    adaptive = kl.KLController(KLConfig(coef=0.1, controller={"type": "adaptive", "target": 6.0, "horizon": 100}))
+    assert adaptive.adapts
+    adaptive.update(12.0, 10)
+    assert adaptive.coef == pytest.approx(0.1 * (1 + 0.2 * 10 / 100))
+    adaptive.reset()
+    assert adaptive.coef == 0.1

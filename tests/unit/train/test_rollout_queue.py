@@ -10,6 +10,7 @@ from rlhf_ray.batch import cat, from_sequences
 from rlhf_ray.config import parse
 from rlhf_ray.rewards.reward import RewardError
 from rlhf_ray.train.dispatch import Prompts, chunks
+from rlhf_ray.train.reward_scale import RewardScale
 from rlhf_ray.train.rollout_queue import Rollouts
 from tests.helpers import rl_job
 
@@ -50,7 +51,7 @@ class Scored:
 
 def rollouts(value=lambda g: 1.0, varied=lambda g: True, **algorithm):
     job = parse(rl_job(algorithm={"type": "grpo", "group_size": 2, **algorithm}), "job")
-    return Rollouts(job, Scored(value, varied), PROMPTS)
+    return Rollouts(job, Scored(value, varied), PROMPTS, RewardScale(job.rewards))
 
 
 def test_refills_that_visit_a_prompt_again_sample_anew():

@@ -150,9 +150,9 @@ def _tune(args: argparse.Namespace) -> int:
     job_search = load_search(args.job, args.overrides)
     authenticate(job_search.cluster)  # before Ray is imported
     from .report.console import plain_console
-    from .search.search import run
+    from .search.search import run_search
 
-    run(job_search, plain_console())
+    run_search(job_search, plain_console())
     return 0
 
 

@@ -16,7 +16,7 @@ from .jobs import Job, RLJob
 from .rollout import RolloutConfig
 from .section import BadInput
 from .supervised import PreferenceJob
-from .tune import Search, TuneConfig, samples
+from .tune import Search, TuneConfig, values_to_check
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Job)
 UNLESS_SAID = RLJob.unless_said | PreferenceJob.unless_said | RolloutConfig.unless_said
@@ -52,7 +52,7 @@ def load_search(path: str | Path, overrides: list[str] | None = None) -> Search:
     tune = _space(tree, str(path))
     base = {key: value for key, value in tree.items() if key != "tune"}
     job = parse(base, str(path))
-    for values in samples(tune.space, 64, job.run.seed):
+    for values in values_to_check(tune.space, 64, job.run.seed):
         shown = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
         parse(set_values(base, values), f"{path}: tune.space draws {shown}")
     return Search(

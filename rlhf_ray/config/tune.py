@@ -1,9 +1,14 @@
-"""The section `tune:` of a job file: which keys are searched, from what, how, and what is best. No part of the job itself."""
+"""The section `tune:` of a job file: the space, the searcher, the scheduler and the objective.
+
+It is not a part of the job. The five classes of distributions stay apart: `type:` chooses one, and each has only the
+keys that mean something for it.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +20,7 @@ Scalar = bool | int | float | str | None
 
 
 class Choice(Section):
-    """One of some values, each as likely."""
+    """One of some values, all equally likely."""
 
     type: Literal["choice"] = "choice"
     values: list[Scalar] = Field(..., min_length=1, description="The values.")
@@ -24,23 +29,23 @@ class Choice(Section):
         """A value at random."""
         return rng.choice(self.values)
 
-    def ends(self) -> list[Any]:
-        """The values whose checks say most about all others."""
+    def extremes(self) -> list[Any]:
+        """The values that stand for all others when a space is checked: here all of them."""
         return [*self.values]
 
     def clip(self, value: Any) -> Any:
-        """The value that is allowed and nearest to ``value``."""
+        """``value``, which is one of the values already."""
         return value
 
 
 class Grid(Choice):
-    """Each of some values; several keys with grids are tried in all combinations."""
+    """Each of some values. Several keys with grids are tried in all combinations."""
 
     type: Literal["grid"] = "grid"  # type: ignore[assignment]
 
 
 class Uniform(Section):
-    """A number between two."""
+    """A number between two others, uniform."""
 
     type: Literal["uniform"] = "uniform"
     low: float = Field(..., description="The lowest value.")
@@ -56,17 +61,17 @@ class Uniform(Section):
         """A value at random."""
         return rng.uniform(self.low, self.high)
 
-    def ends(self) -> list[Any]:
+    def extremes(self) -> list[Any]:
         """The lowest and the highest value."""
         return [self.low, self.high]
 
     def clip(self, value: Any) -> Any:
-        """The value that is allowed and nearest to ``value``."""
+        """The allowed value nearest to ``value``."""
         return min(max(value, self.low), self.high)
 
 
 class LogUniform(Uniform):
-    """A number between two whose logarithm is uniform: for learning rates and coefficients."""
+    """A number between two others whose logarithm is uniform: for learning rates and coefficients."""
 
     type: Literal["loguniform"] = "loguniform"  # type: ignore[assignment]
     low: float = Field(..., gt=0, description="The lowest value.")
@@ -77,15 +82,15 @@ class LogUniform(Uniform):
 
 
 class QUniform(Uniform):
-    """A multiple of q between two numbers."""
+    """A multiple of q between two numbers, uniform."""
 
     type: Literal["quniform"] = "quniform"  # type: ignore[assignment]
     q: float = Field(..., gt=0, description="What values are multiples of.")
 
     @model_validator(mode="after")
     def _multiples(self) -> QUniform:
-        if any(abs(end / self.q - round(end / self.q)) > 1e-6 for end in (self.low, self.high)):
-            raise ValueError(f"low = {self.low:g} and high = {self.high:g} are to be multiples of q = {self.q:g}")
+        if any(abs(bound / self.q - round(bound / self.q)) > 1e-6 for bound in (self.low, self.high)):
+            raise ValueError(f"low = {self.low:g} and high = {self.high:g} must be multiples of q = {self.q:g}")
         return self
 
     def draw(self, rng: random.Random) -> Any:
@@ -94,7 +99,7 @@ class QUniform(Uniform):
 
 
 class RandInt(Section):
-    """A whole number."""
+    """A whole number, uniform; low <= number < high."""
 
     type: Literal["randint"] = "randint"
     low: int = Field(..., description="The lowest value.")
@@ -110,12 +115,12 @@ class RandInt(Section):
         """A value at random."""
         return rng.randrange(self.low, self.high)
 
-    def ends(self) -> list[Any]:
+    def extremes(self) -> list[Any]:
         """The lowest and the highest value."""
         return [self.low, self.high - 1]
 
     def clip(self, value: Any) -> Any:
-        """The value that is allowed and nearest to ``value``."""
+        """The allowed value nearest to ``value``."""
         return min(max(int(value), self.low), self.high - 1)
 
 
@@ -150,7 +155,7 @@ class NoScheduler(Section):
 
 
 class ASHA(Section):
-    """Asynchronous successive halving (Li et al., 2018): at each rung only the best go on."""
+    """Asynchronous successive halving (Li et al., 2018): at each rung only the best trials continue."""
 
     type: Literal["asha"] = "asha"
     grace: int | None = Field(None, ge=1, description="Steps before a trial may be stopped; none: evaluate.every.")
@@ -158,14 +163,17 @@ class ASHA(Section):
 
 
 class HyperBand(Section):
-    """HyperBand (Li et al., 2016): trials wait for each other at each rung, and the best go on from their checkpoints."""
+    """HyperBand (Li et al., 2016): trials wait for each other at each rung, and the best continue from their checkpoints."""
 
     type: Literal["hyperband"] = "hyperband"
     reduction_factor: float = Field(3.0, gt=1, description="One trial in so many goes on at each rung.")
 
 
 class MedianStopping(Section):
-    """A trial whose best is below the median of the others' running means is stopped (Golovin et al., 2017)."""
+    """Median stopping (Golovin et al., 2017).
+
+    A trial is stopped if its best score is below the median of the other trials' running means.
+    """
 
     type: Literal["median"] = "median"
     grace: int | None = Field(None, ge=1, description="Steps before a trial may be stopped; none: evaluate.every.")
@@ -173,7 +181,7 @@ class MedianStopping(Section):
 
 
 class PopulationBased(Section):
-    """Population Based Training (Jaderberg et al., 2017): the worst go on from a checkpoint of the best, with keys changed."""
+    """Population Based Training (Jaderberg et al., 2017): the worst trials continue from the best ones' checkpoints, changed."""
 
     type: Literal["pbt"] = "pbt"
     every: int | None = Field(None, ge=1, description="Steps between such exchanges; none: evaluate.every.")
@@ -187,7 +195,10 @@ class PopulationBased(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is best. Of ppo never the reward alone: a policy that breaks the KL budget is not chosen, whatever its reward."""
+    """What makes a trial the best.
+
+    For job: ppo never the reward alone: a policy that exceeds the KL budget is not chosen, whatever its reward.
+    """
 
     metric: str | None = Field(
         None,
@@ -199,15 +210,20 @@ class ObjectiveConfig(Section):
     max_length: float | None = Field(None, gt=0, description="Of ppo: most tokens of a held-out answer, on average.")
 
 
-FIXED = {
-    "job": "a search is over one job", "cluster": "they share it", "log": "it changes no result",
-    "checkpoint": "it changes no result", "evaluate": "what measures them must not change", "tune": "it is the search",
+NOT_SEARCHABLE = {
+    "job": "a search is over one job",
+    "cluster": "trials share it",
+    "log": "it changes no result",
+    "checkpoint": "it changes no result",
+    "evaluate": "trials must be measured alike",
+    "tune": "it is the search itself",
     "stages": "a search is over one training",
-}  # fmt: skip
+}
+"""First part of a key that a space may not have -> the reason."""
 
 
 class TuneConfig(Section):
-    """The search. `train` checks this section and leaves it alone."""
+    """The search. `rlhf-ray train` checks this section and ignores it."""
 
     space: dict[str, Distribution] = Field(..., min_length=1, description="Dotted key of the job: its distribution.")
     num_samples: int = Field(10, ge=1, description="Trials; with grids, of each combination.")
@@ -225,44 +241,56 @@ class TuneConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _flat(cls, data: Any) -> Any:
+    def _flatten_space(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("space"), dict):
-            return {**data, "space": flatten(data["space"])}
+            return {**data, "space": flatten_space(data["space"])}
         return data
 
     @model_validator(mode="after")
-    def _searchable(self) -> TuneConfig:
+    def _keys_may_be_searched(self) -> TuneConfig:
         for key in self.space:
-            first = key.split(".")[0]
-            if first in FIXED or key == "run.dir":
-                raise ValueError(f"space: {key} is the same in all trials ({FIXED.get(first, 'each has its own')})")
+            section = key.split(".")[0]
+            if key == "run.dir":
+                raise ValueError("space: run.dir cannot be searched (each trial has its own); remove it")
+            if section in NOT_SEARCHABLE:
+                raise ValueError(f"space: {key} cannot be searched ({NOT_SEARCHABLE[section]}); remove it")
             if key == "num_steps" and not isinstance(self.scheduler, NoScheduler):
                 raise ValueError(
-                    f"space: scheduler {self.scheduler.type} compares trials by their steps, so num_steps is fixed"
+                    f"space: scheduler {self.scheduler.type} compares trials at equal steps, so num_steps cannot be "
+                    "searched; remove it, or take scheduler none"
                 )
-            if isinstance(self.scheduler, PopulationBased) and (first == "model" or key == "run.seed"):
-                raise ValueError(f"space: pbt changes {key} of a training that goes on; search it without pbt")
+            if isinstance(self.scheduler, PopulationBased) and (section == "model" or key == "run.seed"):
+                raise ValueError(f"space: pbt cannot change {key} during a training; search it without pbt")
         return self
 
     @model_validator(mode="after")
-    def _fits(self) -> TuneConfig:
+    def _parts_fit_together(self) -> TuneConfig:
         grids = [key for key, d in self.space.items() if isinstance(d, Grid)]
         if grids and not isinstance(self.searcher, RandomSearch):
             raise ValueError(
-                f"space: {grids[0]} is a grid, which searcher {self.searcher.type} knows not; take choice, or random"
+                f"space: {grids[0]} is a grid, and searcher {self.searcher.type} has none; take type: choice, or searcher random"
             )
         if isinstance(self.scheduler, PopulationBased):
             if not isinstance(self.searcher, RandomSearch):
                 raise ValueError(
-                    f"searcher: pbt draws and changes keys itself, so {self.searcher.type} has no say; take random"
+                    f"searcher: pbt draws and changes the values itself; take random instead of {self.searcher.type}"
                 )
             if self.num_samples < 2:
-                raise ValueError("num_samples: pbt needs two trials at least")
+                raise ValueError(f"num_samples: {self.num_samples}, and pbt needs at least 2 trials")
         return self
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials the search has: num_samples of each combination of grids."""
+        grids = [len(d.values) for d in self.space.values() if isinstance(d, Grid)]
+        return self.num_samples * math.prod(grids)
 
 
 class Search(Section):
-    """A job without its run directory and cluster, and the search around it: what a search's run directory is held to."""
+    """A search: its base job without run directory and cluster, and the section `tune:`.
+
+    A run directory holds one search; another one is refused there.
+    """
 
     job: Literal["tune"] = "tune"
     run: RunConfig
@@ -271,34 +299,40 @@ class Search(Section):
     tune: TuneConfig
 
 
-def flatten(space: dict[str, Any]) -> dict[str, Any]:
-    """``space`` with nested keys dotted (`learner: {lr: ...}` is `learner.lr`); ones without a type change a key that is there, so
-    that `tune.space.learner.lr.high=0.01` on the command line does what it says."""
-    found: dict[str, Any] = {k: v for k, v in space.items() if _distribution(v)}
+def flatten_space(space: dict[str, Any]) -> dict[str, Any]:
+    """``space`` with nested keys as dotted ones: {"learner": {"lr": D}} is {"learner.lr": D} for a distribution D.
 
-    def walk(node: Any, path: str) -> None:
-        if isinstance(node, dict) and not _distribution(node):
-            if path in found:
-                found[path] = {**found[path], **node}
-            else:
-                for key, value in node.items():
-                    walk(value, f"{path}.{key}" if path else str(key))
+    A nested key that ends in no distribution changes one that is there: {"learner.lr": D, "learner": {"lr": {"high": 1}}}
+    is D with another bound. So `tune.space.learner.lr.high=1` works on the command line.
+    """
+    flat: dict[str, Any] = {key: node for key, node in space.items() if _is_distribution(node)}
+
+    def add(node: Any, path: str) -> None:
+        if not isinstance(node, dict) or _is_distribution(node):
+            flat[path] = node
+        elif path in flat:
+            flat[path] = {**flat[path], **node}
         else:
-            found[path] = node
+            for key, child in node.items():
+                add(child, f"{path}.{key}")
 
-    for key, value in space.items():
-        if not _distribution(value):
-            walk(value, str(key))
-    return found
+    for key, node in space.items():
+        if not _is_distribution(node):
+            add(node, str(key))
+    return flat
 
 
-def _distribution(node: Any) -> bool:
+def _is_distribution(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("type"), str)
 
 
-def samples(space: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
-    """Values to check a space with: each key's ends while the others are at their first, and ``count`` random draws."""
+def values_to_check(space: Mapping[str, Distribution], num_random: int = 0, seed: int = 0) -> list[dict[str, Any]]:
+    """Values of all keys to check a space with, before any trial starts.
+
+    Each key's extremes in turn, while the other keys have their first one; then ``num_random`` random draws.
+    """
     rng = random.Random(seed)
-    first = {key: d.ends()[0] for key, d in space.items()}
-    one_by_one = [{**first, key: end} for key, d in space.items() for end in d.ends()]
-    return one_by_one + [{key: d.draw(rng) for key, d in space.items()} for _ in range(count)]
+    first = {key: distribution.extremes()[0] for key, distribution in space.items()}
+    extremes = [{**first, key: value} for key, distribution in space.items() for value in distribution.extremes()]
+    draws = [{key: distribution.draw(rng) for key, distribution in space.items()} for _ in range(num_random)]
+    return extremes + draws

@@ -1,4 +1,4 @@
-"""What a search looks for: a held-out metric within budgets of KL and length, from the metrics of one evaluation."""
+"""The objective of a search: a held-out metric, and budgets of KL and length."""
 
 from __future__ import annotations
 
@@ -7,111 +7,126 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import BadInput, ObjectiveConfig, PipelineJob, RLJob, Search, Supervised, parse
+from ..config import BadInput, Job, ObjectiveConfig, PipelineJob, RLJob, Search, Supervised, parse
 from ..quality import pareto
 
-SPENT = ("kl", "length")  # of ppo: what an answer costs, beside what it is worth
+RL_COSTS = ("kl", "length")
+"""Held-out measures of a ppo job that are to be low: nats and tokens of an answer, on average."""
+
+PREFIX = "evaluate/"  # of held-out metrics in metrics.jsonl
 
 
-@dataclass(frozen=True)
-class Aim:
-    """``metric`` (evaluate/ left out) is to be high, low where ``sign`` is -1; ``budgets`` bound what is spent."""
+@dataclass(frozen=True, kw_only=True)
+class SearchObjective:
+    """``metric`` (without evaluate/) is to be high, or low if ``sign`` is -1. ``budgets`` bound some of the ``costs``."""
 
     metric: str
-    sign: int
-    spent: tuple[str, ...]
+    sign: int = 1
+    costs: tuple[str, ...] = ()
     budgets: Mapping[str, float]
 
     def measure(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """quality, score and what is spent, of an evaluation. Raises BadInput where the metric is not among ``metrics``."""
-        key = f"evaluate/{self.metric}"
+        """Quality (the metric, negated if it is to be low), costs and score of a line of metrics.jsonl.
+
+        Schedulers and searchers maximise the score. What was not finite is nan. Raises BadInput if the metric is not
+        among ``metrics``.
+        """
+        key = PREFIX + self.metric
         if key not in metrics:
-            there = ", ".join(k.removeprefix("evaluate/") for k in metrics if k.startswith("evaluate/"))
-            raise BadInput(f"tune.objective.metric: there is no held-out metric '{self.metric}' (there are {there})")
-        found = {"quality": self.sign * _number(metrics[key])}
-        spent = {name: _number(metrics.get(f"evaluate/{name}")) for name in self.spent}
-        return found | spent | {"score": pareto.score(found["quality"], spent, self.budgets)}
+            names = ", ".join(k.removeprefix(PREFIX) for k in metrics if k.startswith(PREFIX))
+            raise BadInput(
+                f"tune.objective.metric: there is no held-out metric '{self.metric}'; this job has {names or 'none'}"
+            )
+        quality = self.sign * _number(metrics[key])
+        costs = {name: _number(metrics.get(PREFIX + name)) for name in self.costs}
+        return {"quality": quality, **costs, "score": pareto.score(quality, costs, self.budgets)}
 
-    def within(self, found: Mapping[str, float]) -> bool:
-        """Whether all budgets are kept."""
-        return all(found[name] <= budget for name, budget in self.budgets.items())
+    def within_budgets(self, measures: Mapping[str, float]) -> bool:
+        """Whether the measures keep all budgets."""
+        return all(measures[name] <= budget for name, budget in self.budgets.items())
 
-    def point(self, found: Mapping[str, float]) -> tuple[float, ...]:
-        """What a Pareto front compares, more is better in all: the quality, then what is spent, negated."""
-        return (found["quality"], *(-found[name] for name in self.spent))
+    def pareto_point(self, measures: Mapping[str, float]) -> tuple[float, ...]:
+        """The quality and the negated costs: more is better in all of them."""
+        return (measures["quality"], *(-measures[name] for name in self.costs))
 
-    def words(self) -> str:
-        """The aim in words."""
-        budgets = [f"{name} <= {value:g}" for name, value in self.budgets.items()]
-        return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}" + (
-            f" with {' and '.join(budgets)}" if budgets else ""
-        )
+    def metric_value(self, measures: Mapping[str, float]) -> float:
+        """The metric itself, as metrics.jsonl has it."""
+        return self.sign * measures["quality"]
+
+    def describe(self) -> str:
+        """The objective in words: 'highest reward with kl <= 5'."""
+        budgets = " and ".join(f"{name} <= {value:g}" for name, value in self.budgets.items())
+        return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}" + (f" with {budgets}" if budgets else "")
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)  # metrics.jsonl has null for what is no number
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)  # metrics.jsonl has null for what is not finite
 
 
 def base_job(search: Search) -> Any:
     """The job that the search starts from."""
-    return parse(tree(search), "tune")
+    return parse(job_tree(search), "tune")
 
 
-def tree(search: Search) -> dict[str, Any]:
-    """The job as nested dicts, its run directory and cluster put back."""
+def job_tree(search: Search) -> dict[str, Any]:
+    """The job that the search starts from, as nested dicts: the search's base with its run directory and cluster."""
     shared = {name: getattr(search, name).model_dump(mode="json") for name in ("run", "cluster")}
     return {**search.base, **shared}
 
 
-def aim(search: Search) -> Aim:
-    """What the search looks for. Raises BadInput for a job that cannot be searched, and an objective that does not fit it."""
-    job, wanted, kind = base_job(search), search.tune.objective, search.base["job"]
+def search_objective(search: Search) -> SearchObjective:
+    """The objective of a search. Raises BadInput if its job cannot be searched or the objective does not fit the job."""
+    job, config = base_job(search), search.tune.objective
+    _check_searchable(job, search.tune.scheduler.type)
+    if isinstance(job, RLJob):
+        return _rl_objective(job, config, searched_keys=list(search.tune.space))
+    if config.max_kl is not None or config.max_length is not None:
+        raise BadInput(
+            f"tune.objective: max_kl and max_length are budgets of job: ppo; job: {job.job} has neither, remove them"
+        )
+    metric = config.metric or job.evaluate.best
+    if metric is None:
+        raise BadInput(
+            f"tune.objective.metric: job: {job.job} has no metric that is always the best; name a held-out one, "
+            "such as '-loss/cross_entropy' or 'accuracy'"
+        )
+    return SearchObjective(metric=metric.removeprefix("-"), sign=_sign(metric), budgets={})
+
+
+def _check_searchable(job: Job, scheduler: str) -> None:
     if not isinstance(job, RLJob | Supervised):
-        better = "give the stage a file of its own" if isinstance(job, PipelineJob) else "it trains nothing"
-        raise BadInput(f"tune: a search is over one training, and job: {job.job} is none; {better}")
+        remedy = "give the stage a job file of its own" if isinstance(job, PipelineJob) else "it trains nothing"
+        raise BadInput(f"tune: a search needs a job with one training, and job: {job.job} is none; {remedy}")
     if job.evaluate.data is None:
         raise BadInput("tune: trials are compared on held-out data; give evaluate.data")
-    if search.tune.scheduler.type != "none" and not job.evaluate.every:
+    if scheduler != "none" and not job.evaluate.every:
         raise BadInput(
-            f"tune.scheduler: {search.tune.scheduler.type} looks at trials while they train; set evaluate.every (a fifth of "
-            "num_steps, say)"
+            f"tune.scheduler: {scheduler} compares trials while they train; set evaluate.every, to a fifth of num_steps "
+            "for example"
         )
-    if isinstance(job, RLJob):
-        return _of_rl(job, search, wanted)
-    if wanted.max_kl is not None or wanted.max_length is not None:
-        raise BadInput(
-            f"tune.objective: max_kl and max_length are budgets of ppo; job: {kind} has neither, leave them out"
-        )
-    name = wanted.metric or job.evaluate.best
-    if name is None:
-        raise BadInput(
-            f"tune.objective.metric: say which held-out metric of job: {kind} is best, such as '-loss/cross_entropy' or 'accuracy'"
-        )
-    return Aim(name.removeprefix("-"), -1 if name.startswith("-") else 1, (), {})
 
 
-def _of_rl(job: RLJob, search: Search, wanted: ObjectiveConfig) -> Aim:
-    name = wanted.metric or "reward"
-    metric, sign = name.removeprefix("-"), -1 if name.startswith("-") else 1
-    if wanted.max_kl is None:
+def _rl_objective(job: RLJob, config: ObjectiveConfig, searched_keys: list[str]) -> SearchObjective:
+    metric = config.metric or "reward"
+    name = metric.removeprefix("-")
+    if config.max_kl is None:
         raise BadInput(
-            "tune.objective.max_kl: the highest reward alone is a hacked one; say how many nats of KL a held-out answer may cost, "
-            "such as 5"
+            "tune.objective.max_kl: without it the trial that hacks the reward wins; give the nats of KL that a held-out "
+            "answer may cost, such as 5"
         )
-    known = [
-        "reward",
-        "kl",
-        "length",
-        "truncated",
-        *(f"part/{t.name}" for t in [*job.rewards.terms, *job.evaluate.terms]),
-    ]
-    if metric not in known:
-        raise BadInput(f"tune.objective.metric: held-out answers have no '{metric}'; they have {', '.join(known)}")
-    moved = [key for key in search.tune.space if key.split(".")[0] == "rewards"]
-    if moved and metric == "reward":
+    terms = [*job.rewards.terms, *job.evaluate.terms]
+    names = ["reward", "kl", "length", "truncated", *(f"part/{term.name}" for term in terms)]
+    if name not in names:
+        raise BadInput(f"tune.objective.metric: held-out answers have no '{name}'; they have {', '.join(names)}")
+    reward_keys = [key for key in searched_keys if key.split(".")[0] == "rewards"]
+    if reward_keys and name == "reward":
         raise BadInput(
-            f"tune.objective.metric: {moved[0]} changes what the reward is, so trials cannot be compared by it; take a term, "
-            "such as part/NAME of evaluate.terms"
+            f"tune.objective.metric: {reward_keys[0]} changes the reward itself, so trials cannot be compared by it; "
+            "take a term, such as part/NAME of evaluate.terms"
         )
-    budgets = {"kl": wanted.max_kl} | ({} if wanted.max_length is None else {"length": wanted.max_length})
-    return Aim(metric, sign, SPENT, budgets)
+    budgets = {"kl": config.max_kl} | ({} if config.max_length is None else {"length": config.max_length})
+    return SearchObjective(metric=name, sign=_sign(metric), costs=RL_COSTS, budgets=budgets)
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric.startswith("-") else 1

@@ -1,4 +1,4 @@
-"""One trial of a search: a whole training in the trial's own placement group, in a run directory below the search's."""
+"""One trial of a search: a whole training in its own placement group and its own run directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,102 +23,108 @@ from ..jobs.kinds import demand_of
 from ..run.directory import RunDir
 from ..run.events import TerminalHandler
 from ..run.reader import read_metrics
-from .clone import clone, settle
-from .objective import Aim
+from .clone import Pointer, assign_run_dir, clone_checkpoint
+from .objective import PREFIX, SearchObjective
 
-AT = "going_on"  # the step, where the trial goes on after it: what is done is not cloned into
-WAIT_S = 120.0  # for the process that held a trial's run directory before, to end
+PBT_STEP = "pbt_step"
+"""The step of a result, left out of the last one: Population Based Training must not change a trial that is finished."""
+
+WAIT_S = 120.0  # for an earlier process of the trial to release its run directory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trials:
-    """What all trials share: the job as nested dicts, where their run directories are, what they aim at, and the search's id."""
+    """What all trials share: the job as nested dicts, the folder of their run directories, and the search's run id."""
 
     tree: Mapping[str, Any]
     directory: Path
-    aim: Aim
+    objective: SearchObjective
     max_concurrent: int
     run_id: str | None = None
 
-    def job(self, values: Mapping[str, Any], home: Path) -> Any:
-        """The job of a trial. It checkpoints where it evaluates, so that it can go on, or be cloned, from what was reported."""
-        tree = {**self.tree, "run": {**self.tree["run"], "dir": str(home)}}
-        job = parse(set_values(tree, values), f"trial {home.name}")
-        changed: dict[str, Any] = {}
+    def job(self, values: Mapping[str, Any], run_dir: Path) -> Any:
+        """The job of a trial. It writes a checkpoint at each evaluation, so that any reported step can be continued."""
+        tree = {**self.tree, "run": {**self.tree["run"], "dir": str(run_dir)}}
+        job = parse(set_values(tree, values), f"trial {run_dir.name}")
+        changes: dict[str, Any] = {}
         if not job.checkpoint.every:
-            changed["checkpoint"] = job.checkpoint.model_copy(update={"every": job.evaluate.every})
+            changes["checkpoint"] = job.checkpoint.model_copy(update={"every": job.evaluate.every})
         if job.cluster.num_threads is None and self.max_concurrent > 1:
             threads = max(1, (os.cpu_count() or 1) // self.max_concurrent // job.learner.num_workers)
-            changed["cluster"] = job.cluster.model_copy(update={"num_threads": threads})
-        return job.model_copy(update=changed)
+            changes["cluster"] = job.cluster.model_copy(update={"num_threads": threads})
+        return job.model_copy(update=changes)
 
-    def group(self, values: Mapping[str, Any], nodes: list[Resources]) -> tune.PlacementGroupFactory:
-        """The placement group of a trial: nothing for its driver, and a bundle for each slot of its plan. Raises BadInput."""
-        job = self.job(plain(values), self.directory / "new")
-        chosen = plan_placement(job.cluster, demand_of(job), with_cpu_share(nodes, self.max_concurrent))
-        return tune.PlacementGroupFactory([{}, *chosen.slots], strategy="SPREAD" if job.cluster.spread else "PACK")
+    def placement_group(self, values: Mapping[str, Any], nodes: list[Resources]) -> tune.PlacementGroupFactory:
+        """The placement group of a trial: an empty bundle for its driver and one for each slot of its plan.
+
+        Raises BadInput if the trial does not fit on its share of the nodes.
+        """
+        job = self.job(python_values(values), self.directory / "new")
+        plan = plan_placement(job.cluster, demand_of(job), with_cpu_share(nodes, self.max_concurrent))
+        return tune.PlacementGroupFactory([{}, *plan.slots], strategy="SPREAD" if job.cluster.spread else "PACK")
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as Python's own numbers: searchers draw NumPy's."""
+def python_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with NumPy's numbers, which searchers draw, as Python's."""
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
-def train(trials: Trials, values: Mapping[str, Any]) -> None:
-    """Ray Tune's trainable: trains to the end or until Tune ends it, and reports each evaluation."""
-    values, name = plain(values), str(tune.get_context().get_trial_id())
-    home, donor = settle(trials.directory, name, _pointer(), values)
-    home.mkdir(parents=True, exist_ok=True)
-    job = trials.job(values, home)
+def run_trial(trials: Trials, values: Mapping[str, Any]) -> None:
+    """Ray Tune's trainable: trains to the end or until Tune ends the trial, and reports each evaluation."""
+    values, trial = python_values(values), str(tune.get_context().get_trial_id())
+    run_dir, donor = assign_run_dir(trials.directory, trial, _read_pointer(), values)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    job = trials.job(values, run_dir)
 
-    def watch(step: int, metrics: Mapping[str, Any]) -> None:
-        if step < job.num_steps:  # the last one is reported when the model is there
-            _report(trials.aim, job, home, step, metrics)
+    def report_evaluation(step: int, metrics: Mapping[str, Any]) -> None:
+        if step < job.num_steps:  # the last one is reported when the model is exported
+            _report(trials.objective, job, run_dir, step, metrics)
 
     with (
-        (home / "output.txt").open("a") as output,
+        (run_dir / "output.txt").open("a") as output,
         contextlib.redirect_stdout(output),
         contextlib.closing(TerminalHandler()),
-        RunDir(job, parent_id=trials.run_id, wait_s=WAIT_S) as held,
+        RunDir(job, parent_id=trials.run_id, wait_s=WAIT_S) as run,
     ):
         if donor is not None:
-            clone(trials.directory / donor["run"], donor["step"], home, job, values)
-        pipeline.single(job, held, Stop(), Console(file=output, width=120, markup=False, emoji=False), watch)
-    _report(trials.aim, job, home, job.num_steps, last_evaluation(home))
+            clone_checkpoint(trials.directory / donor.run, donor.step, run_dir, job, values)
+        console = Console(file=output, width=120, markup=False, emoji=False)
+        pipeline.single(job, run, Stop(), console, report_evaluation)
+    _report(trials.objective, job, run_dir, job.num_steps, last_evaluation(run_dir))
 
 
-def _pointer() -> dict[str, Any] | None:
-    """What the Tune checkpoint that the trial starts from says: a trial, its run directory, a step."""
-    found = tune.get_checkpoint()
-    if found is None:
+def _read_pointer() -> Pointer | None:
+    """The pointer in the Tune checkpoint that the trial starts from; None for a trial that starts from nothing."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
         return None
-    with found.as_directory() as directory:
-        read: dict[str, Any] = json.loads((Path(directory) / "pointer.json").read_text())
-    return read
+    with checkpoint.as_directory() as directory:
+        return Pointer(**json.loads((Path(directory) / "pointer.json").read_text()))
 
 
-def _report(aim: Aim, job: Any, home: Path, step: int, metrics: Mapping[str, Any]) -> None:
-    """Hands an evaluation to Tune, with a checkpoint that only points to ours; raises SystemExit where Tune ends the trial."""
-    found: dict[str, Any] = {
-        **aim.measure(metrics),
+def _report(objective: SearchObjective, job: Any, run_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
+    """Hands an evaluation to Tune with a checkpoint that points to ours. Raises SystemExit if Tune ends the trial."""
+    result: dict[str, Any] = {
+        **objective.measure(metrics),
         "step": step,
-        "evaluation": evaluations(job, step),
-        "run": home.name,
+        "evaluation": num_evaluations(job, step),
+        "run": run_dir.name,
+        **{key: value for key, value in metrics.items() if key.startswith(PREFIX)},
     }
-    found |= {AT: step} if step < job.num_steps else {}
-    found |= {k: v for k, v in metrics.items() if k.startswith("evaluate/")}
+    if step < job.num_steps:
+        result[PBT_STEP] = step
+    pointer = Pointer(trial=str(tune.get_context().get_trial_id()), run=run_dir.name, step=step)
     with tempfile.TemporaryDirectory() as directory:
-        trial = str(tune.get_context().get_trial_id())
-        (Path(directory) / "pointer.json").write_text(json.dumps({"trial": trial, "run": home.name, "step": step}))
-        tune.report(found, checkpoint=tune.Checkpoint.from_directory(directory))
+        (Path(directory) / "pointer.json").write_text(json.dumps(asdict(pointer)))
+        tune.report(result, checkpoint=tune.Checkpoint.from_directory(directory))
 
 
-def evaluations(job: Any, step: int) -> int:
-    """How many evaluations a trial has had after ``step`` steps."""
+def num_evaluations(job: Any, step: int) -> int:
+    """How many evaluations a trial has had after ``step`` steps, without the one before the first step."""
     return math.ceil(step / (job.evaluate.every or job.num_steps))
 
 
-def last_evaluation(home: Path) -> dict[str, Any]:
-    """The newest line of RUN/metrics.jsonl that has an evaluation; empty where there is none."""
-    rows = reversed(read_metrics(home))
-    return next((row for row in rows if any(key.startswith("evaluate/") for key in row)), {})
+def last_evaluation(run_dir: Path) -> dict[str, Any]:
+    """The newest line of RUN/metrics.jsonl that has an evaluation; empty if there is none."""
+    lines = reversed(read_metrics(run_dir))
+    return next((line for line in lines if any(key.startswith(PREFIX) for key in line)), {})

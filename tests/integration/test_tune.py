@@ -1,4 +1,4 @@
-"""A search for real: trials in placement groups of their own, a stop from outside, and the same command again."""
+"""A real search: trials in placement groups of their own, a stop from outside, and the same command again."""
 
 import json
 import signal
@@ -38,36 +38,36 @@ def command(file, run_dir):
     return [sys.executable, "-m", "rlhf_ray", "tune", str(file), f"run.dir={run_dir}"]
 
 
-def test_a_search_stops_from_outside_and_goes_on(tmp_path):
+def test_a_search_that_is_stopped_from_outside_continues(tmp_path):
     file, run = tmp_path / "job.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(JOB, sort_keys=False))
     pipe = subprocess.PIPE
     first = subprocess.Popen(command(file, run), stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-    seen, last = set(), ""
+    names, last = set(), ""
     for line in first.stdout:
         if " step " in line:
             last = line.split()[0]
-            seen.add(last)
-        if len(seen) == 2:
+            names.add(last)
+        if len(names) == 2:
             first.send_signal(signal.SIGTERM)
             break
     out, error = first.communicate(timeout=120)
     assert first.returncode == 3, out + error
-    assert "the same command goes on with the search" in error
-    assert all(complete_checkpoints(run / "trials" / name / "checkpoints") for name in seen)
+    assert "the same command continues the search" in error
+    assert all(complete_checkpoints(run / "trials" / name / "checkpoints") for name in names)
 
     second = subprocess.run(command(file, run), capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
-    found = json.loads((run / "tune.json").read_text())
-    assert {t["name"] for t in found["trials"]} == seen  # the same trials, not new ones
-    for trial in found["trials"]:
-        home = run / "trials" / trial["run"]
+    results = json.loads((run / "tune.json").read_text())
+    assert {t["name"] for t in results["trials"]} == names  # the same trials, not new ones
+    for trial in results["trials"]:
+        run_dir = run / "trials" / trial["run"]
         assert trial["state"] == "finished"
-        assert read_manifest(home)["run_id"].startswith(f"{read_manifest(run)['run_id']}.")
-        assert [m["step"] for m in metrics_of(home)] == list(range(96))  # nothing twice, nothing left out
+        assert read_manifest(run_dir)["run_id"].startswith(f"{read_manifest(run)['run_id']}.")
+        assert [m["step"] for m in metrics_of(run_dir)] == list(range(96))  # nothing twice, nothing left out
         assert [h["step"] for h in trial["history"]] == list(range(8, 97, 8))
     assert "going on from step-" in (run / "trials" / last / "output.txt").read_text()
-    best = next(t for t in found["trials"] if t["name"] == found["best"])
+    best = next(t for t in results["trials"] if t["name"] == results["best"])
     assert best["values"] == {"learner.lr": 3e-3}
     assert (run / "trials" / best["run"] / "model" / "model.safetensors").is_file()
     assert load(run / "best.yaml").learner.lr == 3e-3

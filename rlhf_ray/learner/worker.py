@@ -16,23 +16,28 @@ import torch
 from ..batch import Batch, micro_batches
 from ..config import LearnerConfig, ModelConfig
 from ..models import load as models
-from ..models import values
 from ..models.log_probs import before
+from ..models.values import save_heads
 from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
+from .mfu import HEADS, num_elements, peak_flops, training_flops
 from .objectives import Columns, LossTerm, Objective, final_positions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-HEADS = "heads."  # of a ValueModel: its other parameters are the language model's
 LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Role:
-    """A model of the learner. ``model.path`` is a local directory; ``lr`` None means frozen; ``frozen_trunk`` freezes all but heads of
-    kind 'values', whose targets follow at ``target_rate`` an optimizer step."""
+    """A model of the learner.
+
+    ``kind`` is one of models/load.py, ``model.path`` a local directory. ``lr`` None means frozen. ``zero_head``: a scalar head
+    starts at zero. ``num_updates``: optimizer steps of the whole job, for the schedule. ``labels``: classes of a task head.
+    ``frozen_trunk``: of kind 'values' only the heads are trained. ``target_rate``: by how much their targets follow them at
+    each optimizer step.
+    """
 
     name: str
     kind: str
@@ -65,39 +70,51 @@ class LearnerWorker:
     """One rank. Methods are called on all ranks at once, with the same arguments."""
 
     def __init__(
-        self, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
+        self, *, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
     ) -> None:
         torch.set_num_threads(num_threads)
-        self.config, self.roles = config, {r.name: r for r in roles}
+        self.config, self.roles = config, {role.name: role for role in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
+        self.rank, self.world_size, self.peak_flops = 0, 1, 0.0  # known after start()
         self.engines: dict[str, Any] = {}
-        self.averages: dict[str, zero.Averages] = {}
+        self.averages: dict[str, zero.PolyakAverages] = {}
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
 
     def free_port(self) -> int:
         """A free port on this host, at which the ranks meet."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return int(probe.getsockname()[1])
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return int(listener.getsockname()[1])
 
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
-        """Joins the other ranks and builds the roles. Returns what the manifest records: sizes, packed or padded, peak FLOP/s."""
-        self.rank, self.world_size = rank, world_size
-        zero.start(rank, world_size, address, port, self.device, self.deadline_s)
-        found: dict[str, Any] = {}
-        for role in self.roles.values():
-            self.engines[role.name], found[role.name] = self._build(role)
-        dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
-        plain = peak_flops(self.device, torch.float32)
-        self.peak = plain if dtype == torch.float32 else peak_flops(self.device, dtype)
-        return {"roles": found, "peak_flops": self.peak, "float32_flops": plain}
+        """Joins the other ranks and builds the roles.
 
-    def _build(self, role: Role) -> tuple[Any, dict[str, Any]]:
-        m, path = role.model, str(role.model.path)
-        dtype = DTYPES[m.dtype]
-        common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": m.trust_remote_code, "labels": role.labels}
+        Returns 'roles' (of each: 'num_parameters', 'width', 'num_layers', 'packed', 'packed_difference' if it was measured, and
+        'padded_reason' if packed passes are impossible),
+        and the device's 'peak_flops' in the model's dtype and 'float32_flops'.
+        """
+        self.rank, self.world_size = rank, world_size
+        zero.join_ranks(
+            rank=rank,
+            world_size=world_size,
+            address=address,
+            port=port,
+            device=self.device,
+            timeout_s=self.deadline_s,
+        )
+        info = {role.name: self._build(role) for role in self.roles.values()}
+        dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
+        float32_flops = peak_flops(self.device, torch.float32)
+        self.peak_flops = float32_flops if dtype == torch.float32 else peak_flops(self.device, dtype)
+        return {"roles": info, "peak_flops": self.peak_flops, "float32_flops": float32_flops}
+
+    def _build(self, role: Role) -> dict[str, Any]:
+        """Fills ``engines``, ``widths`` and ``averages`` for a role; returns its sizes."""
+        config, path = role.model, str(role.model.path)
+        dtype, is_trained = DTYPES[config.dtype], role.lr is not None
+        common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "labels": role.labels}
         torch.manual_seed(0)
-        model: Any = zero.build(
+        model: Any = zero.build_model(
             self.config,
             dtype,
             lambda: models.pretrained(role.kind, path, **common),
@@ -105,37 +122,37 @@ class LearnerWorker:
             lambda: models.tensors(path),
         )
         if role.kind == "scalar" and (role.zero_head or not models.has_head(path)):
-            zero.draw(model.score.weight, 0.0 if role.zero_head else 0.02)
-        size = sum(_size(p) for p in model.parameters())
-        width, layers = model.config.hidden_size, model.config.num_hidden_layers
-        vocab = model.config.vocab_size
-        wrapped = models.finish(role.kind, model, attention=m.attention, lora=m.lora if role.lr is not None else None)
+            zero.fill_normal(model.score.weight, 0.0 if role.zero_head else 0.02)
+        num_parameters, vocab_size = num_elements(model), model.config.vocab_size
+        width, num_layers = model.config.hidden_size, model.config.num_hidden_layers
+        module = models.finish(role.kind, model, attention=config.attention, lora=config.lora if is_trained else None)
         if role.kind == "values":
-            wrapped.heads.restore(path)
+            module.heads.restore(path)
         if role.frozen_trunk:
-            wrapped.model.requires_grad_(False)
-        wrapped.to(self.device)
-        if m.gradient_checkpointing and role.lr is not None:
-            wrapped.core.gradient_checkpointing_enable({"use_reentrant": False})
-        if m.compile and role.lr is not None:
-            models.fuse(wrapped)
-        engine = zero.engine(wrapped, self.config, dtype, role.lr, role.num_updates)
-        wrapped.train(role.lr is not None)
-        if role.target_rate is not None:
-            self.averages[role.name] = zero.Averages(wrapped.heads.averaged(), role.target_rate)
-        info = {"num_parameters": size, "width": width, "num_layers": layers}
-        if m.attention == "auto":
-            info["packed_difference"] = wrapped.check(vocab)
-        info["packed"] = wrapped.packed
-        if wrapped.padded_reason:
-            info["padded_reason"] = wrapped.padded_reason
+            module.model.requires_grad_(False)
+        module.to(self.device)
+        if config.gradient_checkpointing and is_trained:
+            module.core.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compile and is_trained:
+            models.fuse(module)
+        self.engines[role.name] = zero.make_engine(module, self.config, dtype, role.lr, role.num_updates)
         self.widths[role.name] = width
-        return engine, info
+        module.train(is_trained)
+        if role.target_rate is not None:
+            self.averages[role.name] = zero.PolyakAverages(module.heads.averaged(), role.target_rate)
+        info = {"num_parameters": num_parameters, "width": width, "num_layers": num_layers}
+        if config.attention == "auto":
+            info["packed_difference"] = module.check(vocab_size)
+        info["packed"] = module.packed
+        if module.padded_reason:
+            info["padded_reason"] = module.padded_reason
+        return info
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """This rank's share of old_log_probs, ref_log_probs, values and final_values, without gradients.
+        """``columns`` of this rank's share of the rows: old_log_probs, ref_log_probs, values (with final_values).
 
-        Returns 'rows' (indices into ``batch``) and each column for those rows, flat in that order.
+        Returns 'rows' (n,), indices into ``batch``, and each column for those rows in that order, float32: flat over tokens, but
+        final_values (n,).
         """
         names = [*columns, "final_values"] if "values" in columns else [*columns]
         parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.float32)] for name in names}
@@ -149,21 +166,21 @@ class LearnerWorker:
         return {"rows": np.concatenate(rows), **{name: np.concatenate(part) for name, part in parts.items()}}
 
     @torch.no_grad()
-    def _annotate(self, micro: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        c = Columns(micro, self.device)
+    def _annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        c = Columns(batch, self.device)
         inputs = (c.tokens, c.lengths, c.sampled, temperature, False, c.shared_prompts)
-        found = {}
+        annotated = {}
         if "old_log_probs" in columns:
-            found["old_log_probs"] = c.spread(self._run("actor", *inputs)[0])
+            annotated["old_log_probs"] = c.spread(self.engines["actor"](*inputs)[0])
         if "ref_log_probs" in columns:
-            with self._reference() as name:
-                found["ref_log_probs"] = c.spread(self._run(name, *inputs)[0])
+            with self._reference() as reference:
+                annotated["ref_log_probs"] = c.spread(reference(*inputs)[0])
         if "values" in columns:
-            read = torch.cat([before(c.sampled), final_positions(c.lengths)])
-            both = self._run("critic", c.tokens, c.lengths, read, c.shared_prompts)
-            found["values"] = c.spread(both[: len(c.sampled)])
-            found["final_values"] = both[len(c.sampled) :]
-        return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+            positions = torch.cat([before(c.sampled), final_positions(c.lengths)])
+            values = self.engines["critic"](c.tokens, c.lengths, positions, c.shared_prompts)
+            annotated["values"] = c.spread(values[: len(c.sampled)])
+            annotated["final_values"] = values[len(c.sampled) :]
+        return {name: tensor.float().cpu().numpy() for name, tensor in annotated.items()}
 
     def update_on(self, role: str, terms: Sequence[LossTerm], *batches: Batch) -> Sums:
         """:meth:`update` of terms whose batches are arguments of their own, in the same order."""
@@ -175,8 +192,9 @@ class LearnerWorker:
         All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan and run
         the same number of micro-batches.
         """
-        engine = self.engines[role]
-        zero.module(engine).train()
+        engine, kind, frozen_trunk = self.engines[role], self.roles[role].kind, self.roles[role].frozen_trunk
+        module = zero.module_of(engine)
+        module.train()
         sums: list[Sums] = []
         began, flops = time.monotonic(), 0.0
         for step_rows in zip(*(term.rows for term in terms), strict=True):
@@ -188,20 +206,20 @@ class LearnerWorker:
                     zero.backward(engine, loss if micro_batch.is_real else loss * 0.0, divisor)
                     if micro_batch.is_real:
                         sums.append(loss_metrics)
-                        flops += self._flops(role, micro_batch.batch)
+                        flops += training_flops(module, kind, frozen_trunk, micro_batch.batch)
             lr = engine.get_lr()[0]  # of this update: the step moves on to the next one's
-            sums.append({f"{role}/grad_norm": (zero.step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
+            sums.append({f"{role}/grad_norm": (zero.optimizer_step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
             if role in self.averages:
                 self.averages[role].update()
         seconds = time.monotonic() - began
-        sums.append({f"{role}/mfu": (flops, seconds * self.peak)})
+        sums.append({f"{role}/mfu": (flops, seconds * self.peak_flops)})
         return merge_sums(sums)
 
     @torch.no_grad()
     def evaluate(self, role: str, objective: Objective, batch: Batch) -> Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
         engine, sums = self.engines[role], []
-        zero.module(engine).eval()
+        zero.module_of(engine).eval()
         for micro_batch in self._micro_batches(role, batch, objective.unit):
             _, loss_metrics = objective.loss(engine, micro_batch.batch, self.device)
             if micro_batch.is_real:
@@ -212,7 +230,7 @@ class LearnerWorker:
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
         """The predictions of this rank's share: 'rows' (n,) of ``batch``, and as many arrays in 'predictions'."""
         rows, predictions = [np.zeros(0, np.int64)], []
-        zero.module(self.engines[role]).eval()
+        zero.module_of(self.engines[role]).eval()
         for micro_batch in self._micro_batches(role, batch, None):
             arrays = objective.predict(self.engines[role], micro_batch.batch, self.device)
             if micro_batch.is_real:
@@ -220,13 +238,14 @@ class LearnerWorker:
                 predictions.extend(arrays)
         return {"rows": np.concatenate(rows), "predictions": predictions}
 
-    def probe(self, tokens: np.ndarray, temperature: float) -> np.ndarray:
-        """Log-probs (T,) of one sequence by the actor, 0 for token 0; on every rank the same."""
+    @torch.no_grad()
+    def log_probs(self, tokens: np.ndarray, temperature: float) -> np.ndarray:
+        """Log-probs (T,) float32 of one sequence by the actor, 0 for token 0; on every rank the same."""
         ids = torch.tensor(tokens, device=self.device).long()
-        at = torch.arange(1, len(ids), device=self.device)
-        with torch.no_grad():
-            found = self._run("actor", ids, torch.tensor([len(ids)], device=self.device), at, temperature)[0]
-        return np.concatenate([np.zeros(1, np.float32), found.float().cpu().numpy()])
+        positions = torch.arange(1, len(ids), device=self.device)
+        lengths = torch.tensor([len(ids)], device=self.device)
+        log_probs, _ = self.engines["actor"](ids, lengths, positions, temperature)
+        return np.concatenate([np.zeros(1, np.float32), log_probs.float().cpu().numpy()])
 
     def sync_weights(
         self, version: int, probe: np.ndarray, temperature: float, tolerance: float
@@ -245,50 +264,49 @@ class LearnerWorker:
         yield WeightManifest(
             version=version, fingerprints=tuple(fingerprints), probe=probe, tolerance=tolerance, num_bytes=num_bytes
         )
-        yield ProbeAnswer(version, self.probe(probe, temperature))
+        yield ProbeAnswer(version, self.log_probs(probe, temperature))
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
-        """The whole model by transformers' names on rank 0, None elsewhere; on a CPU these are the live parameters."""
-        named = dict(self._tensors(role))
-        return named if self.rank == 0 else None
+        """All tensors by transformers' names on rank 0, None elsewhere. On a CPU they are the live parameters, not copies."""
+        tensors = dict(self._tensors(role))
+        return tensors if self.rank == 0 else None
 
     def _tensors(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and host tensor of each parameter on rank 0, one on its way at a time; adapters are merged. All ranks call."""
-        model = zero.module(self.engines[role])
-        prefix = "model.base_model.model." if hasattr(model.model, "peft_config") else "model."
-        adapters = {n: m for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
-        for name, parameter in model.named_parameters():
+        """Name and host tensor of each parameter on rank 0, one at a time, with adapters merged. All ranks must call."""
+        module = zero.module_of(self.engines[role])
+        prefix = "model.base_model.model." if hasattr(module.model, "peft_config") else "model."
+        adapted = {name: layer for name, layer in module.named_modules() if hasattr(layer, "get_delta_weight")}
+        for name, parameter in module.named_parameters():
             if "lora_" in name:
                 continue
-            owner = name.removesuffix(".weight").removesuffix(".base_layer")
-            layer = adapters.get(owner)
+            layer = adapted.get(name.removesuffix(".weight").removesuffix(".base_layer"))
             with zero.gathered([parameter] if layer is None else list(layer.parameters())):
                 if self.rank:
                     continue
-                value = parameter.detach()
+                tensor = parameter.detach()
                 if layer is not None and name.endswith("base_layer.weight"):
-                    value = value + layer.get_delta_weight("default").to(value.dtype)
-                value = value.to("cpu", copy=zero.partitioned(parameter))
-            yield name.removeprefix(prefix).replace(".base_layer.", "."), value
+                    tensor = tensor + layer.get_delta_weight("default").to(tensor.dtype)
+                tensor = tensor.to("cpu", copy=zero.is_partitioned(parameter))
+            yield name.removeprefix(prefix).replace(".base_layer.", "."), tensor
 
     def export(self, directory: str, role: str = "actor") -> None:
-        """Writes the model in Hugging Face format (safetensors), adapters merged; value heads in a folder of it."""
-        named = self.weights(role)
-        if named is None:
+        """Writes the model in Hugging Face format (safetensors), adapters merged. Value heads go into a folder of it."""
+        tensors = self.weights(role)
+        if tensors is None:
             return
-        heads = {name.removeprefix(HEADS): named.pop(name) for name in list(named) if name.startswith(HEADS)}
-        core = zero.module(self.engines[role]).core
-        saved = core.state_dict().keys()
-        buffers = {n: b.cpu() for n, b in core.named_buffers() if n in saved}
-        core.save_pretrained(directory, state_dict=named | buffers)
+        heads = {name.removeprefix(HEADS): tensors.pop(name) for name in list(tensors) if name.startswith(HEADS)}
+        core = zero.module_of(self.engines[role]).core
+        saved_names = core.state_dict().keys()
+        buffers = {name: buffer.cpu() for name, buffer in core.named_buffers() if name in saved_names}
+        core.save_pretrained(directory, state_dict=tensors | buffers)
         if heads:
-            values.save_heads(heads, directory)
+            save_heads(heads, directory)
 
     def save(self, directory: str) -> None:
         """Writes this rank's shards of all trained roles, and its random state."""
         for name, role in self.roles.items():
             if role.lr is not None:
-                zero.save(self.engines[name], Path(directory), name)
+                zero.save_shards(self.engines[name], Path(directory), name)
         for name, averages in self.averages.items():
             torch.save(averages.values, self._averages_file(directory, name))
         torch.save(torch.get_rng_state(), Path(directory) / f"rng-rank{self.rank:03d}.pt")
@@ -297,17 +315,13 @@ class LearnerWorker:
         """Reads back what :meth:`save` wrote."""
         for name, role in self.roles.items():
             if role.lr is not None:
-                zero.load(self.engines[name], Path(directory), name)
+                zero.load_shards(self.engines[name], Path(directory), name)
         for name, averages in self.averages.items():
             averages.load(torch.load(self._averages_file(directory, name)))
         torch.set_rng_state(torch.load(Path(directory) / f"rng-rank{self.rank:03d}.pt"))
 
     def _averages_file(self, directory: str, name: str) -> Path:
         return Path(directory) / f"{name}-averages-rank{self.rank:03d}.pt"
-
-    def ping(self) -> str:
-        """Answers while the worker lives."""
-        return "ok"
 
     def _micro_batches(self, role: str, batch: Batch, unit: str | None) -> Iterator[MicroBatch]:
         """This rank's micro-batches, as many as the other ranks have: fillers come at the end if it has fewer rows.
@@ -333,49 +347,11 @@ class LearnerWorker:
                 lengths, column = unshared, batch.group
         return micro_batches(lengths, budget, self.world_size, column, self.widths[role])
 
-    def _run(self, role: str, *args: Any) -> Any:
-        return self.engines[role](*args)
-
     @contextlib.contextmanager
-    def _reference(self) -> Any:
+    def _reference(self) -> Iterator[Any]:
+        """The reference's engine; without one, the actor with its adapter off."""
         if "reference" in self.engines:
-            yield "reference"
+            yield self.engines["reference"]
         else:
-            with zero.module(self.engines["actor"]).model.disable_adapter():
-                yield "actor"
-
-    def _flops(self, role: str, micro: Batch) -> float:
-        """Forward and backward FLOPs of the real tokens: 6 N T of the layers (2 where they are frozen), the heads on response
-        positions only, and attention's 6 layers width s^2."""
-        module, kind, frozen = zero.module(self.engines[role]), self.roles[role].kind, self.roles[role].frozen_trunk
-        if kind == "seq2seq":
-            return float(module.flops(*map(torch.tensor, (micro.prompt_length, micro.response_lengths))))
-        core, causal = module.core, kind in ("policy", "values")
-        c = core.config
-        head = c.vocab_size * c.hidden_size
-        tables = head * (2 if causal and not c.tie_word_embeddings else 1)
-        size = sum(_size(p) for p in core.parameters()) - tables
-        lengths = micro.lengths.astype(float)
-        shared = micro.shared_prompts.astype(float) if micro.has("prompt_length") else np.zeros(len(micro))
-        attention = c.num_hidden_layers * c.hidden_size * float((lengths**2 - shared**2).sum())
-        read = float(micro.response_mask.sum()) if causal else 0.0
-        trunk = size * float((lengths - shared).sum()) + attention
-        heads = sum(_size(p) for n, p in module.named_parameters() if n.startswith(HEADS) and p.requires_grad) * read
-        return 2.0 * trunk + 6.0 * heads if frozen else 6.0 * (trunk + head * read + heads)
-
-
-def _size(parameter: Any) -> int:
-    """Elements of a parameter, also of one that ZeRO-3 holds in shards."""
-    return int(np.prod(getattr(parameter, "ds_shape", parameter.shape)))
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product in ``dtype``, the best of three: what MFU is measured against."""
-    n = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=device, dtype=dtype)  # constants would need less power, and run faster
-    best = float("inf")
-    for _ in range(3):
-        began = time.monotonic()
-        (a @ a)[0, 0].item()
-        best = min(best, time.monotonic() - began)
-    return 2.0 * n**3 / best
+            with zero.module_of(self.engines["actor"]).model.disable_adapter():
+                yield self.engines["actor"]

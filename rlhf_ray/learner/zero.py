@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: start, engines, gathering, saving. The only file that imports deepspeed."""
+"""DeepSpeed ZeRO: ranks, engines, gathered parameters, shards on disk. Only this file imports deepspeed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from torch import Tensor, nn
 from ..config import BadInput, LearnerConfig
 
 
-def start(rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
+def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
     """Joins this process to the other ranks: gloo on the CPU, nccl on GPUs. Collectives that hang raise after ``timeout_s``."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_SIZE=str(world_size),
-        MASTER_ADDR=address, MASTER_PORT=str(port),
-    )  # fmt: skip
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"})
+    os.environ.update({"LOCAL_SIZE": str(world_size), "MASTER_ADDR": address, "MASTER_PORT": str(port)})
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    if (name := interface(address)) is not None:  # gloo would take the one of the host's name, which is often 127.0.0.1
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    interface = network_interface(address)
+    if interface is not None:  # by default gloo takes that of the host's name, which is often 127.0.0.1
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     import deepspeed
 
-    # Its shared-memory all-reduce (inference only) would be compiled here under a file lock that a killed process never
-    # gives back, and leave 69 MB per rank in /dev/shm for good.
+    # DeepSpeed would compile its shared-memory all-reduce here, which only inference uses. A killed process never releases
+    # the file lock of that compilation, and each rank leaves 69 MB in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl",
@@ -41,20 +40,22 @@ def start(rank: int, world_size: int, address: str, port: int, device: torch.dev
     )
 
 
-def interface(address: str) -> str | None:
-    """The network interface by which this host reaches an address (its own: the one that has it); None where none is found."""
+def network_interface(address: str) -> str | None:
+    """The network interface by which this host reaches an address, or that has the address itself; None if there is none."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))  # sends nothing
         except OSError:
             return None
-        own = probe.getsockname()[0]
-    there = psutil.net_if_addrs().items()
-    return next((name for name, found in there if any(a.address.split("%")[0] == own for a in found)), None)
+        local_address = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address.split("%")[0] == local_address for a in addresses):
+            return name
+    return None
 
 
-def settings(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str, Any]:
-    """DeepSpeed's config. Accumulation and its scaling are ours: see :func:`backward`."""
+def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str, Any]:
+    """DeepSpeed's config. It neither accumulates nor scales gradients: :func:`backward` does."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -67,22 +68,23 @@ def settings(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str,
     }
 
 
-def build(
+def build_model(
     config: LearnerConfig,
     dtype: torch.dtype,
     pretrained: Callable[[], Any],
     skeleton: Callable[[], Any],
     tensors: Callable[[], Iterator[tuple[str, Tensor]]],
 ) -> Any:
-    """A model with its weights. At ZeRO-3 the skeleton is built partitioned and filled one tensor at a time, read by rank
-    0 only, so that no rank ever holds the whole model. Raises BadInput where a parameter has no saved tensor; a scalar
-    head may be without one (:func:`draw` sets it).
+    """A model with its weights.
+
+    At ZeRO-3 the skeleton is partitioned when it is built. Rank 0 then reads one tensor at a time, so no rank holds the whole
+    model. Raises BadInput if a parameter has no saved tensor; only a scalar head may have none (:func:`fill_normal` sets it).
     """
     if config.zero_stage < 3:
         return pretrained()
     import deepspeed
 
-    with deepspeed.zero.Init(config_dict_or_path=settings(config, dtype, 3)):
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config, dtype, 3)):
         model = skeleton()
     parameters = dict(model.named_parameters())
     buffers, missing = dict(model.named_buffers()), set(parameters)
@@ -100,21 +102,21 @@ def build(
     missing = {n for n in missing if not n.startswith("score.")}
     if missing:
         raise BadInput(
-            f"no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); learner.zero_stage: 3 fills a model "
-            "from its files, so a new head (or Marian's positions, which are in none) needs stage 2 or less"
+            f"model.path: no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); learner.zero_stage: 3 "
+            "reads every parameter from the model's files; use stage 2 or less for a new head or for Marian's positions"
         )
     return model
 
 
-def draw(parameter: Tensor, std: float) -> None:
-    """Sets a parameter to normal values of its own seed: the same at every ZeRO stage and on every rank."""
+def fill_normal(parameter: Tensor, std: float) -> None:
+    """Sets a parameter to normal values from a fixed seed: the same at every ZeRO stage and on every rank."""
     with gathered([parameter], write=True), torch.no_grad():
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
         parameter.copy_(values.mul_(std))
 
 
-def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:
-    """A DeepSpeed engine around ``model``; without ``lr`` it is frozen, and an engine only where ZeRO-3 shards it."""
+def make_engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:
+    """A DeepSpeed engine around ``model``. Without ``lr`` the model is frozen, and gets an engine only if ZeRO-3 shards it."""
     import deepspeed
 
     stage = config.zero_stage
@@ -122,30 +124,30 @@ def engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: floa
         model.requires_grad_(False)
         if stage < 3:
             return model
-        return deepspeed.initialize(model=model, config=settings(config, dtype, 3))[0]
+        return deepspeed.initialize(model=model, config=deepspeed_config(config, dtype, 3))[0]
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if _shape(p) > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if _shape(p) <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(full_shape(p)) > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if len(full_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     if config.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr)
     else:
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config, num_updates))
-    made = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings(config, dtype, stage)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_schedule(config, num_updates))
+    engine = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=scheduler, config=deepspeed_config(config, dtype, stage)
     )[0]
-    if _plain(made):
-        made.enable_backward_allreduce = False  # step() reduces, so that it can see the norm
-    return made
+    if _has_no_gradient_norm(engine):
+        engine.enable_backward_allreduce = False  # optimizer_step() reduces, so that it sees the norm
+    return engine
 
 
-def schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], float]:
+def lr_schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], float]:
     """Factor of the learning rate at an update: linear warm-up, then constant, linear or cosine to zero.
 
-    A function: LambdaLR would save a callable object's attributes and bring an old num_updates back.
+    This is a function because LambdaLR saves a callable object's attributes, and would load an old num_updates.
     """
     warmup, kind = config.warmup_steps, config.schedule
 
@@ -161,14 +163,14 @@ def schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], float]:
 
 
 def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
-    """Accumulates the gradient of loss_sum / divisor; DeepSpeed averages over ranks, which is undone here."""
-    world = torch.distributed.get_world_size()
-    engine.backward(loss_sum * (world / divisor), scale_wrt_gas=False)
+    """Accumulates the gradient of loss_sum / divisor, summed over ranks: DeepSpeed averages over them, which is undone here."""
+    world_size = torch.distributed.get_world_size()
+    engine.backward(loss_sum * (world_size / divisor), scale_wrt_gas=False)
 
 
-def step(engine: Any) -> float:
+def optimizer_step(engine: Any) -> float:
     """Clips, updates, and returns the global gradient norm before clipping."""
-    if _plain(engine):
+    if _has_no_gradient_norm(engine):
         engine.buffered_allreduce_fallback()
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
         engine.step()
@@ -178,25 +180,25 @@ def step(engine: Any) -> float:
     return float(norm)
 
 
-def _plain(engine: Any) -> bool:
-    """ZeRO-0 in float32: DeepSpeed then keeps no gradient norm."""
+def _has_no_gradient_norm(engine: Any) -> bool:
+    """Whether DeepSpeed does not compute the norm itself: at ZeRO-0 in float32."""
     return engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
 
 
-def module(engine: Any) -> Any:
-    """The module inside an engine, or the module itself."""
+def module_of(engine: Any) -> Any:
+    """The module inside an engine. A frozen module without an engine is returned as it is."""
     return getattr(engine, "module", engine)
 
 
-def partitioned(parameter: Any) -> bool:
-    """Whether ZeRO-3 holds this parameter in shards: what :func:`gathered` shows of it is gone after the block."""
+def is_partitioned(parameter: Any) -> bool:
+    """Whether ZeRO-3 holds this parameter in shards; its values exist only inside of :func:`gathered`."""
     return hasattr(parameter, "ds_id")
 
 
 @contextlib.contextmanager
 def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
-    """The whole values of ZeRO-3 partitioned parameters while the block runs (all ranks must enter)."""
-    if any(partitioned(p) for p in parameters):
+    """ZeRO-3 partitioned parameters have all their values while the block runs. All ranks must enter."""
+    if any(is_partitioned(p) for p in parameters):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):
@@ -205,9 +207,11 @@ def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
         yield
 
 
-class Averages:
-    """Parameters that follow others as Polyak averages: target += rate (source - target), in float32 whatever their dtype,
-    since bfloat16 would round small rates away. Each rank averages the shards that it holds; nobody talks.
+class PolyakAverages:
+    """Parameters that follow others: target += rate * (source - target), for ``pairs`` of (source, target).
+
+    The averages are in float32 because bfloat16 would round small rates away. Each rank averages its own shards, without
+    communication.
     """
 
     def __init__(self, pairs: list[tuple[Any, Any]], rate: float) -> None:
@@ -220,40 +224,41 @@ class Averages:
             _local(target).copy_(value.lerp_(_local(source).float(), self.rate))
 
     def load(self, values: list[Tensor]) -> None:
-        """Takes ``values`` that were saved by this rank of as many."""
+        """Takes the ``values`` that were saved by this rank of the same number of ranks."""
         for (_, target), value, saved in zip(self.pairs, self.values, values, strict=True):
             _local(target).copy_(value.copy_(saved))
 
 
 def _local(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter, without its gradient."""
-    held: Tensor = parameter.ds_tensor if partitioned(parameter) else parameter
-    return held.detach()
+    """This rank's shard of a parameter, or all of it, without its gradient."""
+    values: Tensor = parameter.ds_tensor if is_partitioned(parameter) else parameter
+    return values.detach()
 
 
-def save(engine: Any, directory: Path, name: str) -> None:
+def save_shards(engine: Any, directory: Path, name: str) -> None:
     """Every rank writes its shard of weights, optimizer and schedule to directory/name; no 'latest' file."""
     engine.save_checkpoint(str(directory), tag=name, save_latest=False)
 
 
-def load(engine: Any, directory: Path, name: str) -> None:
-    """Every rank reads its shard back; learning rate, betas and weight decay are the present job's, which is longer than the one that
-    was saved or (a clone in a search) has other ones.
+def load_shards(engine: Any, directory: Path, name: str) -> None:
+    """Every rank reads its shard of directory/name back.
 
-    Raises ValueError where DeepSpeed finds nothing to load.
+    Learning rate, betas and weight decay stay those of the present job: it may be longer than the job that was saved, or a
+    search may have changed them. Raises ValueError if DeepSpeed finds nothing to load.
     """
-    plan = engine.lr_scheduler
-    rates = [*plan.base_lrs]
-    options = [{k: group[k] for k in ("betas", "weight_decay") if k in group} for group in plan.optimizer.param_groups]
+    scheduler = engine.lr_scheduler
+    groups, base_lrs = scheduler.optimizer.param_groups, [*scheduler.base_lrs]
+    options = [{key: group[key] for key in ("betas", "weight_decay") if key in group} for group in groups]
     path, _ = engine.load_checkpoint(str(directory), tag=name)
     if path is None:
         raise ValueError(f"{directory}/{name}: DeepSpeed found no checkpoint to load there")
-    plan.base_lrs = rates
-    for group, own in zip(plan.optimizer.param_groups, options, strict=True):
-        group.update(own)
-    for group, base, factor in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
-        group["lr"] = base * factor(plan.last_epoch)
+    scheduler.base_lrs = base_lrs
+    groups = scheduler.optimizer.param_groups
+    for group, group_options, base_lr, factor in zip(groups, options, base_lrs, scheduler.lr_lambdas, strict=True):
+        group.update(group_options)
+        group["lr"] = base_lr * factor(scheduler.last_epoch)
 
 
-def _shape(parameter: Any) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of a parameter; of one that ZeRO-3 holds in shards, that of the whole."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

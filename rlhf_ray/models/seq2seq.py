@@ -37,20 +37,6 @@ class Seq2SeqModel(PaddedHead):
         end = self.core.generation_config.eos_token_id
         return [until_end(row[1:], [end] if isinstance(end, int) else end or []) for row in found]
 
-    def flops(self, sources: Tensor, targets: Tensor) -> float:
-        """Forward and backward FLOPs of these lengths (B,), embeddings free: 6 N T of each side's layers and of the head, and
-        attention's 12 layers width times queries times keys (half of it where the past alone is seen)."""
-        c, vocab = self.core.config, self.core.config.vocab_size
-        sizes = []
-        for side in (self.core.get_encoder(), self.core.get_decoder()):
-            shapes = (getattr(p, "ds_shape", p.shape) for p in side.parameters())
-            sizes.append(sum(s.numel() for s in shapes if vocab not in s))
-        s, t = sources.double(), targets.double()
-        layers = c.num_hidden_layers * c.hidden_size
-        attention = layers * float((2 * s * s + t * t + 2 * s * t).sum())
-        head = vocab * c.hidden_size
-        return 6.0 * (sizes[0] * float(s.sum()) + (sizes[1] + head) * float(t.sum()) + attention)
-
 
 def sides(tokens: Tensor, lengths: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
     """The source tokens and the target tokens of ``tokens`` (T,), each flat, in the order of the sequences."""

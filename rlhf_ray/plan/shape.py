@@ -38,6 +38,11 @@ class Shape:
         return self.num_layers * layer + self.tables
 
     @property
+    def attention_width(self) -> int:
+        """Numbers of a token's query in all layers together."""
+        return self.num_layers * self.heads * self.head_size
+
+    @property
     def head(self) -> int:
         """Parameters of the output head, which a tied one shares with the embedding."""
         return self.vocab * self.hidden

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..flops import TRAINING, causal_pairs, forward_flops
 from .hardware import Cluster, Device
 from .memory import BYTES, kv_bytes
 from .shape import Shape
@@ -59,9 +60,8 @@ def efficiency(device: Device) -> Efficiency:
 
 
 def passes(s: Shape, tokens: float, squares: float, read: float) -> float:
-    """FLOPs of one forward pass: 2 N a token of the body, the head on ``read`` positions, and 2 L a s^2 for sequences whose squared
-    lengths sum to ``squares`` (causal: half of 4)."""
-    return 2.0 * (s.body * tokens + s.head * read + s.num_layers * s.heads * s.head_size * squares)
+    """FLOPs of one forward pass over causal sequences whose squared lengths sum to ``squares``; the head reads ``read`` positions."""
+    return forward_flops(s.body * tokens + s.head * read, s.attention_width, causal_pairs(squares))
 
 
 def decode_step(
@@ -71,7 +71,7 @@ def decode_step(
     e = efficiency(device)
     weights = BYTES[dtype] * (s.body + s.head) / ranks
     cache = kv_bytes(s, 4 if device.is_cpu else BYTES[dtype]) * rows * context / ranks
-    flops = rows * (2.0 * (s.body + s.head) + 4.0 * s.num_layers * s.heads * s.head_size * context) / ranks
+    flops = forward_flops(rows * float(s.body + s.head), s.attention_width, rows * context) / ranks
     moved = (weights + cache) / (device.bandwidth * e.decode_bytes)
     speed = device.flops(dtype) * e.share(e.decode_flops, s.hidden)
     return np.maximum(moved, flops / speed) + s.num_layers * layer_s
@@ -158,7 +158,7 @@ def updating(m: Learning, seen: Samples, steps: int, cluster: Cluster) -> float:
     """
     device, e, ranks = cluster.device, efficiency(cluster.device), m.ranks * m.share
     recompute = 4.0 / 3.0 if m.checkpointing else 1.0
-    flops = 3.0 * recompute * passes(m.shape, seen.tokens, seen.squares, seen.read)
+    flops = TRAINING * recompute * passes(m.shape, seen.tokens, seen.squares, seen.read)
     compute = flops / (device.flops(m.dtype) * e.share(e.learn, m.shape.hidden) * ranks)
     compute += e.row_s * seen.rows * m.shape.num_layers * recompute / ranks + e.update_s * steps
     micros = max(steps, _micro_batches(m, seen.tokens))

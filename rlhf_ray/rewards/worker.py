@@ -135,10 +135,6 @@ class RewardWorker:
         completions = [examples.completion(t, int(n), self.tokenizer) for t, n in sequences]
         return columns.pop("prompt"), completions, columns
 
-    def ping(self) -> str:
-        """Answers while the worker lives."""
-        return "ok"
-
 
 def _by_steps(term: Any) -> bool:
     return isinstance(term, ModelReward) and term.steps is not None

@@ -1,4 +1,4 @@
-"""The learner group as the driver sees it: whole Batches in, whole Batches and metrics out."""
+"""LearnerGroup: all ranks of the learner behind one interface of whole Batches and metrics."""
 
 from __future__ import annotations
 
@@ -27,45 +27,54 @@ SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 class LearnerGroup:
-    """All ranks of the learner, called together. A rank that dies raises WorkerLost, and all ranks are started again."""
+    """All ranks of the learner, called together. If one dies, the call raises WorkerLost: see :meth:`recover`."""
 
     def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
-        self.job, self.plan = job, (plan := placement.plan)
+        self.job, self.plan = job, placement.plan
         self.group = WorkerGroup(
-            "learner", LearnerWorker, job.learner.num_workers,
-            lambda i: (job.learner, roles, plan.device, plan.num_threads, job.cluster.deadline_s),
-            lambda i: placement.options("learner", i),
-            job.cluster.deadline_s, job.cluster.max_restarts,
-        )  # fmt: skip
+            "learner",
+            LearnerWorker,
+            job.learner.num_workers,
+            arguments=lambda _: {
+                "config": job.learner,
+                "roles": roles,
+                "device": self.plan.device,
+                "num_threads": self.plan.num_threads,
+                "deadline_s": job.cluster.deadline_s,
+            },
+            options=lambda index: placement.options("learner", index),
+            deadline_s=job.cluster.deadline_s,
+            max_restarts=job.cluster.max_restarts,
+        )
         self.info: dict[str, Any] = {}
 
     def start(self) -> None:
         """Joins the ranks and builds their models."""
         address, port = self.group.host(0), self.group.broadcast("free_port")[0]
-        world = len(self.group)
-        self.info = self.group.map("start", [(rank, world, address, port) for rank in range(world)])[0]
+        world_size = len(self.group)
+        self.info = self.group.map("start", [(rank, world_size, address, port) for rank in range(world_size)])[0]
 
     def remarks(self) -> list[str]:
-        """Sentences on what the ranks found out about their models and their machine."""
-        found = [
+        """Sentences about models that cannot be packed, and about a machine that is slow in the model's dtype."""
+        sentences = [
             f"{role}: padded forward passes, which are slower: {info['padded_reason']}"
             for role, info in self.info["roles"].items()
             if "padded_reason" in info
         ]
         share = self.info["peak_flops"] / self.info["float32_flops"]
         if share < 1.0:
-            found.append(
+            sentences.append(
                 f"{self.job.model.dtype} products run at {share:.2f} of float32's speed here; take model.dtype=float32"
             )
-        return found
+        return sentences
 
     def restart(self) -> None:
-        """New ranks in place of all of them, with the weights they started from."""
+        """Replaces all ranks by new ones, which have the weights of the job's start."""
         self.group.respawn()
         self.start()
 
     def recover(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``. A lost rank restarts all ranks, and ``work`` begins again, from the last checkpoint."""
+        """The result of ``work``. If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint."""
         lost = False
         while True:
             try:
@@ -77,7 +86,7 @@ class LearnerGroup:
                 notice(f"{error}; going back to the last checkpoint")
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
-        """The Batch with these columns (old_log_probs, ref_log_probs, values) computed, each rank a share."""
+        """The Batch with these ``columns`` (old_log_probs, ref_log_probs, values), each rank having computed some rows."""
         if not columns:
             return batch
         parts = self.group.broadcast("annotate", ray.put(batch), temperature, columns)
@@ -91,16 +100,16 @@ class LearnerGroup:
         return means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
 
     def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
-        """The objective's metrics without learning."""
+        """The objective's metrics on a Batch, or on a reference to one, without learning."""
         return means_of(merge_sums(self.group.broadcast("evaluate", "actor", objective, batch)))
 
     def predict(self, objective: Any, batch: Batch) -> list[np.ndarray]:
-        """What the objective's model says of each row, in their order."""
-        found: list[Any] = [None] * len(batch)
+        """The objective's prediction for each row, in their order."""
+        predictions: list[Any] = [None] * len(batch)
         for part in self.group.broadcast("predict", "actor", objective, ray.put(batch)):
-            for row, value in zip(part["rows"], part["predictions"], strict=True):
-                found[row] = value
-        return found
+            for row, prediction in zip(part["rows"], part["predictions"], strict=True):
+                predictions[row] = prediction
+        return predictions
 
     def sync_weights(self, version: int, temperature: float, vocab_size: int) -> Iterator[Any]:
         """References to the messages of a sync of the actor (weights/messages.py), each as soon as rank 0 has made it."""
@@ -108,18 +117,18 @@ class LearnerGroup:
         return self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job))
 
     def save(self, directory: Path) -> None:
-        """Every rank's shards, into ``directory``."""
+        """Writes every rank's shards into ``directory``."""
         self.group.broadcast("save", str(directory))
 
     def load(self, directory: Path) -> None:
-        """The inverse of :meth:`save`."""
+        """Reads back what :meth:`save` wrote."""
         self.group.broadcast("load", str(directory))
 
     def export(self, directory: Path, save_tokenizer: Callable[[str], Any]) -> None:
-        """The trained model and tokenizer in Hugging Face format; an older one there is replaced at the end."""
-        with replace_directory(directory) as part:
-            self.group.broadcast("export", str(part))
-            save_tokenizer(str(part))
+        """Writes the trained model and tokenizer in Hugging Face format; an older one is replaced when they are complete."""
+        with replace_directory(directory) as temporary:
+            self.group.broadcast("export", str(temporary))
+            save_tokenizer(str(temporary))
 
     def kill(self) -> None:
         """Ends all ranks."""
@@ -127,22 +136,25 @@ class LearnerGroup:
 
 
 def sync_tolerance(job: Common) -> float:
-    """What engine and learner may differ by on the probe, in nats: the looser of their two dtypes decides."""
+    """By how many nats engine and learner may differ on the probe: the looser of their dtypes decides."""
     engine = job.rollout.engine.dtype if isinstance(job, RLJob) else job.model.dtype
     return max(SYNC_TOLERANCE[job.model.dtype], SYNC_TOLERANCE[engine])
 
 
 def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:
-    """Puts the ranks' shares of a column back into the Batch's order."""
+    """Puts the ranks' shares of a column into the Batch's order: (B,) or (T,) float32.
+
+    For example, with rows of 2, 3 and 1 tokens, a rank's part of rows [2, 0] has the tokens at flat positions [5, 0, 1].
+    """
     if COLUMNS[name]["per"] == "sequence":
-        found = np.zeros(len(batch), np.float32)
+        column = np.zeros(len(batch), np.float32)
         for part in parts:
-            found[part["rows"]] = part[name]
-        return found
-    found = np.zeros(len(batch.tokens), np.float32)
-    starts = batch.offsets[:-1]
+            column[part["rows"]] = part[name]
+        return column
+    column = np.zeros(len(batch.tokens), np.float32)
+    row_starts = batch.offsets[:-1]
     for part in parts:
         lengths = batch.lengths[part["rows"]]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        found[np.repeat(starts[part["rows"]], lengths) + within] = part[name]
-    return found
+        within_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        column[np.repeat(row_starts[part["rows"]], lengths) + within_row] = part[name]
+    return column

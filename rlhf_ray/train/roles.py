@@ -62,7 +62,7 @@ def _require_sides(name: str, directory: str, kind: str) -> None:
 
 def supervised_roles(job: Supervised, model: ModelConfig, kind: str, labels: tuple[str, ...]) -> list[Role]:
     """The one model of a supervised job."""
-    made = Role("actor", kind, model, job.learner.lr, num_updates=job.num_steps, labels=labels)
+    made = Role(name="actor", kind=kind, model=model, lr=job.learner.lr, num_updates=job.num_steps, labels=labels)
     if isinstance(job, ILQLJob):
         made = replace(made, frozen_trunk=job.behaviour_coef == 0, target_rate=job.target_rate)
     return [made]
@@ -72,12 +72,14 @@ def rl_roles(job: RLJob, model: ModelConfig, tokenizer: Any) -> list[Role]:
     """Actor; critic for PPO; reference where its KL is used or reported and no adapter can be switched off for it."""
     a = job.algorithm
     updates = job.num_steps * a.epochs * a.num_mini_batches
-    roles = [Role("actor", "policy", model, job.learner.lr, num_updates=updates)]
+    roles = [Role(name="actor", kind="policy", model=model, lr=job.learner.lr, num_updates=updates)]
     if isinstance(a, PPO):
         trunk = critic_trunk(job, model, tokenizer)
-        roles.append(Role("critic", "scalar", trunk, job.critic.lr, zero_head=True, num_updates=updates))
+        roles.append(
+            Role(name="critic", kind="scalar", model=trunk, lr=job.critic.lr, zero_head=True, num_updates=updates)
+        )
     if job.needs_reference and model.lora is None:
-        roles.append(Role("reference", "policy", model, None))
+        roles.append(Role(name="reference", kind="policy", model=model, lr=None))
     return roles
 
 

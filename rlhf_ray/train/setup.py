@@ -143,12 +143,21 @@ def reward_group(
     if any(isinstance(term, FunctionReward) for term in config.terms):
         notice(f"what reward functions print is in {run_dir / 'prints'}")
     config = config.model_copy(update={"terms": [local(t) for t in config.terms]})
-    place = placement.plan
     return WorkerGroup(
-        "reward", RewardWorker, config.num_workers,
-        lambda i: (config, tokenizer, place.device_of("reward"), place.num_threads, str(run_dir / "prints" / f"worker-{i}")),
-        lambda i: placement.options("reward", i), cluster.deadline_s, cluster.max_restarts,
-    )  # fmt: skip
+        "reward",
+        RewardWorker,
+        config.num_workers,
+        arguments=lambda index: {
+            "config": config,
+            "tokenizer": tokenizer,
+            "device": placement.plan.device_of("reward"),
+            "num_threads": placement.plan.num_threads,
+            "prints": str(run_dir / "prints" / f"worker-{index}"),
+        },
+        options=lambda index: placement.options("reward", index),
+        deadline_s=cluster.deadline_s,
+        max_restarts=cluster.max_restarts,
+    )
 
 
 def rollout_group(
@@ -162,9 +171,14 @@ def rollout_group(
     """The rollout workers, for sequences of up to ``longest`` tokens; until the first sync they hold the model's own weights."""
     place = Place(placement.plan.device_of("rollout"), placement.plan.num_threads, longest)
     return WorkerGroup(
-        "rollout", RolloutWorker, config.num_workers, lambda i: (config, model, eos, place),
-        lambda i: placement.options("rollout", i), cluster.deadline_s, cluster.max_restarts,
-    )  # fmt: skip
+        "rollout",
+        RolloutWorker,
+        config.num_workers,
+        arguments=lambda _: {"config": config, "model": model, "eos": eos, "place": place},
+        options=lambda index: placement.options("rollout", index),
+        deadline_s=cluster.deadline_s,
+        max_restarts=cluster.max_restarts,
+    )
 
 
 def decoding_remarks(rollout: WorkerGroup) -> list[str]:

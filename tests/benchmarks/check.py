@@ -27,7 +27,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def learner(roles):
     """A learner of one rank in this process."""
-    worker = LearnerWorker(LearnerConfig(micro_batch_tokens=4096), roles, DEVICE, os.cpu_count() or 1, 600.0)
+    worker = LearnerWorker(
+        config=LearnerConfig(micro_batch_tokens=4096),
+        roles=roles,
+        device=DEVICE,
+        num_threads=os.cpu_count() or 1,
+        deadline_s=600.0,
+    )
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
@@ -65,7 +71,9 @@ def grpo(spec):
     """GRPO's loss and gradient norm on the fixed batch."""
     batch = rollouts(spec["fixed"])
     objective = policy_objective(GRPO(), 0.0, spec["longest"])
-    worker = learner([Role("actor", "policy", ModelConfig(path=spec["model"], dtype=spec["precision"]), 1e-6)])
+    worker = learner(
+        [Role(name="actor", kind="policy", model=ModelConfig(path=spec["model"], dtype=spec["precision"]), lr=1e-6)]
+    )
     found = means_of(worker.update("actor", [whole_batch(objective, batch)]))
     return {"loss": found["policy/loss"], "grad_norm": found["actor/grad_norm"]}
 
@@ -81,9 +89,9 @@ def ppo(spec):
     scores = ModelScorer(term, tokenizers.load(ModelConfig(path=spec["model"]), spec["model"]), DEVICE)(batch, [], [])
     policy, critic = (ModelConfig(path=spec[k], dtype=spec["precision"]) for k in ("model", "reward"))
     roles = [
-        Role("actor", "policy", policy, 1e-6),
-        Role("critic", "scalar", critic, 1e-6, zero_head=True),
-        Role("reference", "policy", policy, None),
+        Role(name="actor", kind="policy", model=policy, lr=1e-6),
+        Role(name="critic", kind="scalar", model=critic, lr=1e-6, zero_head=True),
+        Role(name="reference", kind="policy", model=policy, lr=None),
     ]
     worker, a = learner(roles), PPO(dual_clip=None)
     for columns in (["old_log_probs", "ref_log_probs"], ["values"]):

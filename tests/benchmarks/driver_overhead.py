@@ -94,12 +94,14 @@ def main():
         for actors in args.actors:
             options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
             groups = [
-                WorkerGroup(role, cls, count, lambda i: (), lambda i, o=options: o, 600.0, 0)
+                WorkerGroup(
+                    role, cls, count, arguments=lambda i: {}, options=lambda i, o=options: o, deadline_s=600.0, max_restarts=0
+                )
                 for role, cls, count in (
                     ("learner", Learner, 1), ("rollout", Engine, actors), ("reward", Scorer, max(1, actors // 4)),
                 )
             ]  # fmt: skip
-            groups[1].broadcast("ping")
+            groups[1].broadcast("take_counters")
             first = None
             for samples in args.samples:
                 with tempfile.TemporaryDirectory() as directory:

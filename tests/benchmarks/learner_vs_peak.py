@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig
 from rlhf_ray.config.algorithm import GRPO
+from rlhf_ray.learner.mfu import peak_flops
 from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective
-from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role, peak_flops
+from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role
 from rlhf_ray.run.metrics import means_of
 from tests.benchmarks.paired import report, seconds
 from tests.benchmarks.rollout_vs_generate import SHAPES, lengths, machine
@@ -43,7 +44,7 @@ def measure(worker, rollouts, longest, rounds, dtype):
     term = LossTerm(objective=objective, coef=1.0, batch=rollouts, rows=[np.arange(len(rollouts))])
     steps = []
     for _ in range(rounds + 1):
-        worker.peak = peak_flops(worker.device, dtype)
+        worker.peak_flops = peak_flops(worker.device, dtype)
         spent, sums = seconds(partial(worker.update, "actor", [term]))
         steps.append((spent, means_of(sums)["actor/mfu"]))
     return tuple(np.median(steps[1:], axis=0).tolist())
@@ -80,11 +81,11 @@ def main():
                 path=directory, dtype=dtype, gradient_checkpointing=args.recompute, compile=bool(compiled)
             )
             worker = LearnerWorker(
-                LearnerConfig(micro_batch_tokens=args.budget),
-                [Role("actor", "policy", model, 1e-5)],
-                args.device,
-                threads,
-                600.0,
+                config=LearnerConfig(micro_batch_tokens=args.budget),
+                roles=[Role(name="actor", kind="policy", model=model, lr=1e-5)],
+                device=args.device,
+                num_threads=threads,
+                deadline_s=600.0,
             )
             worker.start(0, 1, "127.0.0.1", port)
         for kind in ("equal", "skewed"):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from rlhf_ray.learner.worker import DTYPES, peak_flops
+from rlhf_ray.learner.mfu import peak_flops
+from rlhf_ray.learner.worker import DTYPES
 
 
 def seconds(call):

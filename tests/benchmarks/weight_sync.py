@@ -66,12 +66,17 @@ def syncs(job, model, rounds):
     """Syncs ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
     demand = Demand(counts={"learner": 1, "rollout": 1})
     placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
-    threads = placement.plan.num_threads
+    place = Place(placement.plan.device, placement.plan.num_threads, 64)
     worker = WorkerGroup(
-        "rollout", Probed, 1, lambda i: (job.rollout, model, (1,), Place(placement.plan.device, threads, 64)),
-        lambda i: placement.options("rollout", i), 600.0, 0,
-    )  # fmt: skip
-    learners = LearnerGroup(job, [Role("actor", "policy", model, 1e-5)], placement)
+        "rollout",
+        Probed,
+        1,
+        arguments=lambda i: {"config": job.rollout, "model": model, "eos": (1,), "place": place},
+        options=lambda i: placement.options("rollout", i),
+        deadline_s=600.0,
+        max_restarts=0,
+    )
+    learners = LearnerGroup(job, [Role(name="actor", kind="policy", model=model, lr=1e-5)], placement)
     learners.start()
     transport = ObjectStoreTransport(600.0)
     source = target = None

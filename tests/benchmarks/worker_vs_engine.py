@@ -58,11 +58,20 @@ def measure(size, vocab, kind, precision, rounds):
     engine = {"dtype": precision, "max_rows": size.samples}
     config = RolloutConfig(prompts_per_step=count, max_new_tokens=size.longest, engine=engine)
     place = Place("cpu", os.cpu_count() or 1, workload.PROMPT + size.longest)
-    given = (config, ModelConfig(path=workload.model(size.shape, vocab)), NEVER, place)
+    model = ModelConfig(path=workload.model(size.shape, vocab))
+    arguments = {"config": config, "model": model, "eos": NEVER, "place": place}
     options = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count())}}}
-    group = WorkerGroup("rollout", WORKERS[kind], 1, lambda _: given, lambda _: options, 600.0, 0)
+    group = WorkerGroup(
+        "rollout",
+        WORKERS[kind],
+        1,
+        arguments=lambda _: arguments,
+        options=lambda _: options,
+        deadline_s=600.0,
+        max_restarts=0,
+    )
     try:
-        bare = WORKERS[kind](*given).engine
+        bare = WORKERS[kind](**arguments).engine
         same = [through_worker(group, chunk), through_engine(bare, chunk)]
         assert all(map(np.array_equal, *same)), "the worker and the engine did not sample the same tokens"
         row = compare(lambda: through_worker(group, chunk), lambda: through_engine(bare, chunk), rounds)

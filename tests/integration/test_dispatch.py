@@ -46,12 +46,22 @@ def ray_session():
 
 @pytest.fixture
 def group():
-    """group(role, class, count, *arguments) starts workers that end with the test."""
+    """group(role, class, count, **arguments) starts workers that end with the test."""
     groups = []
 
-    def start(role, cls, count, *arguments):
+    def start(role, cls, count, **arguments):
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-        groups.append(WorkerGroup(role, cls, count, lambda i: arguments, lambda i: options, 60.0, 3))
+        groups.append(
+            WorkerGroup(
+                role,
+                cls,
+                count,
+                arguments=lambda i: arguments,
+                options=lambda i: options,
+                deadline_s=60.0,
+                max_restarts=3,
+            )
+        )
         return groups[-1]
 
     yield start
@@ -66,7 +76,7 @@ def order(step, first, count, samples):
 
 def test_pieces_of_two_orders_go_to_different_reward_workers(group):
     """While one step's rollouts are scored, the next step's go to the worker that is idle."""
-    rollout, reward = group("rollout", Engine, 1), group("reward", SlowScorer, 2, 1.0)
+    rollout, reward = group("rollout", Engine, 1), group("reward", SlowScorer, 2, seconds=1.0)
     collector = Collector(rollout, reward, 1, 0, 60.0)
     orders = [collector.generate(order(step, step, 1, samples=1), PROMPTS) for step in range(2)]  # a piece each
     for collection in orders:

@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -169,7 +170,7 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
         calls.append(learners.group.num_restarts)
         if len(calls) == 1:
             end(learners.group.actors[0])
-        return learners.group.broadcast("ping")
+        return learners.group.broadcast("log_probs", np.array([1, 2, 3]), 1.0)
 
     start = learners.start
 
@@ -179,7 +180,8 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
         start()
 
     learners.start = fatal
-    assert learners.recover(work) == ["ok"]
+    (log_probs,) = learners.recover(work)
+    assert (log_probs[1:] < 0).all()
     assert calls == [0, 2]
     learners.start = start
 

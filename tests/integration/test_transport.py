@@ -52,12 +52,22 @@ def ray_session():
 
 @pytest.fixture
 def group():
-    """group(class, count, *arguments) starts workers that end with the test."""
+    """group(class, count, **arguments) starts workers that end with the test."""
     groups = []
 
-    def start(cls, count, *arguments):
+    def start(cls, count, **arguments):
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-        groups.append(WorkerGroup("rollout", cls, count, lambda i: arguments, lambda i: options, 60.0, 3))
+        groups.append(
+            WorkerGroup(
+                "rollout",
+                cls,
+                count,
+                arguments=lambda i: arguments,
+                options=lambda i: options,
+                deadline_s=60.0,
+                max_restarts=3,
+            )
+        )
         return groups[-1]
 
     yield start
@@ -127,7 +137,7 @@ def test_a_worker_that_dies_in_a_sync_is_an_error_of_its_own(group):
 
 
 def test_a_refused_sync_raises_what_the_worker_raised(group):
-    learner, workers, transport = group(Sender, 1), group(Receiver, 1, 1), ObjectStoreTransport(60.0)
+    learner, workers, transport = group(Sender, 1), group(Receiver, 1, refused=1), ObjectStoreTransport(60.0)
     transport.send(learner.stream("sync_weights", 1), workers.actors)
     with pytest.raises(StaleWeights, match="version 1"):
         transport.receive(workers.actors[0])

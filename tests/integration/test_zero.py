@@ -86,18 +86,31 @@ def joined_ranks(model, world, stage, budget, lora=None, num_updates=3):
         schedule="linear",
     )  # fmt: skip
     roles = [
-        Role("actor", "policy", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
-        Role("critic", "scalar", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates),
-        Role("values", "values", ModelConfig(path=model, lora=lora), 0.1, num_updates=num_updates, target_rate=0.3),
+        Role(name="actor", kind="policy", model=ModelConfig(path=model, lora=lora), lr=0.1, num_updates=num_updates),
+        Role(name="critic", kind="scalar", model=ModelConfig(path=model, lora=lora), lr=0.1, num_updates=num_updates),
         Role(
-            "heads", "values", ModelConfig(path=model), 0.1, num_updates=num_updates, target_rate=0.3, frozen_trunk=True
+            name="values",
+            kind="values",
+            model=ModelConfig(path=model, lora=lora),
+            lr=0.1,
+            num_updates=num_updates,
+            target_rate=0.3,
+        ),
+        Role(
+            name="heads",
+            kind="values",
+            model=ModelConfig(path=model),
+            lr=0.1,
+            num_updates=num_updates,
+            target_rate=0.3,
+            frozen_trunk=True,
         ),
     ]
     sides = None if lora is None else lora.model_copy(update={"targets": ["q_proj", "fc1"]})
     translator = ModelConfig(path=f"{model}/bart", lora=sides)
-    roles.append(Role("translator", "seq2seq", translator, 0.1, num_updates=num_updates))
+    roles.append(Role(name="translator", kind="seq2seq", model=translator, lr=0.1, num_updates=num_updates))
     if lora is None:  # else the actor without its adapter
-        roles.append(Role("reference", "policy", ModelConfig(path=model), None))
+        roles.append(Role(name="reference", kind="policy", model=ModelConfig(path=model), lr=None))
     return start(roles, config)
 
 
@@ -108,10 +121,10 @@ def start(roles, config):
         "learner",
         LearnerWorker,
         world,
-        lambda i: (config, roles, "cpu", 1, 300.0),
-        lambda i: {"num_cpus": 0.5},
-        300.0,
-        0,
+        arguments=lambda i: {"config": config, "roles": roles, "device": "cpu", "num_threads": 1, "deadline_s": 300.0},
+        options=lambda i: {"num_cpus": 0.5},
+        deadline_s=300.0,
+        max_restarts=0,
     )
     address, port = ranks.host(0), ranks.broadcast("free_port")[0]
     ranks.map("start", [(rank, world, address, port) for rank in range(world)])
@@ -148,7 +161,7 @@ def update(made, role, objective, rows):
 def state(made):
     """Weights of all that is trained, and the actor's probe."""
     weights = {f"{role}.{n}": t for role in TRAINED for n, t in made.broadcast("weights", role)[0].items()}
-    return weights, made.broadcast("probe", np.arange(10, dtype=np.int32), 1.0)[0]
+    return weights, made.broadcast("log_probs", np.arange(10, dtype=np.int32), 1.0)[0]
 
 
 def translations(made, rows):
@@ -250,8 +263,8 @@ def test_rows_are_shared_out_by_the_width_of_the_model_that_reads_them(model, tm
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **wide)).save_pretrained(
         tmp_path / "wide"
     )
-    roles = [Role("actor", "scalar", ModelConfig(path=str(tmp_path / "wide")), 0.1)]
-    roles.append(Role("critic", "scalar", ModelConfig(path=str(tmp_path)), 0.1))
+    roles = [Role(name="actor", kind="scalar", model=ModelConfig(path=str(tmp_path / "wide")), lr=0.1)]
+    roles.append(Role(name="critic", kind="scalar", model=ModelConfig(path=str(tmp_path)), lr=0.1))
     ranks = start(roles, LearnerConfig(optimizer="sgd", micro_batch_tokens=100, num_workers=2))
     lengths = (20, 11, 11, 9)
     rows = from_sequences(

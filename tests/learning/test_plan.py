@@ -26,7 +26,13 @@ VALUES = {
 def learn(config, model, answers):
     """Two updates of two micro-batches each in a process of its own; the most memory it ever held goes into ``answers``."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    worker = LearnerWorker(config, [Role("actor", "policy", model, 1e-5)], "cpu", 2, 900.0)
+    worker = LearnerWorker(
+        config=config,
+        roles=[Role(name="actor", kind="policy", model=model, lr=1e-5)],
+        device="cpu",
+        num_threads=2,
+        deadline_s=900.0,
+    )
     worker.start(0, 1, "127.0.0.1", worker.free_port())
     draw = np.random.default_rng(0)
     rows = [draw.integers(0, 8192, LENGTH).astype(np.int32) for _ in range(2 * TOKENS // LENGTH)]

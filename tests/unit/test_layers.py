@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "rlhf_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"config"},
-    {"batch", "lean", "toy"},
+    {"batch", "flops", "lean", "toy"},
     {"run"},
     {"actors", "algorithms", "data", "models", "quality", "weights"},
     {"learner", "rewards", "rollout"},

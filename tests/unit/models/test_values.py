@@ -189,7 +189,7 @@ def test_a_linear_layer_answers_for_one_output_a_row():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_targets_follow_as_polyak_averages_whatever_the_dtype(dtype):
     model = ValueModel(plain().to(dtype), "packed")
-    averages = zero.Averages(model.heads.averaged(), 0.005)
+    averages = zero.PolyakAverages(model.heads.averaged(), 0.005)
     with torch.no_grad():
         for source, _ in model.heads.averaged():
             source.fill_(1.0)
@@ -202,7 +202,7 @@ def test_targets_follow_as_polyak_averages_whatever_the_dtype(dtype):
             target.detach().float(), wanted, atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0
         )
     fresh = ValueModel(plain().to(dtype), "packed")
-    again = zero.Averages(fresh.heads.averaged(), 0.005)
+    again = zero.PolyakAverages(fresh.heads.averaged(), 0.005)
     again.load(averages.values)
     for one, other in zip(fresh.heads.target.parameters(), model.heads.target.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -105,7 +105,7 @@ def _made(block: Rows, make: Callable[[Rows], Prepared]) -> Iterator[Prepared]:
 def _mapped(directory: Path, widths: dict[str, int]) -> Batch:
     columns = {}
     for name, width in widths.items():
-        flat = np.memmap(directory / name, COLUMNS[name]["dtype"], "r")
+        flat = np.memmap(directory / name, COLUMNS[name].dtype, "r")
         columns[name] = flat.reshape(-1, width) if width else flat
     return Batch(**columns)
 

@@ -146,15 +146,12 @@ def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) ->
 
     For example, with rows of 2, 3 and 1 tokens, a rank's part of rows [2, 0] has the tokens at flat positions [5, 0, 1].
     """
-    if COLUMNS[name]["per"] == "sequence":
+    if COLUMNS[name].per == "sequence":
         column = np.zeros(len(batch), np.float32)
         for part in parts:
             column[part["rows"]] = part[name]
         return column
     column = np.zeros(len(batch.tokens), np.float32)
-    row_starts = batch.offsets[:-1]
     for part in parts:
-        lengths = batch.lengths[part["rows"]]
-        within_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        column[np.repeat(row_starts[part["rows"]], lengths) + within_row] = part[name]
+        column[batch.flat_positions(part["rows"])] = part[name]
     return column

@@ -4,7 +4,7 @@ A page may hold these markers, each a line of its own; the table takes the marke
 
     <!-- options: ppo.algorithm[grpo] -->    options below this path, from rlhf_ray.config.options
     <!-- metrics: kl/* policy/* -->          metrics by name, from rlhf_ray.run.metric_names
-    <!-- run directory -->                   the table in the docstring of rlhf_ray/run/directory.py
+    <!-- run directory -->                   the layout of RUN, from the docstring of rlhf_ray/run/directory.py
 
 A fenced block `math` becomes MathML, so that browsers need no script for it. Files that live elsewhere in the repository
 are pages too (INCLUDED). A link to any other file of the repository becomes the file's name.
@@ -15,10 +15,9 @@ nothing, and anything that a browser would load from another host.
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import html
-import importlib
-import importlib.util
 import os
 import re
 import shutil
@@ -137,19 +136,17 @@ def options_table(path: str) -> str:
 
 def metrics_table(patterns: str) -> str:
     """Rows of all metrics whose name fits one of the patterns, separated by blanks."""
-    if importlib.util.find_spec("rlhf_ray.run.metric_names") is None:
-        return "The metrics have no table yet."
-    metrics = importlib.import_module("rlhf_ray.run.metric_names").METRICS
-    chosen = [m for m in metrics if any(fnmatch.fnmatchcase(m.name, p) for p in patterns.split())]
-    return _table(("metric", "unit", "meaning"), [(f"`{m.name}`", m.unit, html.escape(m.text)) for m in chosen])
+    from rlhf_ray.run.metric_names import METRICS
+
+    chosen = [metric for metric in METRICS if any(fnmatch.fnmatchcase(metric.name, p) for p in patterns.split())]
+    rows = [(f"`{metric.name}`", metric.unit, html.escape(metric.text, quote=False)) for metric in chosen]
+    return _table(("metric", "unit", "meaning"), rows)
 
 
 def run_directory(_: str) -> str:
-    """The part of the docstring of rlhf_ray/run/directory.py that describes the files, as it is."""
-    import ast
-
+    """The layout of RUN: the docstring of rlhf_ray/run/directory.py without its first paragraph."""
     text = ast.get_docstring(ast.parse((ROOT / "rlhf_ray" / "run" / "directory.py").read_text())) or ""
-    return f"```text\n{text}\n```"
+    return text.partition("\n\n")[2]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

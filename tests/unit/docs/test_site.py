@@ -1,10 +1,12 @@
 """The documentation's site builds, and its build finds planted faults."""
 
+import html
 import importlib.util
 import sys
 
 import pytest
 
+from rlhf_ray.run.metric_names import METRICS
 from tests.helpers import ROOT
 
 SPEC = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
@@ -29,6 +31,16 @@ def test_options_come_from_the_config(site):
     page = (site / "algorithms" / "ppo.html").read_text()
     assert "<code>value_clip</code>" in page
     assert "GAE's lambda." in page
+
+
+def test_the_glossary_has_every_metric(site):
+    page = html.unescape((site / "reference" / "metrics.html").read_text())
+    assert not [metric.name for metric in METRICS if f"<code>{metric.name}</code>" not in page]
+
+
+def test_the_run_directory_has_a_table(site):
+    page = (site / "reference" / "run_directory.html").read_text()
+    assert "<td><code>metrics.jsonl</code></td>" in page
 
 
 def test_formulas_need_no_script(site):

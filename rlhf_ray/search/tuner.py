@@ -41,18 +41,18 @@ class Searcher(NamedTuple):
 def tune_distribution(distribution: Distribution) -> Any:
     """A distribution of the space as Ray Tune's."""
     match distribution:
-        case Grid(values=values):
-            return tune.grid_search(values)
-        case Choice(values=values):
-            return tune.choice(values)
-        case RandInt(low=low, high=high):
-            return tune.randint(low, high)
-        case QUniform(low=low, high=high, q=q):
-            return tune.quniform(low, high, q)
-        case LogUniform(low=low, high=high):
-            return tune.loguniform(low, high)
-        case Uniform(low=low, high=high):
-            return tune.uniform(low, high)
+        case Grid() as d:
+            return tune.grid_search(d.values)
+        case Choice() as d:
+            return tune.choice(d.values)
+        case RandInt() as d:
+            return tune.randint(d.low, d.high)
+        case QUniform() as d:
+            return tune.quniform(d.low, d.high, d.q)
+        case LogUniform() as d:
+            return tune.loguniform(d.low, d.high)
+        case Uniform() as d:
+            return tune.uniform(d.low, d.high)
 
 
 def tune_searcher(config: TuneConfig, objective: SearchObjective, seed: int) -> Searcher:
@@ -86,21 +86,23 @@ def tune_scheduler(config: TuneConfig, job: Any) -> Any:
     match config.scheduler:
         case NoScheduler():
             return schedulers.FIFOScheduler()
-        case ASHA(grace=grace, reduction_factor=factor):
-            grace = min(grace or every, job.num_steps)
+        case ASHA() as asha:
+            grace = min(asha.grace or every, job.num_steps)
             return schedulers.ASHAScheduler(
-                time_attr="step", max_t=last_step, grace_period=grace, reduction_factor=factor
+                time_attr="step", max_t=last_step, grace_period=grace, reduction_factor=asha.reduction_factor
             )
-        case HyperBand(reduction_factor=factor):
+        case HyperBand() as hyperband:
             # Rungs are counted in evaluations: counted in steps, the first bracket, which stops nobody, would take more
             # trials. The last rung of a bracket is before the job's end, and its best trial continues to the end.
-            num_rungs = num_evaluations(job, job.num_steps)
             return schedulers.HyperBandScheduler(
-                time_attr="evaluation", max_t=num_rungs, reduction_factor=factor, stop_last_trials=False
+                time_attr="evaluation",
+                max_t=num_evaluations(job, job.num_steps),
+                reduction_factor=hyperband.reduction_factor,
+                stop_last_trials=False,
             )
-        case MedianStopping(grace=grace, min_trials=min_trials):
+        case MedianStopping() as median:
             return schedulers.MedianStoppingRule(
-                time_attr="step", grace_period=grace or every, min_samples_required=min_trials
+                time_attr="step", grace_period=median.grace or every, min_samples_required=median.min_trials
             )
         case PopulationBased() as pbt:
             mutations = {

@@ -72,7 +72,7 @@ class Usage:
     reward: float | None = None
 
     def with_step(self, devices: Devices, step: StepUsage, price: float | None) -> Usage:
-        """These sums and one more step. ``price`` is that of a device-hour; the first one holds for earlier steps too."""
+        """These sums and one more step. ``price`` is that of a device-hour; the first holds for earlier steps too."""
         seconds = devices.count * step.wall_s
         cost = self.cost
         if price is not None:

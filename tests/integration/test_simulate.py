@@ -1,11 +1,10 @@
 """The simulated loop of `plan` against the loop that trains: stages in the same order, and the same policy versions."""
 
-import json
-
 import pytest
 
 from rlhf_ray.plan.simulate import Layout, StepWork, simulate_steps
-from rlhf_ray.run import trajectories
+from rlhf_ray.run.reader import read_metrics
+from rlhf_ray.run.trajectories import read_batch, trajectory_file
 from tests.helpers import rl_job
 
 pytestmark = pytest.mark.integration
@@ -16,14 +15,14 @@ OUTSIDE_THE_SIMULATION = {"time/step", "time/evaluate", "time/previous_checkpoin
 
 def stages_of_steps(run_dir):
     """The stages of each step, in the order in which they were entered."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(run_dir)
     timed = [[key for key in line if key.startswith("time/") and key not in OUTSIDE_THE_SIMULATION] for line in lines]
     return [[key.removeprefix("time/") for key in keys] for keys in timed]
 
 
 def policy_versions(run_dir):
     """The version that generated each step's rollouts."""
-    batches = [trajectories.read(trajectories.path(run_dir, step)) for step in range(NUM_STEPS)]
+    batches = [read_batch(trajectory_file(run_dir, step)) for step in range(NUM_STEPS)]
     return [set(batch.policy_version.tolist()) for batch in batches]
 
 

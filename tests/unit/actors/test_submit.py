@@ -1,33 +1,31 @@
 """What `rlhf-ray submit` decides before and after it talks to a cluster."""
 
-import os
-
 import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from rlhf_ray.actors import submit
-from rlhf_ray.actors.environment import set_client_token
 from rlhf_ray.cli import main
 from rlhf_ray.config import BadInput, load
 from tests.helpers import rl_job
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch):
+    """A working directory with a job file, which is also the current one."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "my job.yaml").write_text(yaml.safe_dump(rl_job()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_request_runs_the_file_in_the_clusters_copy(place):
-    file = place / "jobs" / "my job.yaml"
+def test_a_request_runs_the_file_in_the_clusters_copy(project):
+    file = project / "jobs" / "my job.yaml"
     request = submit.make_request(
-        "train", load(file, ["run.dir=/shared/x"]), file, place, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
+        "train", load(file, ["run.dir=/shared/x"]), file, project, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
     )
     assert request["entrypoint"] == "rlhf-ray train 'jobs/my job.yaml' run.dir=/shared/x run.seed=3"
-    assert request["runtime_env"]["working_dir"] == str(place)
+    assert request["runtime_env"]["working_dir"] == str(project)
     assert request["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120", "SST2": "a b"}  # rl_job's deadline
     assert "/runs/" in request["runtime_env"]["excludes"]
 
@@ -45,7 +43,7 @@ def test_a_request_runs_the_file_in_the_clusters_copy(place):
         (["jobs/my job.yaml", "run.dir=/s/x", "--address", "http://127.0.0.1:9"], "--address: Failed to connect"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(place, capsys, monkeypatch, arguments, says):
+def test_bad_input_is_one_line_and_exit_code_2(project, capsys, monkeypatch, arguments, says):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert main(["submit", *arguments]) == 2
     err = capsys.readouterr().err
@@ -54,11 +52,11 @@ def test_bad_input_is_one_line_and_exit_code_2(place, capsys, monkeypatch, argum
     assert err.count("\n") == 1
 
 
-def test_a_file_outside_the_working_directory_would_not_be_there(place):
-    file = place / "jobs" / "my job.yaml"
-    (place / "other").mkdir()
+def test_a_file_outside_the_working_directory_would_not_be_there(project):
+    file = project / "jobs" / "my job.yaml"
+    (project / "other").mkdir()
     with pytest.raises(BadInput, match=r"is outside .*/other, of which the cluster gets a copy"):
-        submit.make_request("train", load(file, ["run.dir=/s/x"]), file, place / "other", [], {})
+        submit.make_request("train", load(file, ["run.dir=/s/x"]), file, project / "other", [], {})
 
 
 @pytest.mark.parametrize(
@@ -89,24 +87,3 @@ def test_a_log_that_is_sent_again_is_shown_once(capsys):
     log.show(text)
     assert capsys.readouterr().out == text
     assert log.end == text[-submit.LOG_END :]
-
-
-def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch):
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    set_client_token(None)
-    assert "RAY_AUTH_MODE" not in os.environ
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    (tmp_path / "token").write_text("1" * 64)
-    set_client_token(str(tmp_path / "token"))
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
-    assert "RAY_AUTH_TOKEN" not in os.environ
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name)
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("2" * 64)
-    set_client_token(None)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    monkeypatch.delenv("RAY_AUTH_MODE")

@@ -5,9 +5,7 @@ import json
 import pytest
 
 from rlhf_ray.actors.placement import Demand, plan_placement, reserved_devices
-from rlhf_ray.cli import main
 from rlhf_ray.config import ClusterConfig
-from rlhf_ray.report.usage import summarise
 from rlhf_ray.run.usage import Devices, StepUsage, Usage, busy_seconds, read_usage, sum_usage, usage_metrics
 
 # eight GPUs: two learner ranks and three rollout workers of two GPUs each
@@ -96,44 +94,7 @@ def test_devices_of_a_plan(config, each, count, roles):
     assert devices.kind == ("CPU" if config.get("device") == "cpu" else "GPU")
 
 
-def test_report_shows_a_run_and_a_pipeline(tmp_path, capsys):
-    total = (
-        Usage()
-        .with_step(DEVICES, STEP, 3.6)
-        .with_step(DEVICES, StepUsage(wall_s=10.0, stages={"learn": 10.0}, tokens=500.0, reward=0.75), 3.6)
-    )
-    for name in ("sft", "ppo"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "usage.json").write_text(json.dumps(total.to_json()))
-    assert main(["report", str(tmp_path / "ppo")]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for text in ("8 GPUs, 2 steps", "learn │ 112.0 │ 56.00 │ 47% │ 0.1120", "all │ 240.0 │ 120.00 │ 100% │ 0.2400"):
-        assert text in shown
-    assert "1500 tokens in 30 s" in shown
-    assert "a point of reward (+0.250 since the first step): 960 GPU-seconds, cost 0.9600" in shown
-    assert main(["report", str(tmp_path)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "sft │ 240.0 │ 120.00 │ 50% │ 0.2400" in shown
-    assert "all │ 480.0 │ 120.00 │ 100% │ 0.4800" in shown
-
-
 def test_costs_of_runs_without_a_price_do_not_add_up():
     priced, free = Usage().with_step(DEVICES, STEP, 3.6), Usage().with_step(DEVICES, STEP, None)
     assert sum_usage([priced, free]).cost is None
     assert sum_usage([priced, priced]).cost == pytest.approx(0.32)
-
-
-@pytest.mark.parametrize("damage", ['{"a":', "[]", '{"seconds": "x"}'])
-def test_a_damaged_usage_file_is_named_in_one_sentence(tmp_path, capsys, damage):
-    (tmp_path / "usage.json").write_text(damage)
-    assert main(["report", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "usage.json" in line
-    assert "remove it" in line
-
-
-def test_no_price_for_a_rise_that_is_shown_as_zero():
-    total = Usage(
-        device="GPU", devices=1.0, steps=2, wall_seconds=10.0, device_seconds=10.0, first_reward=0.5, reward=0.50001
-    )
-    assert "point of reward" not in summarise(total)

@@ -1,0 +1,26 @@
+"""Token authentication by environment variables."""
+
+import os
+
+from rlhf_ray.actors.environment import set_client_token
+
+
+def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    set_client_token(None)
+    assert "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    (tmp_path / "token").write_text("1" * 64)
+    set_client_token(str(tmp_path / "token"))
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("2" * 64)
+    set_client_token(None)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.delenv("RAY_AUTH_MODE")

@@ -119,11 +119,11 @@ def model_of(path: Path) -> Path:
 def start(job: Job) -> Run:
     """Runs a checked job in a Ray session of its own, or on the cluster that it names; notices go to stdout."""
     authenticate(job.cluster)  # before Ray is imported
-    from .jobs import pipeline
+    from .jobs.start import run
     from .report.console import plain_console
 
     with shown_notices():
-        pipeline.run(job, plain_console())
+        run(job, plain_console())
     return Run(Path(job.run.dir).expanduser())
 
 

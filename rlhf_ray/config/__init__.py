@@ -1,9 +1,9 @@
 """The whole config tree, a file per section; no torch, no ray."""
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import Answers, EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .data import DataConfig, PromptConfig, TrainingData
-from .jobs import Job, PipelineJob, RLJob
+from .inference import EvaluateJob, GenerationJob, SampleJob, ScoreJob, TokenizerJob
+from .jobs import Job, PipelineJob, RLJob, SingleJob
 from .learner import CriticConfig, LearnerConfig
 from .load import ConfigError, apply_overrides, load, load_search, parse, set_values
 from .model import LoraConfig, ModelConfig
@@ -39,12 +39,68 @@ from .supervised import (
 from .tune import ObjectiveConfig, Search, TuneConfig
 
 __all__ = [
-    "DPO", "IPO", "KTO", "ORPO", "PPO", "AdaptiveKL", "AlgorithmConfig", "Answers", "AugmentConfig", "BadInput", "CheckpointConfig",
-    "ClassifierReward", "ClassifyJob", "ClusterConfig", "Common", "ConfigError", "CriticConfig", "DataConfig", "Ensemble",
-    "EvaluateJob", "FunctionReward", "ILQLJob", "Job", "LearnerConfig", "LikelihoodReward", "LogConfig", "LoraConfig", "ModelConfig",
-    "ModelReward", "NeuralReward", "ObjectiveConfig", "PipelineJob",
-    "PreferenceConfig", "PreferenceJob", "PretrainJob", "PromptConfig", "QAJob", "RLJob", "Reward", "RewardJob",
-    "RewardsConfig", "RolloutConfig", "RuleReward", "RunConfig", "SFTJob", "SampleJob", "ScoreJob", "Search", "Section", "Seq2SeqJob",
-    "SimPO", "Supervised", "TagJob", "TokenizerJob", "TrainingData", "TransformersEngineConfig", "TuneConfig", "VLLMEngineConfig",
-    "apply_overrides", "load", "load_search", "parse", "set_values",
+    "DPO",
+    "IPO",
+    "KTO",
+    "ORPO",
+    "PPO",
+    "AdaptiveKL",
+    "AlgorithmConfig",
+    "AugmentConfig",
+    "BadInput",
+    "CheckpointConfig",
+    "ClassifierReward",
+    "ClassifyJob",
+    "ClusterConfig",
+    "Common",
+    "ConfigError",
+    "CriticConfig",
+    "DataConfig",
+    "Ensemble",
+    "EvaluateJob",
+    "FunctionReward",
+    "GenerationJob",
+    "ILQLJob",
+    "Job",
+    "LearnerConfig",
+    "LikelihoodReward",
+    "LogConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ModelReward",
+    "NeuralReward",
+    "ObjectiveConfig",
+    "PipelineJob",
+    "PreferenceConfig",
+    "PreferenceJob",
+    "PretrainJob",
+    "PromptConfig",
+    "QAJob",
+    "RLJob",
+    "Reward",
+    "RewardJob",
+    "RewardsConfig",
+    "RolloutConfig",
+    "RuleReward",
+    "RunConfig",
+    "SFTJob",
+    "SampleJob",
+    "ScoreJob",
+    "Search",
+    "Section",
+    "Seq2SeqJob",
+    "SimPO",
+    "SingleJob",
+    "Supervised",
+    "TagJob",
+    "TokenizerJob",
+    "TrainingData",
+    "TransformersEngineConfig",
+    "TuneConfig",
+    "VLLMEngineConfig",
+    "apply_overrides",
+    "load",
+    "load_search",
+    "parse",
+    "set_values",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
-from .answers import EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .data import DataConfig, PromptConfig
+from .inference import EvaluateJob, SampleJob, ScoreJob, TokenizerJob
 from .learner import CriticConfig
 from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig

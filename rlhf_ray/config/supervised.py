@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,7 +43,10 @@ class EvaluateSupervised(Section):
 
 
 class Supervised(Common):
-    """What the supervised jobs share."""
+    """What the supervised jobs share; each says its ``job``."""
+
+    if TYPE_CHECKING:
+        job: str
 
     data: DataConfig = Field(..., description="Examples to train on.")
     evaluate: EvaluateSupervised = Field(default_factory=EvaluateSupervised, description="Held-out evaluation.")

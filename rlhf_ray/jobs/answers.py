@@ -1,14 +1,15 @@
-"""Answers of a model to prompts, judged by reward terms: rollout and reward workers without a learner."""
+"""The answers of a model to prompts, judged by reward terms: rollout and reward workers without a learner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
-from ..config import Answers, BadInput, ModelConfig
+from ..config import BadInput, GenerationJob, ModelConfig
 from ..models import load as models
 from ..rewards.reward import scales
 from ..run.events import notice
@@ -20,30 +21,50 @@ from ..train.setup import decoding_remarks, load_prompts, reward_group, rollout_
 INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 
 
-def answers(
-    job: Answers, which: ModelConfig, run_dir: Path, greedy: bool, check: Callable[[Prompts], None] = lambda _: None
-) -> tuple[pa.Table, Prompts]:
-    """One row an answer (heldout.table), and the prompts that were asked. ``check`` sees these before anything starts."""
-    sources = which.path is not None and models.is_encoder_decoder(models.resolve(which.path, which.revision))
+class Answers(NamedTuple):
+    """One row an answer, as :func:`rlhf_ray.train.evaluation.table` makes it, and the prompts."""
+
+    table: pa.Table
+    prompts: Prompts
+
+
+def generate_answers(
+    job: GenerationJob,
+    model: ModelConfig,
+    run_dir: Path,
+    *,
+    greedy: bool,
+    check: Callable[[Prompts], None] = lambda _: None,
+) -> Answers:
+    """Answers of ``model`` to the job's prompts, with its terms' scores. ``check`` sees the prompts before actors start.
+
+    Raises BadInput if the model, its engine or the data do not fit the job.
+    """
+    is_encoder_decoder = model.path is not None and models.is_encoder_decoder(
+        models.resolve(model.path, model.revision)
+    )
     engine = job.rollout.engine
-    if sources and not engine.supports_encoder_decoders:
+    if is_encoder_decoder and not engine.supports_encoder_decoders:
         raise BadInput(
-            f"rollout.engine.type: {engine.type} does not generate with encoder-decoders, and {which.path} is one; "
+            f"rollout.engine.type: {engine.type} does not generate with encoder-decoders, and {model.path} is one; "
             "set rollout.engine.type=transformers"
         )
-    model, tokenizer = roles.prepare(which, run_dir, job.run.seed, "seq2seq" if sources else "policy")
-    directory = str(model.path)
+    kind = "seq2seq" if is_encoder_decoder else "policy"
+    local_model, tokenizer = roles.prepare(model, run_dir, job.run.seed, kind)
+    directory = str(local_model.path)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-    most = job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, tokenizer, models.context_length(directory), most, "data", sources)
+    max_new_tokens = job.rollout.max_new_tokens
+    context_length = models.context_length(directory)
+    prompts = load_prompts(job.data, tokenizer, context_length, max_new_tokens, "data", is_encoder_decoder)
     check(prompts)
     demand = worker_demand(rollout=job.rollout, rewards=job.rewards)
     placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
-    longest = job.data.max_prompt_tokens + most
+    max_tokens = job.data.max_prompt_tokens + max_new_tokens
     reward = reward_group(job.rewards, run_dir, job.cluster, placement)
-    rollout = rollout_group(job.rollout, model, roles.eos_ids(tokenizer, directory), longest, job.cluster, placement)
+    eos_ids = roles.eos_ids(tokenizer, directory)
+    rollout = rollout_group(job.rollout, local_model, eos_ids, max_tokens, job.cluster, placement)
     try:
-        reward.broadcast("check", longest)
+        reward.broadcast("check", max_tokens)
         for line in decoding_remarks(rollout):
             notice(line)
         collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
@@ -53,6 +74,8 @@ def answers(
         for group in (rollout, reward):
             group.kill()
         placement.remove()
-    members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}  # all else counts as it scores
-    own = {n: s for n, s in scales(batch.reward_parts, job.rewards).items() if n in members}
-    return heldout.table(batch, job.rewards.terms, job.rewards, own, prompts.rows, tokenizer), prompts
+    # Scores of an ensemble's members are standardised, because it combines them; all other terms count as they score.
+    members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}
+    statistics = {name: scale for name, scale in scales(batch.reward_parts, job.rewards).items() if name in members}
+    table = heldout.table(batch, job.rewards.terms, job.rewards, statistics, prompts.rows, tokenizer)
+    return Answers(table, prompts)

@@ -1,17 +1,39 @@
-"""What each kind of job needs before it can start."""
+"""Every kind of job, by the value of `job:`."""
 
 from __future__ import annotations
 
-from ..actors.placement import Demand, worker_demand
-from ..config import Answers, Job, RLJob, Supervised
+from typing import Any
+
+from ..actors.placement import Demand
+from ..config import Job
+from .evaluate import EVALUATE
+from .kind import JobKind
+from .pipeline import PipelineKind, pipeline_kind
+from .rl import RL
+from .sample import SAMPLE
+from .score import SCORE
+from .supervised import SUPERVISED
+from .tokenizer import TOKENIZER
+
+STAGES: dict[str, JobKind[Any]] = {
+    "ppo": RL,
+    **SUPERVISED,
+    "evaluate": EVALUATE,
+    "sample": SAMPLE,
+    "score": SCORE,
+    "tokenizer": TOKENIZER,
+}
+"""Kinds of job that may be a stage of a pipeline."""
+
+PIPELINE: PipelineKind = pipeline_kind(STAGES)
+KINDS: dict[str, JobKind[Any]] = {**STAGES, "pipeline": PIPELINE}
+
+
+def kind_of(job: Job) -> JobKind[Any]:
+    """The kind of a job."""
+    return KINDS[job.job]
 
 
 def demand_of(job: Job) -> Demand:
     """The workers of each role that a job needs."""
-    if isinstance(job, RLJob):
-        return worker_demand(learner=job.learner, rollout=job.rollout, rewards=job.all_rewards)
-    if isinstance(job, Supervised):
-        return worker_demand(learner=job.learner)
-    if isinstance(job, Answers):
-        return worker_demand(rollout=job.rollout, rewards=job.rewards)
-    return Demand(counts={})
+    return kind_of(job).needs(job).demand

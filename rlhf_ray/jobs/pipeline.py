@@ -1,113 +1,104 @@
-"""Running a job: a single one in its run directory, or stages in order, each in its own."""
+"""`job: pipeline`: stages in order, each in a run directory of its own; a finished stage is not done again."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from rich.console import Console
-
-from ..actors.session import Stop, check_run_dir, check_shared, ray_session
-from ..config import EvaluateJob, PipelineJob, RLJob, SampleJob, ScoreJob, TokenizerJob, parse
+from ..config import PipelineJob, SingleJob, parse
 from ..config.jobs import STAGE
-from ..report.evaluations import compare_first_and_last, comparison_tables, stage_results, stage_table
 from ..run.directory import RunDir
-from ..run.events import notice
-from ..run.outcome import Watch, failing, unwatched
-from ..run.usage import read_stage_usage, sum_usage
-from ..train.rl import RL
-from ..train.setup import setup
-from ..train.supervised import SupervisedRun
-from . import evaluate, lineage, preflight, sample, score, tokenizer
-
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
+from ..run.outcome import failing
+from ..run.reader import read_manifest
+from .kind import JobKind, JobNeeds, Results, RunContext
+from .lineage import Lineage, is_done, set_aside, trace
 
 
-def run(job: Any, console: Console) -> None:
-    """Runs a job in a Ray session of its own (or the cluster it is told to join).
+@dataclass(frozen=True, kw_only=True)
+class PipelineKind(JobKind[PipelineJob]):
+    """The kind of a pipeline; ``kinds`` are those that a stage may be of, by the value of `job:`."""
 
-    Raises BadInput (nothing has run yet), Failed (something has), Stopped (a checkpoint was written), or what went wrong.
+    kinds: Mapping[str, JobKind[Any]]
+
+    def is_finished(self, job: PipelineJob) -> bool:
+        """Whether every stage is finished and made of what the job names now."""
+        outputs: dict[str, str] = {}
+        for name, stage in job.stages.items():
+            resolved = resolve_stage(job, name, stage)
+            lineage = trace(resolved, Path(job.run.dir).absolute(), outputs)
+            outputs[name] = lineage.outputs
+            manifest = read_manifest(Path(resolved.run.dir))
+            if manifest.get("inputs") != lineage.inputs or not is_done(manifest, lineage.outputs):
+                return False
+        return True
+
+
+def pipeline_kind(kinds: Mapping[str, JobKind[Any]]) -> PipelineKind:
+    """The kind of a pipeline whose stages are of ``kinds``."""
+
+    def describe(job: PipelineJob) -> list[str]:
+        return [f"{name}: {line}" for name, stage in job.stages.items() for line in kinds[stage.job].describe(stage)]
+
+    def run(job: PipelineJob, context: RunContext) -> Results:
+        return run_stages(job, context, kinds)
+
+    return PipelineKind(
+        needs=lambda job: JobNeeds(data={}), describe=describe, run=run, stages=lambda job: job.stages, kinds=kinds
+    )
+
+
+def run_stages(job: PipelineJob, context: RunContext, kinds: Mapping[str, JobKind[Any]]) -> Results:
+    """Runs the stages in order; returns the results of each, by its name.
+
+    A finished stage is done again only if its config, its files or a stage before it have changed.
     """
-    check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
-    with RunDir(job) as held:
-        preflight.check(job)
-        with ray_session(job.cluster) as stop:
-            check_shared(held.path)
-            if isinstance(job, PipelineJob):
-                pipeline(job, held, stop, console)
-            else:
-                held.record("running", resources=ray.cluster_resources())
-                single(job, held, stop, console)
-        held.record("finished")
-        console.print(f"run directory: {held.path}")
+    from ..report.evaluations import stage_results, stage_table
+    from ..run.usage import read_stage_usage, sum_usage
 
-
-def single(job: Any, held: RunDir, stop: Stop, console: Console, watch: Watch = unwatched) -> dict[str, Any]:
-    """One job in its run directory; returns its results, which the manifest keeps too. ``watch`` sees the evaluations of a training."""
-    if isinstance(job, RLJob):
-        with setup(job, held.path, notice) as made:
-            rl = RL(job, held, made, stop, watch)
-            with failing(lambda: rl.step > 0):
-                rl.train()
-        results: dict[str, Any] = {}
-        if (comparison := compare_first_and_last(held.path)) is not None:
-            for table in comparison_tables(comparison, job.evaluate.num_shown):
-                console.print(table)
-            results = {name: vars(difference) for name, difference in comparison.differences.items()}
-    elif isinstance(job, EvaluateJob):
-        results = evaluate.run(job, held, console)
-    elif isinstance(job, SampleJob):
-        results = sample.run(job, held, console)
-    elif isinstance(job, ScoreJob):
-        results = score.run(job, held, console)
-    elif isinstance(job, TokenizerJob):
-        results = tokenizer.run(job, held, console)
-    else:
-        run = SupervisedRun(job, held, stop, watch)
-        with failing(lambda: run.step > 0):
-            results = run.train()
-    held.record("finished", results=results)
+    results: Results = {}
+    trained: list[str] = []
+    outputs: dict[str, str] = {}
+    run, console = context.run, context.console
+    for number, (name, stage) in enumerate(job.stages.items(), 1):
+        resolved = resolve_stage(job, name, stage)
+        run.events.at(stage=name)
+        console.rule(f"{number}/{len(job.stages)} {name}: {resolved.job}")
+        lineage = trace(resolved, run.path, outputs)
+        outputs[name] = lineage.outputs
+        if (aside := set_aside(run.path / name, lineage.inputs)) is not None:
+            console.print(f"{name} was made from other inputs: it is now {aside}, and the stage is done again")
+        with RunDir(resolved, keep_finished=True, parent_id=run.id) as stage_run:
+            if is_done(stage_run.manifest, lineage.outputs):
+                console.print(f"{name} is finished already: {stage_run.path}")
+                results[name] = stage_run.manifest["results"]
+                continue
+            _begin(stage_run, lineage)
+            with failing(lambda: bool(trained)):
+                stage_context = RunContext(run=stage_run, stop=context.stop, console=console)
+                results[name] = kinds[resolved.job].run_and_record(resolved, stage_context)
+            stage_run.record("finished", outputs=lineage.outputs)
+            trained.append(name)
+            console.print(f"{name}: {stage_run.manifest['seconds']} s")
+    run.record("running", usage=sum_usage(read_stage_usage(run.path).values()).to_json())
+    console.print(stage_table(stage_results(results)))
     return results
 
 
-def pipeline(job: PipelineJob, held: RunDir, stop: Stop, console: Console) -> None:
-    """The stages in order. A finished one is not done again unless its config, its files or a stage before it have changed."""
-    results: dict[str, Any] = {}
-    trained: list[str] = []
-    done: dict[str, str] = {}
-    for number, (name, stage) in enumerate(job.stages.items(), 1):
-        settled = settle(job, name, stage)
-        held.events.at(stage=name)
-        console.rule(f"{number}/{len(job.stages)} {name}: {settled.job}")
-        made = lineage.trace(settled, held.path, done)
-        done[name] = made.outputs
-        if (old := lineage.set_aside(held.path / name, made.inputs)) is not None:
-            console.print(f"{name} was made of something else: that is now {old}, and it is done again")
-        with RunDir(settled, keep_finished=True, parent_id=held.id) as inner:
-            if lineage.is_done(inner.manifest, made.outputs):
-                console.print(f"{name} is finished already: {inner.path}")
-                results[name] = inner.manifest["results"]
-            else:
-                inner.record("running", inputs=made.inputs, files=made.files)
-                with failing(lambda: bool(trained)):
-                    results[name] = single(settled, inner, stop, console)
-                inner.record("finished", outputs=made.outputs)
-                trained.append(name)
-                console.print(f"{name}: {inner.manifest['seconds']} s")
-    held.record("running", results=results, usage=sum_usage(read_stage_usage(held.path).values()).to_json())
-    console.print(stage_table(stage_results(results)))
+def _begin(stage_run: RunDir, lineage: Lineage) -> None:
+    stage_run.record("running", inputs=lineage.inputs, files=lineage.files)
 
 
-def settle(job: PipelineJob, name: str, stage: Any) -> Any:
-    """The stage as a job of its own: the pipeline's run directory, seed, cluster and log; 'stage:' paths made real."""
-    root = Path(job.run.dir).absolute()
+def resolve_stage(pipeline: PipelineJob, name: str, stage: SingleJob) -> SingleJob:
+    """The stage as a job of its own: with the pipeline's run directory, seed, cluster and log, and real paths for 'stage:NAME'."""
+    root = Path(pipeline.run.dir).absolute()
     tree = stage.model_dump(mode="json")
-    tree["run"] = {"dir": str(root / name), "seed": job.run.seed}
-    tree["cluster"] = job.cluster.model_dump(mode="json")
-    tree["log"] = {**job.log.model_dump(mode="json"), **stage.log.model_dump(mode="json", exclude_defaults=True)}
-    return parse(_replace(tree, root), f"stages.{name}")
+    tree["run"] = {"dir": str(root / name), "seed": pipeline.run.seed}
+    tree["cluster"] = pipeline.cluster.model_dump(mode="json")
+    tree["log"] = {**pipeline.log.model_dump(mode="json"), **stage.log.model_dump(mode="json", exclude_defaults=True)}
+    resolved: SingleJob = parse(_replace(tree, root), f"stages.{name}")
+    return resolved
 
 
 def _replace(node: Any, root: Path) -> Any:

@@ -3,107 +3,86 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import (
-    Answers,
-    BadInput,
-    DataConfig,
-    FunctionReward,
-    NeuralReward,
-    PipelineJob,
-    RLJob,
-    ScoreJob,
-    Seq2SeqJob,
-    Supervised,
-    TokenizerJob,
-)
+from ..config import BadInput, DataConfig, FunctionReward, Job, RuleReward, SingleJob
 from ..config.jobs import STAGE
 from ..data import check as data_check
 from ..data import examples
 from ..data import tokenizer as tokenizers
 from ..models import load as models
+from ..rewards.rules import rule
 from ..run.reader import read_manifest
+from .kinds import kind_of
 
 
-def check(job: Any) -> None:
-    """Raises BadInput for data, a model directory or a reward function that is not there, in any stage still to run."""
-    stages = job.stages if isinstance(job, PipelineJob) else {}
+def check_job(job: Job) -> None:
+    """Raises BadInput for what a job, or any stage that is still to run, needs and does not find.
+
+    Looked for are: data, model directories, reward functions, rules and optional packages.
+    """
+    for name, stage in kind_of(job).stages(job).items():
+        if name and read_manifest(Path(job.run.dir).absolute() / name).get("state") == "finished":
+            continue
+        try:
+            _check_single(stage)
+        except BadInput as error:
+            if not name:
+                raise
+            raise BadInput(f"stages.{name}: {error}") from None
+
+
+def data_report(job: Job) -> Iterator[str]:
+    """Sentences on the data of a job, or of each stage of a pipeline; data that an earlier stage will write is left out."""
+    stages = kind_of(job).stages(job)
     for name, stage in stages.items():
-        if read_manifest(Path(job.run.dir).absolute() / name).get("state") != "finished":
-            try:
-                _check(stage)
-            except BadInput as error:
-                raise BadInput(f"stages.{name}: {error}") from None
-    if not stages:
-        _check(job)
-
-
-def data_report(job: Any) -> Iterator[str]:
-    """Sentences on the data of a job, or of a pipeline's stages; what an earlier stage will write is left out."""
-    for name, stage in (job.stages if isinstance(job, PipelineJob) else {"": job}).items():
-        sections = {"data": stage.data}
-        if isinstance(stage, Supervised | RLJob):
-            sections["evaluate.data"] = stage.evaluate.data
-        given = {o: s for o, s in sections.items() if s is not None and not _waits(s)}
-        found = {option: examples.load(section, option) for option, section in given.items()}
-        tokenizer = _tokenizer(stage, getattr(job, "stages", {}))
+        needs = kind_of(stage).needs(stage)
+        sections = {option: needs.data.get(option) for option in ("data", "evaluate.data")}
+        rows_by_option = {
+            option: examples.load(section, option)
+            for option, section in sections.items()
+            if section is not None and not _waits(section)
+        }
+        tokenizer = _tokenizer(stage, stages)
         yield f"{name}: {stage.job}" if name else stage.job
-        for rows in found.values():
+        for rows in rows_by_option.values():
             if tokenizer is None:
                 yield f"{rows.source}: {len(rows)} rows (no tokenizer yet, so their lengths are not known)"
             else:
-                yield from data_check.lines(rows, tokenizer, _limits(stage))
-        if len(found) == 2:
-            yield data_check.leakage(found["data"], found["evaluate.data"])
+                yield from data_check.lines(rows, tokenizer, dict(needs.token_limits))
+        if len(rows_by_option) == 2:
+            yield data_check.leakage(rows_by_option["data"], rows_by_option["evaluate.data"])
 
 
-def _tokenizer(job: Any, stages: dict[str, Any]) -> Any:
-    """The tokenizer of a job's model, that of an earlier stage's where it comes from there; None where one is yet to be trained."""
-    while not isinstance(job, TokenizerJob | ScoreJob):
-        name = job.model.tokenizer or job.model.path
+def _tokenizer(job: SingleJob, stages: Mapping[str, SingleJob]) -> Any:
+    """The tokenizer of a job's model, or that of the earlier stage that it comes from; None if it does not exist yet."""
+    while (model := kind_of(job).needs(job).model) is not None:
+        name = model.tokenizer or model.path or ""
         if not name.startswith(STAGE):
-            return tokenizers.load(job.model, models.resolve(job.model.path) if job.model.path else None, ends=False)
+            return tokenizers.load(model, models.resolve(model.path) if model.path else None, ends=False)
         job = stages[name.removeprefix(STAGE)]
     return None
 
 
-def _limits(job: Any) -> dict[str, int]:
-    """Most tokens of a prompt (jobs with rollouts), of each side (seq2seq), or of a whole row."""
-    if isinstance(job, TokenizerJob | ScoreJob):
-        return {}
-    if isinstance(job, Seq2SeqJob):
-        return dict.fromkeys(("source", "target", "prompt", "completion"), job.max_length)
-    prompts = getattr(job.data, "max_prompt_tokens", None)
-    return {"row": job.max_length} if prompts is None else {"prompt": prompts}
-
-
-def _check(job: Any) -> None:
-    _find(job.data, "data")
-    if isinstance(job, TokenizerJob):
-        return
-    sections, terms = {}, []
-    paths = [] if isinstance(job, ScoreJob) else [job.model.path]
-    if isinstance(job, Answers | ScoreJob):
-        terms = [*job.rewards.terms]
-        paths += [getattr(job, "against", None), *(t.path for t in terms if isinstance(t, NeuralReward))]
-    else:
-        sections["evaluate.data"] = job.evaluate.data
-    if isinstance(job, RLJob):
-        sections["ptx_data"] = job.ptx_data
-        terms = [*job.rewards.terms, *job.evaluate.terms]
-        paths += [job.critic.path, *(t.path for t in terms if isinstance(t, NeuralReward))]
-    for option, section in sections.items():
-        if section is not None:
-            _find(section, option)
-    for path in paths:
-        if path is not None and not path.startswith(STAGE):
+def _check_single(job: SingleJob) -> None:
+    needs = kind_of(job).needs(job)
+    for option, section in needs.sections.items():
+        _find(section, option)
+    for package, sentence in needs.packages.items():
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(sentence)
+    own = [] if needs.model is None or needs.model.path is None else [needs.model.path]
+    for path in [*own, *needs.model_paths, *needs.reward_models]:
+        if not path.startswith(STAGE):
             models.find(path)
-    for term in terms:
+    for term in [] if needs.rewards is None else needs.rewards.terms:
         if isinstance(term, FunctionReward):
             find_function(term)
+        if isinstance(term, RuleReward):
+            rule(term.rule, term.options)  # its name and its options
 
 
 def _waits(section: DataConfig) -> bool:

@@ -241,7 +241,7 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
     """A few steps at a learning rate that changes nothing: what the engine sampled with must be what the learner computes, every time."""
     from rich.console import Console
 
-    from ..jobs import pipeline
+    from ..jobs import start
     from ..run.reader import read_metrics
     from ..run.trajectories import read_batch, trajectory_files
 
@@ -249,7 +249,7 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=shared) as directory, Path(os.devnull).open("w") as quiet:
         run = Path(directory) / "run"
         job = parse(_job(run, cluster, num_steps), "doctor")
-        pipeline.run(job, Console(file=quiet, markup=False))
+        start.run(job, Console(file=quiet, markup=False))
         worst = 0.0
         for file in trajectory_files(run):
             batch = read_batch(file)

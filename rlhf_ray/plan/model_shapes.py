@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import PPO, Answers, ModelConfig, RLJob, Supervised, TokenizerJob
+from ..config import ModelConfig, SingleJob, TokenizerJob
 from ..config.jobs import STAGE
+from ..jobs.kinds import kind_of
 from ..toy import world as toy
-from .requirements import Models, reward_paths
+from .requirements import Models
 from .shape import FAMILIES, Shape, shape
 
 
@@ -18,16 +19,14 @@ class NoEstimate(Exception):
     """Why there is no shape, in a sentence: the model is not there yet, or its architecture has no formula."""
 
 
-def models(job: RLJob | Supervised | Answers, stages: Mapping[str, Any]) -> Models:
-    """The shapes of a job; ``stages`` are those of its pipeline. Raises NoEstimate."""
-    policy = of(job.model, stages)
-    if isinstance(job, Supervised):
-        return Models(policy)
-    rewards = tuple(of(ModelConfig(path=path), stages) for path in reward_paths(job))
-    critic = None
-    if isinstance(job, RLJob) and isinstance(job.algorithm, PPO):
-        critic = of(ModelConfig(path=job.critic.path), stages) if job.critic.path else rewards[0] if rewards else policy
-    return Models(policy, critic, rewards)
+def models(job: SingleJob, stages: Mapping[str, Any]) -> Models | None:
+    """The shapes of a job, None if it has no model; ``stages`` are those of its pipeline. Raises NoEstimate."""
+    needs = kind_of(job).needs(job)
+    if needs.model is None:
+        return None
+    rewards = tuple(of(ModelConfig(path=path), stages) for path in needs.reward_models)
+    critic = None if needs.critic is None else of(needs.critic, stages)
+    return Models(of(needs.model, stages), critic, rewards)
 
 
 def of(model: ModelConfig, stages: Mapping[str, Any]) -> Shape:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import Answers, NeuralReward, PreferenceJob, RewardJob, RLJob, Supervised
+from ..config import RLJob, Supervised
+from ..jobs.kind import Generation, JobNeeds
 from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
@@ -51,9 +52,12 @@ def guessed(longest_prompt: int, longest_response: int) -> Lengths:
     )
 
 
-def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
+def learner(job_needs: JobNeeds, models: Models, cpu: bool) -> Need:
     """One rank: actor and critic with their optimizers, the reference, and one micro-batch's activations of whichever is larger."""
-    c, m, p = job.learner, job.model, models.policy
+    training, m, p = job_needs.training, job_needs.model, models.policy
+    assert training is not None
+    assert m is not None
+    c = training.learner
     sgd, stage, ranks = c.optimizer == "sgd", c.zero_stage, c.num_workers
     num = float(p.num_parameters)
     trained = num if m.lora is None else float(p.adapter_parameters(m.lora.rank))
@@ -62,17 +66,10 @@ def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
     actor = memory.states(num, trained, m.dtype, stage, ranks, cpu, sgd)
     resident, step = dict(actor.resident), dict(actor.step)
     tokens = float(c.micro_batch_tokens)
-    scored = tokens
-    if isinstance(job, RLJob):
-        longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
-        samples = job.rollout.prompts_per_step * job.algorithm.group_size // job.algorithm.num_mini_batches
-        tokens = min(tokens, float(longest * -(-samples // ranks)))
-        scored = tokens * job.rollout.max_new_tokens / longest
-        if job.needs_reference and m.lora is None:
-            resident["reference"] = memory.frozen(p.num_parameters, m.dtype, stage, ranks)
-    else:
-        tokens = min(tokens, float(job.max_length * -(-rows(job) // ranks)))
-        scored = tokens
+    tokens = min(tokens, float(training.max_tokens * -(-training.sequences // ranks)))
+    scored = tokens * training.scored_share
+    if training.has_reference and m.lora is None:
+        resident["reference"] = memory.frozen(p.num_parameters, m.dtype, stage, ranks)
     wide = cpu and m.dtype == "bfloat16"  # of sequences that are short: the larger need
     acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing, wide)
     working = {**actor.working, **acts}
@@ -86,15 +83,10 @@ def learner(job: RLJob | Supervised, models: Models, cpu: bool) -> Need:
     return Need("learner", resident, working, step)
 
 
-def rows(job: Supervised) -> int:
-    """Sequences of one optimizer step: a pair is two."""
-    return job.batch_size * (2 if isinstance(job, RewardJob | PreferenceJob) else 1)
-
-
-def rollout(job: RLJob | Answers, models: Models, cluster: Cluster) -> Need:
+def rollout(generation: Generation, models: Models, cluster: Cluster) -> Need:
     """One rollout worker, of each of its GPUs."""
-    e, p, device = job.rollout.engine, models.policy, cluster.device
-    longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+    e, p, device = generation.rollout.engine, models.policy, cluster.device
+    longest = generation.max_tokens
     reserved = e.memory_reservation
     if reserved is not None and not device.is_cpu:
         kv_cache = None if reserved.kv_cache_gib is None else reserved.kv_cache_gib * memory.GIB
@@ -115,10 +107,10 @@ def reward(models: Models) -> Need:
     return Need("reward", {"reward models": weights}, {"activations": passing} if passing else {})
 
 
-def room(job: RLJob | Answers, models: Models, need: Need) -> float:
+def room(generation: Generation, models: Models, need: Need) -> float:
     """How many of the longest sequences a vLLM worker's KV cache holds at once."""
-    e = job.rollout.engine
-    longest = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+    e = generation.rollout.engine
+    longest = generation.max_tokens
     each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.num_gpus
     return need.working["KV cache"] / (longest * each)
 
@@ -203,9 +195,3 @@ def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]
         seconds = stages.generation(engine, drawn.tolist(), given.lengths.prompt, prompts, given.cluster.device)
         found.append(given.factors.rollout * (seconds + first_s / -(-r.prompts_per_step // r.chunk_prompts)))
     return found
-
-
-def reward_paths(job: RLJob | Answers) -> list[str]:
-    """Paths of the reward models that every reward worker holds."""
-    terms = [*job.rewards.terms, *(job.evaluate.terms if isinstance(job, RLJob) else [])]
-    return [t.path for t in terms if isinstance(t, NeuralReward)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import Answers, BadInput, Job, LearnerConfig, RLJob, RolloutConfig, Supervised, apply_overrides, parse
+from ..config import BadInput, LearnerConfig, RLJob, RolloutConfig, SingleJob, Supervised, apply_overrides, parse
+from ..jobs.kinds import kind_of
 from .forecast import Forecast, forecast
 from .requirements import Setting
 
-Suggestion = Callable[[Job], str | None]
+Suggestion = Callable[[SingleJob], str | None]
 """The override (`key.path=value`) that a job could try; None if it does not apply to the job."""
 
 WORTHWHILE = 0.95  # a suggestion is named if it shortens the step to less than this share
@@ -45,17 +46,17 @@ def overrides_that_shorten(current: Forecast) -> list[tuple[str, float]]:
     return sorted(shorter, key=lambda pair: pair[1])
 
 
-def _try(suggest: Suggestion, job: Job) -> tuple[str | None, Job]:
+def _try(suggest: Suggestion, job: SingleJob) -> tuple[str | None, SingleJob]:
     """The override for a job and the job with it; (None, the job) if it does not apply or changes nothing."""
     override = suggest(job)
     changed = None if override is None else _with_overrides(job, [override])
     return (None, job) if changed is None else (override, changed)
 
 
-def _with_overrides(job: Job, overrides: list[str]) -> Job | None:
+def _with_overrides(job: SingleJob, overrides: list[str]) -> SingleJob | None:
     """The job with options set; None if that is no valid job, or the same one."""
     try:
-        changed: Job = parse(apply_overrides(job.model_dump(mode="json"), overrides), "job")
+        changed: SingleJob = parse(apply_overrides(job.model_dump(mode="json"), overrides), "job")
     except BadInput:
         return None
     return None if job == changed else changed
@@ -72,12 +73,12 @@ def _without_needless(overrides: list[str], current: Forecast) -> list[str]:
     return needed
 
 
-def _fits(job: Job, given: Setting) -> bool:
+def _fits(job: SingleJob, given: Setting) -> bool:
     changed = _forecast(job, given)
     return changed is not None and changed.fits
 
 
-def _forecast(job: Job, given: Setting) -> Forecast | None:
+def _forecast(job: SingleJob, given: Setting) -> Forecast | None:
     """The forecast of a job; None if it cannot be placed."""
     try:
         return forecast(job, given)
@@ -85,64 +86,66 @@ def _forecast(job: Job, given: Setting) -> Forecast | None:
         return None
 
 
-def _learner(job: Job) -> LearnerConfig | None:
-    return job.learner if isinstance(job, RLJob | Supervised) else None
+def _learner(job: SingleJob) -> LearnerConfig | None:
+    training = kind_of(job).needs(job).training
+    return None if training is None else training.learner
 
 
-def _rollout(job: Job) -> RolloutConfig | None:
-    return job.rollout if isinstance(job, RLJob | Answers) else None
+def _rollout(job: SingleJob) -> RolloutConfig | None:
+    generation = kind_of(job).needs(job).generation
+    return None if generation is None else generation.rollout
 
 
 # What makes a job fit -------------------------------------------------------------------------------------------------
 
 
-def recompute_activations(job: Job) -> str | None:
+def recompute_activations(job: SingleJob) -> str | None:
     """Activations are computed again in the backward pass instead of kept."""
     return "model.gradient_checkpointing=true" if _learner(job) else None
 
 
-def shard_gradients(job: Job) -> str | None:
+def shard_gradients(job: SingleJob) -> str | None:
     """ZeRO-2: gradients are divided among the ranks."""
     learner = _learner(job)
     return "learner.zero_stage=2" if learner and learner.zero_stage < 2 else None
 
 
-def shard_weights(job: Job) -> str | None:
+def shard_weights(job: SingleJob) -> str | None:
     """ZeRO-3: weights are divided among the ranks too."""
     return "learner.zero_stage=3" if _learner(job) else None
 
 
-def smallest_micro_batches(job: Job) -> str | None:
+def smallest_micro_batches(job: SingleJob) -> str | None:
     """Micro-batches of one longest sequence."""
     if isinstance(job, RLJob):
         return f"learner.micro_batch_tokens={job.data.max_prompt_tokens + job.rollout.max_new_tokens}"
     return f"learner.micro_batch_tokens={job.max_length}" if isinstance(job, Supervised) else None
 
 
-def bfloat16_engine(job: Job) -> str | None:
+def bfloat16_engine(job: SingleJob) -> str | None:
     """The engine's weights and KV cache in half the bytes."""
     return "rollout.engine.dtype=bfloat16" if _rollout(job) else None
 
 
-def smaller_reservation(job: Job) -> str | None:
+def smaller_reservation(job: SingleJob) -> str | None:
     """An engine that reserves GPU memory when it starts reserves less."""
     rollout = _rollout(job)
     reservation = rollout and rollout.engine.memory_reservation
     return "rollout.engine.memory_fraction=0.3" if reservation and reservation.gpu_fraction > 0.3 else None
 
 
-def fewer_rows(job: Job) -> str | None:
+def fewer_rows(job: SingleJob) -> str | None:
     """A KV cache for fewer sequences."""
     rollout = _rollout(job)
     return "rollout.engine.max_rows=16" if rollout and rollout.engine.max_rows > 16 else None
 
 
-def bfloat16_model(job: Job) -> str | None:
+def bfloat16_model(job: SingleJob) -> str | None:
     """The learner's weights, gradients and activations in half the bytes."""
     return "model.dtype=bfloat16" if _learner(job) else None
 
 
-def separate_devices(job: Job) -> str | None:
+def separate_devices(job: SingleJob) -> str | None:
     """Learner and rollout workers on devices of their own."""
     return "cluster.colocate=false" if _rollout(job) else None
 
@@ -163,48 +166,48 @@ TO_FIT: tuple[Suggestion, ...] = (
 # What makes a step shorter --------------------------------------------------------------------------------------------
 
 
-def generate_ahead(job: Job) -> str | None:
+def generate_ahead(job: SingleJob) -> str | None:
     """The next step's rollouts are generated while this step's are learnt from."""
     rollout = _rollout(job)
     return "rollout.ahead=1" if rollout and rollout.ahead == 0 else None
 
 
-def vllm_engine(job: Job) -> str | None:
+def vllm_engine(job: SingleJob) -> str | None:
     """vLLM instead of the embedded engine."""
     rollout = _rollout(job)
     return "rollout.engine={type: vllm}" if rollout and rollout.engine.type != "vllm" else None
 
 
-def more_rollout_workers(job: Job) -> str | None:
+def more_rollout_workers(job: SingleJob) -> str | None:
     """Twice as many rollout workers."""
     rollout = _rollout(job)
     return f"rollout.num_workers={2 * rollout.num_workers}" if rollout else None
 
 
-def more_learner_ranks(job: Job) -> str | None:
+def more_learner_ranks(job: SingleJob) -> str | None:
     """Twice as many learner ranks."""
     learner = _learner(job)
     return f"learner.num_workers={2 * learner.num_workers}" if learner else None
 
 
-def more_rows(job: Job) -> str | None:
+def more_rows(job: SingleJob) -> str | None:
     """Twice as many sequences in a decode step."""
     rollout = _rollout(job)
     return f"rollout.engine.max_rows={2 * rollout.engine.max_rows}" if rollout else None
 
 
-def one_chunk_per_worker(job: Job) -> str | None:
+def one_chunk_per_worker(job: SingleJob) -> str | None:
     """All prompts of a rollout worker at once: it decodes fewer half-empty batches."""
     rollout = _rollout(job)
     return f"rollout.chunk_prompts={-(-rollout.prompts_per_step // rollout.num_workers)}" if rollout else None
 
 
-def keep_activations(job: Job) -> str | None:
+def keep_activations(job: SingleJob) -> str | None:
     """Activations are kept instead of computed again in the backward pass."""
     return "model.gradient_checkpointing=false" if _learner(job) else None
 
 
-def larger_micro_batches(job: Job) -> str | None:
+def larger_micro_batches(job: SingleJob) -> str | None:
     """Micro-batches of twice as many tokens."""
     learner = _learner(job)
     return f"learner.micro_batch_tokens={2 * learner.micro_batch_tokens}" if learner else None

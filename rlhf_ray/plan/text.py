@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Answers, BadInput, PipelineJob, RLJob, ScoreJob, TokenizerJob
+from ..config import BadInput, Job, RLJob, SingleJob, Supervised
+from ..jobs.kinds import kind_of
 from . import forecast, suggestions
 from . import model_shapes as shapes
 from . import requirements as needs
-from .arithmetic import lines as arithmetic
 from .forecast import Forecast
 from .hardware import GIB, GPUS, Cluster, cluster, this_machine
 from .requirements import Models, Setting
@@ -53,12 +53,12 @@ def _local_gpus() -> Cluster | None:
     return cluster(f"{len(rows)}x{fitting[0].name}") if fitting else None
 
 
-def answer(job: Any, on: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
+def answer(job: Job, on: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
     """Everything about a job, or about each stage of a pipeline. ``run`` calibrates; ``scale`` adds larger clusters; a chunk's reward waits
     for ``reward_s``."""
-    pipeline = job.stages if isinstance(job, PipelineJob) else {}
+    pipeline = kind_of(job).stages(job)
     lines, verdicts = [f"on {_device(on)}"], []
-    for name, stage in (pipeline or {"": job}).items():
+    for name, stage in pipeline.items():
         whole = stage.model_copy(update={"cluster": job.cluster})
         one = _stage(whole, pipeline, on, run, scale, reward_s)
         lines += [f"{name}: {line}" if name else line for line in one.lines]
@@ -74,14 +74,16 @@ def _device(c: Cluster) -> str:
     return f"{nodes}{each}: {size(c.device.memory)}, {flops}"
 
 
-def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool, reward_s: float) -> Answer:
-    lines = list(arithmetic(job))
-    if isinstance(job, TokenizerJob | ScoreJob):
-        return Answer(lines)
+def _stage(
+    job: SingleJob, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool, reward_s: float
+) -> Answer:
+    lines = kind_of(job).describe(job)
     try:
         models = shapes.models(job, pipeline)
     except shapes.NoEstimate as why:
         return Answer([*lines, f"no estimate: {why}"])
+    if models is None:
+        return Answer(lines)
     given = Setting(models, on, forecast.lengths(job), reward_s=reward_s)
     lines.append(_sizes(models))
     if run is not None and isinstance(job, RLJob):
@@ -94,8 +96,8 @@ def _stage(job: Any, pipeline: Mapping[str, Any], on: Cluster, run: str | None, 
         return Answer([*lines, f"no: {why}"], False)
     lines += [*found.plan.lines(), *_memory(found)]
     if isinstance(job, RLJob):
-        lines += [*_time(found), *(_scaled(found) if scale else ())]
-    elif found.seconds:
+        lines += [*_time(job, found), *(_scaled(job, found) if scale else ())]
+    elif isinstance(job, Supervised) and found.seconds:
         lines.append(
             f"time: {found.seconds['step']:.3g} s a step, {job.num_steps * found.seconds['step'] / 60:.3g} min in all"
         )
@@ -123,8 +125,9 @@ def _memory(f: Forecast) -> Iterator[str]:
         parts = {**need.resident, **need.working, **need.step}
         named = " + ".join(f"{name} {size(v)}" for name, v in parts.items() if v) or "nothing of its own"
         yield f"memory of each {role} worker: {named}; with its process {size(need.stays(cpu) + need.comes(cpu))}"
-    if isinstance(f.job, RLJob | Answers) and f.job.rollout.engine.memory_reservation is not None:
-        held, max_rows = needs.room(f.job, f.given.models, f.needs["rollout"]), f.job.rollout.engine.max_rows
+    generation = kind_of(f.job).needs(f.job).generation
+    if generation is not None and generation.rollout.engine.memory_reservation is not None:
+        held, max_rows = needs.room(generation, f.given.models, f.needs["rollout"]), generation.rollout.engine.max_rows
         yield f"a rollout worker's KV cache holds {max(0.0, held):.0f} of the longest sequences at once (max_rows {max_rows})"
     turns = " (roles in turns)" if f.plan.colocated and not cpu and getattr(f.job.cluster, "colocate", False) else ""
     yield f"the fullest {'machine' if cpu else 'GPU'}: {size(f.taken)} of {size(on.device.memory)}{turns}" + (
@@ -132,8 +135,8 @@ def _memory(f: Forecast) -> Iterator[str]:
     )
 
 
-def _time(f: Forecast) -> Iterator[str]:
-    job, seconds = f.job, f.seconds
+def _time(job: RLJob, f: Forecast) -> Iterator[str]:
+    seconds = f.seconds
     yield f"response lengths: {f.given.lengths.source}"
     parts = {name: s for name, s in seconds.items() if name != "step" and s >= 0.001}
     named = " + ".join(f"{name} {s:.3g}" for name, s in parts.items())
@@ -152,11 +155,11 @@ def _time(f: Forecast) -> Iterator[str]:
     yield f"bottleneck: {worst}, {parts[worst] / seconds['step']:.0%} of the step; what helps: {helps}"
 
 
-def _scaled(f: Forecast) -> Iterator[str]:
+def _scaled(job: RLJob, f: Forecast) -> Iterator[str]:
     """The same share of work for each device, on more of them: what long tails and what stays serial cost."""
     yield "on larger clusters, with as many prompts for each worker as now (simulated, an estimate):"
     for times in SCALES:
-        job, on = f.job, f.given.cluster
+        on = f.given.cluster
         more = job.model_copy(update={
             "rollout": job.rollout.model_copy(update={
                 "prompts_per_step": times * job.rollout.prompts_per_step, "num_workers": times * job.rollout.num_workers,

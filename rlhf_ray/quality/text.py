@@ -14,6 +14,8 @@ from typing import Any
 
 from ..config import BadInput
 
+SACREBLEU = "BLEU and chrF need the package sacrebleu: pip install 'rlhf-ray[metrics]'"
+
 References = Sequence[Sequence[str]]
 """The references of each text, at least one."""
 
@@ -132,5 +134,5 @@ def sacrebleu() -> Any:
     try:
         from sacrebleu import metrics
     except ImportError:
-        raise BadInput("BLEU and chrF need sacrebleu: pip install 'rlhf-ray[metrics]'") from None
+        raise BadInput(SACREBLEU) from None
     return metrics

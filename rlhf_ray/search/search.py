@@ -20,7 +20,7 @@ from ..actors.session import Stop, check_run_dir, check_shared, ray_session
 from ..config import Search, TuneConfig, parse, set_values
 from ..config.tune import values_to_check
 from ..jobs import preflight
-from ..jobs.pipeline import SUBMITTED
+from ..jobs.start import SUBMITTED
 from ..run.directory import RunDir
 from ..run.outcome import Failed, Stopped
 from .objective import SearchObjective, base_job, job_tree, search_objective
@@ -58,7 +58,7 @@ def run_search(search: Search, console: Console) -> None:
             run_id=run.id,
         )
         for values in values_to_check(search.tune.space):
-            preflight.check(parse(set_values(dict(trials.tree), values), "tune"))
+            preflight.check_job(parse(set_values(dict(trials.tree), values), "tune"))
         # Under `ray job submit` the working directory may be removed: two raylets on one machine unpack the same one.
         with ray_session(search.cluster) as stop, contextlib.chdir(run.path):
             check_shared(run.path)

@@ -18,8 +18,8 @@ from rich.console import Console
 from ..actors.placement import Resources, plan_placement, with_cpu_share
 from ..actors.session import Stop
 from ..config import parse, set_values
-from ..jobs import pipeline
-from ..jobs.kinds import demand_of
+from ..jobs.kind import RunContext
+from ..jobs.kinds import demand_of, kind_of
 from ..run.directory import RunDir
 from ..run.events import TerminalHandler
 from ..run.reader import read_metrics
@@ -89,7 +89,8 @@ def run_trial(trials: Trials, values: Mapping[str, Any]) -> None:
         if donor is not None:
             clone_checkpoint(trials.directory / donor.run, donor.step, run_dir, job, values)
         console = Console(file=output, width=120, markup=False, emoji=False)
-        pipeline.single(job, run, Stop(), console, report_evaluation)
+        context = RunContext(run=run, stop=Stop(), console=console, watch=report_evaluation)
+        kind_of(job).run_and_record(job, context)
     _report(trials.objective, job, run_dir, job.num_steps, last_evaluation(run_dir))
 
 

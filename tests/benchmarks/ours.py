@@ -65,13 +65,13 @@ def main():
     environment.authenticate(job.cluster)  # before Ray is imported
     from rich.console import Console
 
-    from rlhf_ray.jobs import pipeline
+    from rlhf_ray.jobs import start
     from rlhf_ray.train import setup as rl_setup
 
     sinks.Sinks = Sinks
     rl_setup.RolloutWorker = WORKERS[sys.argv[2]]
     with contextlib.suppress(Finished):
-        pipeline.run(job, Console(stderr=True))
+        start.run(job, Console(stderr=True))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_config_brings_neither_torch_nor_ray():
 def test_no_process_starts_with_what_it_may_never_need():
     """Each of these takes a worker seconds."""
     late = {"vllm", "deepspeed", "peft", "sklearn", "scipy.stats", "pandas"}
-    code = f"import sys, rlhf_ray.jobs.pipeline; assert not {late} & set(sys.modules)"
+    code = f"import sys, rlhf_ray.jobs.start; assert not {late} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -86,7 +86,7 @@ def test_a_missing_part_is_named_before_anything_runs(mix):
     mix[1]["path"] += ".gone"
     job = {"job": "sft", "model": {"init": TINY, "tokenizer": "toy"}, "data": {"mix": mix}, "num_steps": 1}
     with pytest.raises(DataError, match=r"b.csv.gone: no such file; data.mix.1.path"):
-        preflight.check(parse(job, "job"))
+        preflight.check_job(parse(job, "job"))
 
 
 def test_parts_may_be_files_that_a_pipeline_names_and_what_a_stage_wrote(tmp_path):

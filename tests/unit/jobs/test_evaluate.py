@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_ray.cli import main
 from rlhf_ray.config import BadInput, EvaluateJob, parse
-from rlhf_ray.jobs.evaluate import judged, require, wins
+from rlhf_ray.jobs.evaluate import check_columns, judge_answers, win_rates
 from rlhf_ray.train.dispatch import Prompts
 from tests.helpers import ROOT, SHARE, TINY
 
@@ -43,16 +43,16 @@ def rows(ids, scores, texts=None, samples=1):
 
 def test_wins_are_paired_by_prompt_also_where_one_model_was_asked_fewer():
     ours, theirs = rows([4, 7, 9], [1.0, 0.0, 0.5]), rows([7, 9], [1.0, 0.5])
-    found = wins(ours, theirs, ["share"])["share"]
+    found = win_rates(ours, theirs, ["share"])["share"]
     assert (found["mean"], found["answers"]) == (0.25, 2)
     with pytest.raises(BadInput, match="no prompt was asked of both"):
-        wins(ours, rows([5], [1.0]), ["share"])
+        win_rates(ours, rows([5], [1.0]), ["share"])
 
 
 def test_answers_are_judged_by_term_class_group_and_k():
     answers = rows([4, 4, 7, 7, 9, 9], [1, 0, 0, 0, 1, 1], ["x", "y", " y ", "x", "y", "y"], samples=2)
     asked = job(measures=["classes", "distinct_1"], groups=["topic"], pass_at=[1, 2], samples=2, greedy=False)
-    found = judged(asked, answers, PROMPTS)
+    found = judge_answers(asked, answers, PROMPTS)
     assert found["terms"]["share"]["mean"] == pytest.approx(0.5)
     assert found["measures"]["classes"]["accuracy"] == pytest.approx(4 / 6)
     assert found["measures"]["classes"]["confusion"] == [[1, 1], [1, 3]]
@@ -70,7 +70,7 @@ def test_answers_are_judged_by_term_class_group_and_k():
 )
 def test_a_column_that_is_not_there_is_named_before_anything_is_asked(more, says):
     with pytest.raises(BadInput, match=says):
-        require(job(**more), PROMPTS)
+        check_columns(job(**more), PROMPTS)
 
 
 @pytest.mark.parametrize(

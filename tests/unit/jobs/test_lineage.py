@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.jobs import lineage
-from rlhf_ray.jobs.pipeline import settle
+from rlhf_ray.jobs.pipeline import resolve_stage
 from rlhf_ray.run.directory import RunDir
 from tests.helpers import TINY
 
@@ -32,7 +32,7 @@ def traced(tree, *overrides):
     """The lineage of each stage."""
     job, done, found = parse(apply_overrides(tree, list(overrides)), "x"), {}, {}
     for name, stage in job.stages.items():
-        settled = settle(job, name, stage)
+        settled = resolve_stage(job, name, stage)
         found[name] = lineage.trace(settled, Path(job.run.dir), done)
         done[name] = found[name].outputs
     return found
@@ -71,7 +71,7 @@ def test_a_file_with_other_content_changes_the_stages_after_it(tree, tmp_path):
 def test_a_finished_stages_data_may_be_deleted(tree, tmp_path):
     before = traced(tree)
     job = parse(tree, "x")
-    with RunDir(settle(job, "pretrain", job.stages["pretrain"])) as held:
+    with RunDir(resolve_stage(job, "pretrain", job.stages["pretrain"])) as held:
         held.record("finished", files=before["pretrain"].files)
     (tmp_path / "a.jsonl").unlink()
     assert traced(tree)["pretrain"] == before["pretrain"]

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from rlhf_ray.config import ConfigError, SampleJob, parse
-from rlhf_ray.jobs.pipeline import settle
-from rlhf_ray.jobs.sample import kept
+from rlhf_ray.jobs.pipeline import resolve_stage
+from rlhf_ray.jobs.sample import select_examples
 from rlhf_ray.train.dispatch import Prompts
 from tests.helpers import SHARE, TINY
 
@@ -39,16 +39,16 @@ def job(**more):
     ],
 )
 def test_answers_are_kept_by_their_reward_with_all_columns(more, texts):
-    found = kept(job(**more), ROWS, PROMPTS)
+    found = select_examples(job(**more), ROWS, PROMPTS)
     assert "".join(row["completion"] for row in found) == texts
     assert all(set(row) == {"prompt", "topic", "completion", "reward"} for row in found)
     assert all(row["topic"] == {"a": "x", "b": "y"}[row["prompt"]] for row in found)
 
 
 def test_a_pair_is_the_best_and_the_worst_where_they_differ():
-    (pair,) = kept(job(keep="pairs"), ROWS, PROMPTS)
+    (pair,) = select_examples(job(keep="pairs"), ROWS, PROMPTS)
     assert pair == {"prompt": "a", "topic": "x", "chosen": "B", "rejected": "A", "reward": 3.0, "difference": 2.0}
-    assert kept(job(keep="pairs", above=3.0), ROWS, PROMPTS) == []
+    assert select_examples(job(keep="pairs", above=3.0), ROWS, PROMPTS) == []
 
 
 def test_a_pair_needs_two_answers():
@@ -59,7 +59,7 @@ def test_a_pair_needs_two_answers():
 def test_a_conversation_is_answered_by_a_message():
     messages = [{"role": "user", "content": "a"}]
     prompts = Prompts([np.array([5])], pa.table({"example_id": [4], "prompt": [messages]}), np.array([4]))
-    (row,) = kept(job(), ROWS.slice(0, 3), prompts)
+    (row,) = select_examples(job(), ROWS.slice(0, 3), prompts)
     assert row["completion"] == [{"role": "assistant", "content": "B"}]
 
 
@@ -68,7 +68,7 @@ def test_a_stages_path_is_its_model_or_a_file_of_its_run(tmp_path):
     sample = {"job": "sample", **job().model_dump(include={"model", "data", "rewards"})}
     tree = {"job": "pipeline", "run": {"dir": str(tmp_path)}, "stages": {"sample": sample, "sft": sft}}
     whole = parse(tree, "x")
-    found = settle(whole, "sft", whole.stages["sft"])
+    found = resolve_stage(whole, "sft", whole.stages["sft"])
     assert found.data.path == str(tmp_path / "sample" / "kept.jsonl")
     assert found.model.path == str(tmp_path / "sample" / "model")
     sft["data"]["path"] = "stage:none/kept.jsonl"

@@ -14,7 +14,7 @@ from .run import ClusterConfig, LogConfig, RunConfig
 from .section import Section
 
 
-class Answers(Section):
+class GenerationJob(Section):
     """Prompts, a model that answers, and terms that judge."""
 
     run: RunConfig = Field(default_factory=RunConfig, description="Run directory and seed.")
@@ -27,7 +27,7 @@ class Answers(Section):
     samples: int = Field(1, ge=1, description="Answers to each prompt.")
 
 
-class EvaluateJob(Answers):
+class EvaluateJob(GenerationJob):
     """A model's answers to held-out prompts, judged: `rlhf-ray evaluate MODEL`, or a stage of a pipeline."""
 
     job: Literal["evaluate"] = "evaluate"
@@ -57,7 +57,7 @@ class EvaluateJob(Answers):
         return self
 
 
-class SampleJob(Answers):
+class SampleJob(GenerationJob):
     """A model's best answers as data for another job: RUN/kept.jsonl (best-of-n, rejection sampling, pairs)."""
 
     job: Literal["sample"] = "sample"

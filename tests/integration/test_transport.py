@@ -1,5 +1,7 @@
 """The object-store transport over real actors: order, what is made when, deaths, and workers that start later."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import ray
@@ -78,6 +80,14 @@ def group():
 KINDS = [Begin, Bucket, Bucket, WeightManifest, ProbeAnswer]
 
 
+def end(actor):
+    """Kills an actor and waits until it is gone: a kill takes a moment, in which the actor may still reply."""
+    ray.kill(actor)
+    with contextlib.suppress(RayActorError):
+        while True:
+            ray.get(actor.__ray_ready__.remote())
+
+
 def received(worker):
     """(kind, version) of the messages that a worker has got; a bucket's version is its content."""
     messages = ray.get(worker.read_messages.remote())
@@ -118,9 +128,7 @@ def test_a_replaced_worker_gets_the_last_sync_though_its_maker_is_dead(group):
             transport.receive(worker)
     learner.kill()
     dead = workers.actors[0]
-    ray.kill(dead)
-    with pytest.raises(RayActorError):
-        ray.get(dead.read_messages.remote())
+    end(dead)
     workers.replace(0, dead)
     assert received(workers.actors[0]) == [(kind, 2) for kind in KINDS]
     assert transport.receive(workers.actors[0]).probe_difference == 2
@@ -129,7 +137,7 @@ def test_a_replaced_worker_gets_the_last_sync_though_its_maker_is_dead(group):
 
 def test_a_worker_that_dies_in_a_sync_is_an_error_of_its_own(group):
     learner, workers, transport = group(Sender, 1), group(Receiver, 2), ObjectStoreTransport(60.0)
-    ray.kill(workers.actors[0])
+    end(workers.actors[0])
     transport.send(learner.stream("sync_weights", 1), workers.actors)
     with pytest.raises(RayActorError):
         transport.receive(workers.actors[0])

@@ -35,9 +35,9 @@ class StageTimeout(RuntimeError):
 class WorkerGroup:
     """``count`` actors of a plain class.
 
-    ``arguments(index)`` are the keyword arguments of its constructor, ``options(index)`` Ray's options of the actor. ``deadline_s`` limits
-    each call, ``max_restarts`` the replacements of the whole group. ``on_start(actor)``, if it is set, prepares each replacement
-    before it serves.
+    ``arguments(index)`` are the keyword arguments of its constructor, ``options(index)`` Ray's options of the actor.
+    ``deadline_s`` limits each call, ``max_restarts`` the replacements of the whole group. ``on_start(actor)``, if it is
+    set, prepares each replacement before it serves.
     """
 
     def __init__(
@@ -66,7 +66,10 @@ class WorkerGroup:
         return remote.remote(**self.arguments(index))
 
     def broadcast(self, method: str, *args: Any) -> list[Any]:
-        """Calls all workers with the same arguments; returns their results in order. Raises WorkerLost or StageTimeout."""
+        """Calls all workers with the same arguments; returns their results in order.
+
+        Raises WorkerLost or StageTimeout.
+        """
         return self.collect([getattr(actor, method).remote(*args) for actor in self.actors], method)
 
     def map(self, method: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
@@ -75,7 +78,7 @@ class WorkerGroup:
         return self.collect(calls, method)
 
     def stream(self, method: str, *args: Any) -> Iterator[Any]:
-        """Like :meth:`broadcast` for a method that yields: yields a reference to each value of worker 0 as soon as it is made.
+        """Calls a method that yields on all workers; yields references to what worker 0 yields, as it is made.
 
         The caller owns the values, which stay in the object store, so that they outlive the worker.
         """
@@ -169,7 +172,8 @@ class WorkerGroup:
         self.num_restarts += 1
         if self.num_restarts > self.max_restarts:
             raise RuntimeError(
-                f"{self.role} workers died {self.num_restarts} times, more than cluster.max_restarts = {self.max_restarts}"
+                f"{self.role} workers died {self.num_restarts} times, "
+                f"more than cluster.max_restarts = {self.max_restarts}"
             )
 
     def kill(self) -> None:

@@ -19,8 +19,8 @@ HEADS = "heads."  # of a ValueModel: its other parameters are the language model
 def training_flops(module: Any, kind: str, frozen_trunk: bool, batch: Batch) -> float:
     """Forward and backward FLOPs of a micro-batch's real tokens in a model of this ``kind``; embeddings are free.
 
-    The language model's head counts for response tokens only, as it is computed for them only. A frozen trunk has no backward
-    pass and no use for its head. A prompt that samples share is computed once.
+    The language model's head counts for response tokens only, as it is computed for them only. A frozen trunk has no
+    backward pass and no use for its head. A prompt that samples share is computed once.
     """
     if kind == "seq2seq":
         return _seq2seq_flops(module.core, batch)

@@ -1,7 +1,7 @@
 """Objectives: what is minimised, as sums, and what the sums are divided by.
 
-``weight(batch)`` is the divisor of a whole optimizer step over all ranks; ``loss(model, batch, device)`` is the sum over a
-micro-batch and its metrics. The learner divides once, so neither micro-batches nor ranks change the gradient.
+``weight(batch)`` is the divisor of a whole optimizer step over all ranks; ``loss(model, batch, device)`` is the sum
+over a micro-batch and its metrics. The learner divides once, so neither micro-batches nor ranks change the gradient.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Objective(Protocol):
 class LossTerm:
     """``coef`` times the mean of ``objective``: one term of the loss of each of a number of optimizer steps.
 
-    ``rows[i]`` (n,) int: the rows of ``batch`` that optimizer step i reads. ``batch``: a Batch, or a Ray reference to one. For
-    example, two steps on four samples, each with two rows of pre-training text:
+    ``rows[i]`` (n,) int: the rows of ``batch`` that optimizer step i reads. ``batch``: a Batch, or a Ray reference to
+    one. For example, two steps on four samples, each with two rows of pre-training text:
 
         policy = LossTerm(objective=PolicyObjective(...), coef=1.0, batch=samples, rows=[[0, 2], [1, 3]])
         text = LossTerm(objective=LanguageModelObjective(), coef=27.8, batch=corpus, rows=[[4, 5], [6, 7]])

@@ -33,10 +33,10 @@ LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before g
 class Role:
     """A model of the learner.
 
-    ``kind`` is one of models/load.py, ``model.path`` a local directory. ``lr`` None means frozen. ``zero_head``: a scalar head
-    starts at zero. ``num_updates``: optimizer steps of the whole job, for the schedule. ``labels``: classes of a task head.
-    ``frozen_trunk``: of kind 'values' only the heads are trained. ``target_rate``: by how much their targets follow them at
-    each optimizer step.
+    ``kind`` is one of models/load.py, ``model.path`` a local directory. ``lr`` None means frozen. ``zero_head``: a
+    scalar head starts at zero. ``num_updates``: optimizer steps of the whole job, for the schedule. ``labels``: classes
+    of a task head. ``frozen_trunk``: of kind 'values' only the heads are trained. ``target_rate``: by how much their
+    targets follow them at each optimizer step.
     """
 
     name: str
@@ -89,9 +89,9 @@ class LearnerWorker:
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
         """Joins the other ranks and builds the roles.
 
-        Returns 'roles' (of each: 'num_parameters', 'width', 'num_layers', 'packed', 'packed_difference' if it was measured, and
-        'padded_reason' if packed passes are impossible),
-        and the device's 'peak_flops' in the model's dtype and 'float32_flops'.
+        Returns 'roles' (of each: 'num_parameters', 'width', 'num_layers', 'packed', 'packed_difference' if it was
+        measured, and 'padded_reason' if packed passes are impossible), and the device's 'peak_flops' in the model's
+        dtype and 'float32_flops'.
         """
         self.rank, self.world_size = rank, world_size
         zero.join_ranks(
@@ -151,8 +151,8 @@ class LearnerWorker:
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """``columns`` of this rank's share of the rows: old_log_probs, ref_log_probs, values (with final_values).
 
-        Returns 'rows' (n,), indices into ``batch``, and each column for those rows in that order, float32: flat over tokens, but
-        final_values (n,).
+        Returns 'rows' (n,), indices into ``batch``, and each column for those rows in that order, float32: flat over
+        tokens, but final_values (n,).
         """
         names = [*columns, "final_values"] if "values" in columns else [*columns]
         parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.float32)] for name in names}
@@ -189,8 +189,8 @@ class LearnerWorker:
     def update(self, role: str, terms: Sequence[LossTerm]) -> Sums:
         """Optimizer steps on the sum of ``terms``: coefficient times loss over weight. Returns this rank's metric sums.
 
-        All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan and run
-        the same number of micro-batches.
+        All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan
+        and run the same number of micro-batches.
         """
         engine, kind, frozen_trunk = self.engines[role], self.roles[role].kind, self.roles[role].frozen_trunk
         module = zero.module_of(engine)
@@ -252,8 +252,9 @@ class LearnerWorker:
     ) -> Iterator[SyncMessage]:
         """Yields the messages of a sync of the actor; only rank 0 has buckets. All ranks must call.
 
-        Ray seals each bucket before it asks for the next one, and starts no update before the last message. So host tensors go
-        out without a copy here. The last message is made while the receivers load the weights and score the probe.
+        Ray seals each bucket before it asks for the next one, and starts no update before the last message. So host
+        tensors go out without a copy here. The last message is made while the receivers load the weights and score the
+        probe.
         """
         yield Begin(version)
         fingerprints, num_bytes = [], 0
@@ -267,12 +268,18 @@ class LearnerWorker:
         yield ProbeAnswer(version, self.log_probs(probe, temperature))
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
-        """All tensors by transformers' names on rank 0, None elsewhere. On a CPU they are the live parameters, not copies."""
+        """All tensors by transformers' names on rank 0, None elsewhere.
+
+        On a CPU they are the live parameters, not copies.
+        """
         tensors = dict(self._tensors(role))
         return tensors if self.rank == 0 else None
 
     def _tensors(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and host tensor of each parameter on rank 0, one at a time, with adapters merged. All ranks must call."""
+        """Name and host tensor of each parameter on rank 0, one at a time, with adapters merged.
+
+        All ranks must call.
+        """
         module = zero.module_of(self.engines[role])
         prefix = "model.base_model.model." if hasattr(module.model, "peft_config") else "model."
         adapted = {name: layer for name, layer in module.named_modules() if hasattr(layer, "get_delta_weight")}
@@ -290,7 +297,10 @@ class LearnerWorker:
             yield name.removeprefix(prefix).replace(".base_layer.", "."), tensor
 
     def export(self, directory: str, role: str = "actor") -> None:
-        """Writes the model in Hugging Face format (safetensors), adapters merged. Value heads go into a folder of it."""
+        """Writes the model in Hugging Face format (safetensors), adapters merged.
+
+        Value heads go into a folder of it.
+        """
         tensors = self.weights(role)
         if tensors is None:
             return
@@ -326,8 +336,8 @@ class LearnerWorker:
     def _micro_batches(self, role: str, batch: Batch, unit: str | None) -> Iterator[MicroBatch]:
         """This rank's micro-batches, as many as the other ranks have: fillers come at the end if it has fewer rows.
 
-        The rows are balanced over ranks by their cost in this role's model. Rows with equal values in the column ``unit`` stay
-        together. Without a unit, groups stay together if that leaves out enough of their prompts.
+        The rows are balanced over ranks by their cost in this role's model. Rows with equal values in the column
+        ``unit`` stay together. Without a unit, groups stay together if that leaves out enough of their prompts.
         """
         for rows in self._plan(role, batch, unit)[self.rank]:
             if len(rows):

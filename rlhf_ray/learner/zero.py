@@ -19,7 +19,10 @@ from ..config import BadInput, LearnerConfig
 
 
 def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
-    """Joins this process to the other ranks: gloo on the CPU, nccl on GPUs. Collectives that hang raise after ``timeout_s``."""
+    """Joins this process to the other ranks: gloo on the CPU, nccl on GPUs.
+
+    Collectives that hang raise after ``timeout_s``.
+    """
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"})
     os.environ.update({"LOCAL_SIZE": str(world_size), "MASTER_ADDR": address, "MASTER_PORT": str(port)})
     if device.type == "cpu":
@@ -29,8 +32,8 @@ def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: t
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     import deepspeed
 
-    # DeepSpeed would compile its shared-memory all-reduce here, which only inference uses. A killed process never releases
-    # the file lock of that compilation, and each rank leaves 69 MB in /dev/shm.
+    # DeepSpeed would compile its shared-memory all-reduce here, which only inference uses. A killed process never
+    # releases the file lock of that compilation, and each rank leaves 69 MB in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl",
@@ -41,7 +44,7 @@ def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: t
 
 
 def network_interface(address: str) -> str | None:
-    """The network interface by which this host reaches an address, or that has the address itself; None if there is none."""
+    """The network interface by which this host reaches an address, or that has it itself; None if there is none."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))  # sends nothing
@@ -77,8 +80,9 @@ def build_model(
 ) -> Any:
     """A model with its weights.
 
-    At ZeRO-3 the skeleton is partitioned when it is built. Rank 0 then reads one tensor at a time, so no rank holds the whole
-    model. Raises BadInput if a parameter has no saved tensor; only a scalar head may have none (:func:`fill_normal` sets it).
+    At ZeRO-3 the skeleton is partitioned when it is built. Rank 0 then reads one tensor at a time, so no rank holds the
+    whole model. Raises BadInput if a parameter has no saved tensor; only a scalar head may have none
+    (:func:`fill_normal` sets it).
     """
     if config.zero_stage < 3:
         return pretrained()
@@ -102,8 +106,9 @@ def build_model(
     missing = {n for n in missing if not n.startswith("score.")}
     if missing:
         raise BadInput(
-            f"model.path: no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); learner.zero_stage: 3 "
-            "reads every parameter from the model's files; use stage 2 or less for a new head or for Marian's positions"
+            f"model.path: no saved tensor for {', '.join(sorted(missing)[:3])} ({len(missing)} in all); "
+            "learner.zero_stage: 3 reads every parameter from the model's files; use stage 2 or less for a new head or "
+            "for Marian's positions"
         )
     return model
 
@@ -116,7 +121,10 @@ def fill_normal(parameter: Tensor, std: float) -> None:
 
 
 def make_engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:
-    """A DeepSpeed engine around ``model``. Without ``lr`` the model is frozen, and gets an engine only if ZeRO-3 shards it."""
+    """A DeepSpeed engine around ``model``.
+
+    Without ``lr`` the model is frozen, and gets an engine only if ZeRO-3 shards it.
+    """
     import deepspeed
 
     stage = config.zero_stage
@@ -163,7 +171,10 @@ def lr_schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], floa
 
 
 def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
-    """Accumulates the gradient of loss_sum / divisor, summed over ranks: DeepSpeed averages over them, which is undone here."""
+    """Accumulates the gradient of loss_sum / divisor, summed over ranks.
+
+    DeepSpeed averages over ranks, which is undone here.
+    """
     world_size = torch.distributed.get_world_size()
     engine.backward(loss_sum * (world_size / divisor), scale_wrt_gas=False)
 
@@ -210,8 +221,8 @@ def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
 class PolyakAverages:
     """Parameters that follow others: target += rate * (source - target), for ``pairs`` of (source, target).
 
-    The averages are in float32 because bfloat16 would round small rates away. Each rank averages its own shards, without
-    communication.
+    The averages are in float32 because bfloat16 would round small rates away. Each rank averages its own shards,
+    without communication.
     """
 
     def __init__(self, pairs: list[tuple[Any, Any]], rate: float) -> None:
@@ -243,8 +254,8 @@ def save_shards(engine: Any, directory: Path, name: str) -> None:
 def load_shards(engine: Any, directory: Path, name: str) -> None:
     """Every rank reads its shard of directory/name back.
 
-    Learning rate, betas and weight decay stay those of the present job: it may be longer than the job that was saved, or a
-    search may have changed them. Raises ValueError if DeepSpeed finds nothing to load.
+    Learning rate, betas and weight decay stay those of the present job: it may be longer than the job that was saved,
+    or a search may have changed them. Raises ValueError if DeepSpeed finds nothing to load.
     """
     scheduler = engine.lr_scheduler
     groups, base_lrs = scheduler.optimizer.param_groups, [*scheduler.base_lrs]

@@ -23,7 +23,6 @@ from ..config import ClusterConfig, parse
 LEAST_DISK, LEAST_MEMORY = 10e9, 4e9
 BANDWIDTH_ELEMENTS = 1 << 22  # of the all-reduce: 16 MB of float32
 LEAST_BANDWIDTH = {"gloo": 0.05e9, "nccl": 1e9}  # byte/s
-TOLERANCE = 1e-3  # nats between engine and learner, in float32
 DISTRIBUTION = "rlhf-ray"
 
 
@@ -242,6 +241,7 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
     from rich.console import Console
 
     from ..jobs import start
+    from ..models.tolerance import WEIGHT_SYNC
     from ..run.reader import read_metrics
     from ..run.trajectories import read_batch, trajectory_files
 
@@ -258,9 +258,8 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
         lines = read_metrics(run)
         worst = max(worst, *(line["sync/probe_difference"] for line in lines))
     seen = f"engine and learner differ by at most {worst:.1e} nats over {len(lines)} steps at lr 0"
-    return Finding(
-        "agreement", worst <= TOLERANCE, seen, f"more than {TOLERANCE:g}: try rollout.engine.type=transformers"
-    )
+    allowed = WEIGHT_SYNC["float32"]
+    return Finding("agreement", worst <= allowed, seen, f"more than {allowed:g}: try rollout.engine.type=transformers")
 
 
 def _job(run: Path, cluster: ClusterConfig, num_steps: int) -> dict[str, Any]:

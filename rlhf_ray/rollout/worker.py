@@ -40,8 +40,8 @@ class Place:
 class LoadedWeights:
     """Weights that the engine holds and the learner has not confirmed yet.
 
-    ``log_probs`` (T,) are the engine's of the probe, ``hash_s`` the seconds that the fingerprints took, and ``loaded_at`` is the
-    monotonic time at which the engine had loaded.
+    ``log_probs`` (T,) are the engine's of the probe, ``hash_s`` the seconds that the fingerprints took, and
+    ``loaded_at`` is the monotonic time at which the engine had loaded.
     """
 
     manifest: WeightManifest
@@ -73,8 +73,8 @@ class RolloutWorker:
     def receive(self, message: SyncMessage) -> SyncResult | None:
         """Takes one message of a sync; the last one returns the result, and from then on the new version is served.
 
-        On a CPU the engine may go on reading the buckets themselves, so they must not change. Raises StaleWeights, and then
-        no version is served.
+        On a CPU the engine may go on reading the buckets themselves, so they must not change. Raises StaleWeights, and
+        then no version is served.
         """
         match message:
             case Begin():

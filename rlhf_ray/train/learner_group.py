@@ -16,14 +16,13 @@ from ..batch import COLUMNS, Batch
 from ..config import Common, RLJob
 from ..learner.objectives import LossTerm, Objective
 from ..learner.worker import LearnerWorker, Role
+from ..models.tolerance import WEIGHT_SYNC
 from ..run.atomic import replace_directory
 from ..run.events import notice
 from ..run.metrics import means_of, merge_sums
 from ..weights.manifest import probe_tokens
 
 Result = TypeVar("Result")
-
-SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 class LearnerGroup:
@@ -74,7 +73,10 @@ class LearnerGroup:
         self.start()
 
     def recover(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``. If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint."""
+        """The result of ``work``.
+
+        If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint.
+        """
         lost = False
         while True:
             try:
@@ -86,7 +88,7 @@ class LearnerGroup:
                 notice(f"{error}; going back to the last checkpoint")
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
-        """The Batch with these ``columns`` (old_log_probs, ref_log_probs, values), each rank having computed some rows."""
+        """The Batch with ``columns`` (old_log_probs, ref_log_probs, values), of which each rank computes some rows."""
         if not columns:
             return batch
         parts = self.group.broadcast("annotate", ray.put(batch), temperature, columns)
@@ -94,7 +96,10 @@ class LearnerGroup:
         return batch.replace(**{name: _scatter(batch, parts, name) for name in names})
 
     def update(self, role: str, terms: Sequence[LossTerm]) -> dict[str, float]:
-        """Optimizer steps of a role on the sum of ``terms``, which all have rows for each step. Returns means over ranks."""
+        """Optimizer steps of a role on the sum of ``terms``, which all have rows for each step.
+
+        Returns means over ranks.
+        """
         batches = [t.batch if isinstance(t.batch, ray.ObjectRef) else ray.put(t.batch) for t in terms]
         terms = [replace(term, batch=None) for term in terms]  # Ray fetches arguments, not what is inside one
         return means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
@@ -112,7 +117,7 @@ class LearnerGroup:
         return predictions
 
     def sync_weights(self, version: int, temperature: float, vocab_size: int) -> Iterator[Any]:
-        """References to the messages of a sync of the actor (weights/messages.py), each as soon as rank 0 has made it."""
+        """References to the messages of a sync of the actor (weights/messages.py), each as soon as it is made."""
         probe = probe_tokens(version, vocab_size)
         return self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job))
 
@@ -125,7 +130,7 @@ class LearnerGroup:
         self.group.broadcast("load", str(directory))
 
     def export(self, directory: Path, save_tokenizer: Callable[[str], Any]) -> None:
-        """Writes the trained model and tokenizer in Hugging Face format; an older one is replaced when they are complete."""
+        """Writes the trained model and tokenizer in Hugging Face format; replaces an older one at the end."""
         with replace_directory(directory) as temporary:
             self.group.broadcast("export", str(temporary))
             save_tokenizer(str(temporary))
@@ -138,13 +143,13 @@ class LearnerGroup:
 def sync_tolerance(job: Common) -> float:
     """By how many nats engine and learner may differ on the probe: the looser of their dtypes decides."""
     engine = job.rollout.engine.dtype if isinstance(job, RLJob) else job.model.dtype
-    return max(SYNC_TOLERANCE[job.model.dtype], SYNC_TOLERANCE[engine])
+    return max(WEIGHT_SYNC[job.model.dtype], WEIGHT_SYNC[engine])
 
 
 def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:
     """Puts the ranks' shares of a column into the Batch's order: (B,) or (T,) float32.
 
-    For example, with rows of 2, 3 and 1 tokens, a rank's part of rows [2, 0] has the tokens at flat positions [5, 0, 1].
+    For example, of rows with 2, 3 and 1 tokens, a rank's rows [2, 0] are at the flat positions [5, 0, 1].
     """
     if COLUMNS[name].per == "sequence":
         column = np.zeros(len(batch), np.float32)

@@ -1,8 +1,8 @@
 """Verification of a weight sync: fingerprints of what was sent, and the log-probs of a probe sequence.
 
-An engine that goes on sampling from old or garbled weights fails silently. So a version counts only after two checks: the
-fingerprints of the buckets received against those sent, and the log-probs of a probe, engine against learner. The probe also
-catches engines that fuse or repack parameters wrongly.
+An engine that goes on sampling from old or garbled weights fails silently. So a version counts only after two checks:
+the fingerprints of the buckets received against those sent, and the log-probs of a probe, engine against learner. The
+probe also catches engines that fuse or repack parameters wrongly.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def verify_buckets(buckets: Sequence[Bucket], manifest: WeightManifest) -> None:
     received = tuple(fingerprint(bucket, hashes_every_byte(manifest.version)) for bucket in buckets)
     if received != manifest.fingerprints:
         raise StaleWeights(
-            f"version {manifest.version}: the buckets received have the fingerprints {received}, those sent {manifest.fingerprints}"
+            f"version {manifest.version}: the buckets received have the fingerprints {received}, "
+            f"those sent {manifest.fingerprints}"
         )
 
 
@@ -64,7 +65,7 @@ def verify_probe(log_probs: np.ndarray, manifest: WeightManifest, answer: ProbeA
     difference = float(np.abs(log_probs - answer.log_probs).max())
     if not difference <= manifest.tolerance:  # nan too is an error
         raise StaleWeights(
-            f"version {manifest.version}: the engine's log-probs of the probe differ from the learner's by {difference:.3g} nats "
-            f"(allowed {manifest.tolerance:g}): it does not hold the weights it was sent"
+            f"version {manifest.version}: the engine's log-probs of the probe differ from the learner's by "
+            f"{difference:.3g} nats (allowed {manifest.tolerance:g}): it does not hold the weights it was sent"
         )
     return difference

@@ -1,9 +1,9 @@
 """The four messages of a weight sync, and tensors packed into buckets of bytes.
 
-A sync is, in this order: one Begin, Buckets, one WeightManifest, one ProbeAnswer. Learner rank 0 makes the messages, and
-every rollout worker receives all of them. For example, a model of 300 MB in buckets of 256 MB:
+A sync is, in this order: one Begin, Buckets, one WeightManifest, one ProbeAnswer. Learner rank 0 makes the messages,
+and every rollout worker receives all of them. For example, a model of 300 MB in buckets of 256 MB:
 
-    Begin(4), Bucket(...), Bucket(...), WeightManifest(version=4, fingerprints=("5f...", "c2..."), ...), ProbeAnswer(4, ...)
+    Begin(4), Bucket(...), Bucket(...), WeightManifest(version=4, fingerprints=("5f", "c2"), ...), ProbeAnswer(4, ...)
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Bucket:
 class WeightManifest:
     """All buckets are sent: what a receiver checks them against, before and after it loads them.
 
-    ``fingerprints``: one for each bucket, in their order. ``probe`` (T,) int32: tokens whose log-probs the receiver computes
-    with the new weights. ``tolerance``: by how many nats they may differ from the learner's. ``num_bytes``: all buckets.
+    ``fingerprints``: one for each bucket, in their order. ``probe`` (T,) int32: tokens whose log-probs the receiver
+    computes with the new weights. ``tolerance``: by how many nats they may differ from the learner's. ``num_bytes``:
+    all buckets.
     """
 
     version: int
@@ -61,7 +62,10 @@ class WeightManifest:
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """The learner's ``log_probs`` (T,) float32 of the probe: the last message. The receiver compares them with its own."""
+    """The learner's ``log_probs`` (T,) float32 of the probe: the last message.
+
+    The receiver compares them with its own.
+    """
 
     version: int
     log_probs: np.ndarray
@@ -74,8 +78,8 @@ SyncMessage = Begin | Bucket | WeightManifest | ProbeAnswer
 class SyncResult:
     """A receiver's reply to the last message of a sync that it has verified.
 
-    ``probe_difference``: the probe's largest difference in nats. ``verify_s``: seconds of fingerprints and probe, including
-    the wait for the learner's answer. ``num_bytes``: size of the weights.
+    ``probe_difference``: the probe's largest difference in nats. ``verify_s``: seconds of fingerprints and probe,
+    including the wait for the learner's answer. ``num_bytes``: size of the weights.
     """
 
     probe_difference: float

@@ -1,4 +1,4 @@
-"""The loop in this process, its actors real: GPUs shared in turns, bfloat16, evaluations, what is written when, workers that fail."""
+"""The loop in this process with real actors: shared GPUs, bfloat16, evaluations, what is written when, lost workers."""
 
 import contextlib
 import dataclasses
@@ -91,7 +91,7 @@ def test_a_step_takes_at_least_as_long_as_its_stages(done):
 
 
 def test_no_checkpoints_seconds_are_lost(done):
-    """Those of a step's checkpoint are in the next line; those of the last, which has none, in log.jsonl and usage.json."""
+    """A step's checkpoint has its seconds in the next line; the last step's are in log.jsonl and usage.json."""
     first, second = read_metrics(done.path)
     assert "time/previous_checkpoint" not in first
     assert second["time/previous_checkpoint"] > 0

@@ -1,4 +1,4 @@
-"""Real DeepSpeed on gloo: loss, gradient and result depend neither on the stage nor on ranks, micro-batches or row order."""
+"""Real DeepSpeed on gloo: results depend neither on the stage nor on ranks, micro-batches or the order of rows."""
 
 from dataclasses import replace
 
@@ -80,7 +80,7 @@ def batch(order=None):
 
 
 def joined_ranks(model, world, stage, budget, lora=None, num_updates=3):
-    """Actor, critic, reference and two value models on ``world`` ranks, joined; SGD on a learning rate that falls to zero."""
+    """Actor, critic, reference and two value models on ``world`` ranks; SGD with a learning rate that falls to zero."""
     config = LearnerConfig(
         zero_stage=stage, optimizer="sgd", micro_batch_tokens=budget, num_workers=world, max_grad_norm=0.5,
         schedule="linear",

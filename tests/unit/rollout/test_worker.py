@@ -53,7 +53,7 @@ def garbled(bucket):
     return Bucket({**bucket.tensors, NORM: (dtype, shape, data + 1)})
 
 
-# weight syncs -----------------------------------------------------------------------------------------------------------
+# weight syncs --------------------------------------------------------------------------------------------------------
 
 
 def test_new_weights_are_verified_and_used(worker):
@@ -131,7 +131,7 @@ def test_an_engine_that_computes_something_else_is_caught_by_the_probe(worker):
         deliver(worker, [*sync_messages(1, tiny_model())[:-1], other])
 
 
-# generation -------------------------------------------------------------------------------------------------------------
+# generation ----------------------------------------------------------------------------------------------------------
 
 
 def test_pieces_are_the_whole_chunk_whatever_their_size(worker):

@@ -56,6 +56,10 @@ class Cluster:
     cores: int
     network: float = 50e9
 
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise BadInput(f"--nodes {self.nodes}: give a whole number of at least 1")
+
     def resources(self) -> list[dict[str, float]]:
         """What Ray would say of each node."""
         gpus = {} if self.device.is_cpu else {"GPU": float(self.per_node)}

@@ -12,7 +12,7 @@ from ..config.jobs import STAGE
 from ..jobs.kinds import kind_of
 from ..toy import world as toy
 from .requirements import Models
-from .shape import FAMILIES, Shape, shape
+from .shape import FAMILIES, Shape, shape_of
 
 
 class NoEstimate(Exception):
@@ -30,14 +30,14 @@ def models(job: SingleJob, stages: Mapping[str, Any]) -> Models | None:
 
 
 def of(model: ModelConfig, stages: Mapping[str, Any]) -> Shape:
-    """The shape of one model. Raises NoEstimate."""
+    """The shape of one model. Raises NoEstimate, and BadInput for sizes that no model can have."""
     if model.init is not None:
-        values = {"vocab_size": _tokens(str(model.tokenizer), stages), **model.init}
+        values, source = {"vocab_size": _tokens(str(model.tokenizer), stages), **model.init}, "model.init"
     elif str(model.path).startswith(STAGE):
         return of(stages[str(model.path).removeprefix(STAGE).partition("/")[0]].model, stages)
     else:
-        values = _config(str(model.path), model.revision)
-    found = shape(values)
+        values, source = _config(str(model.path), model.revision), f"{model.path}: config.json"
+    found = shape_of(values, source)
     if found is None:
         raise NoEstimate(f"no formula for model_type {values.get('model_type')}; there are {', '.join(FAMILIES)}")
     return found

@@ -112,7 +112,8 @@ def room(generation: Generation, models: Models, need: Need) -> float:
     e = generation.rollout.engine
     longest = generation.max_tokens
     each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.num_gpus
-    return need.working["KV cache"] / (longest * each)
+    cache = {**need.resident, **need.working}["KV cache"]  # resident on a CPU, where no engine sleeps
+    return cache / (longest * each)
 
 
 def learning(job: RLJob | Supervised, shape: Shape, share: float, scalar: bool = False) -> stages.Learning:

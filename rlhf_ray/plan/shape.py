@@ -6,7 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import BadInput
+
 Values = Mapping[str, Any]
+"""config.json of a model, or the values of `model.init`."""
+
+OPTIONAL_SIZES = {"head_dim", "n_inner", "num_key_value_heads"}
+"""Keys whose value may be null, which means that they follow from other keys."""
+
+SIZES = OPTIONAL_SIZES | {
+    "hidden_size", "intermediate_size", "max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions",
+    "num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size",
+}  # fmt: skip
+"""Keys of config.json that the formulas read as sizes."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,21 @@ class Shape:
         return self.num_layers * sum(rank * (i + o) for i, o, _ in self.linears)
 
 
-def shape(values: Values) -> Shape | None:
-    """The Shape of config.json's values; None for an architecture without a formula (:data:`FAMILIES`)."""
+def shape_of(values: Values, source: str = "config.json") -> Shape | None:
+    """The shape of a model with these values of config.json; None if its architecture has no formula in FAMILIES.
+
+    Raises BadInput, which names the ``source`` of the values, if a size is no positive whole number.
+    """
     make = FAMILIES.get(str(values.get("model_type")))
-    return None if make is None else make(values)
+    if make is None:
+        return None
+    for key in SIZES & values.keys():
+        size = values[key]
+        if size is None and key in OPTIONAL_SIZES:
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise BadInput(f"{source}: {key} is {size!r}; give a whole number of at least 1")
+    return make(values)
 
 
 def _decoder(v: Values, qkv_bias: bool, out_bias: bool, mlp_bias: bool, qk_norm: bool = False) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -55,8 +56,12 @@ def _local_gpus() -> Cluster | None:
 
 def answer(job: Job, on: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
     """Everything about a job, or about each stage of a pipeline. ``run`` calibrates; ``scale`` adds larger clusters; a chunk's reward waits
-    for ``reward_s``."""
+    for ``reward_s``. Raises BadInput."""
     pipeline = kind_of(job).stages(job)
+    if not 0 <= reward_s < math.inf:
+        raise BadInput(f"--reward-seconds {reward_s:g}: give a finite number of seconds, 0 or more")
+    if run is not None and not any(isinstance(stage, RLJob) for stage in pipeline.values()):
+        raise BadInput(f"--from {run}: a run calibrates the estimate of a ppo job only; remove --from")
     lines, verdicts = [f"on {_device(on)}"], []
     for name, stage in pipeline.items():
         whole = stage.model_copy(update={"cluster": job.cluster})

@@ -12,7 +12,7 @@ from rlhf_ray.config import LearnerConfig, ModelConfig, parse
 from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.plan import requirements as needs
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from rlhf_ray.tasks.language_model import LanguageModelObjective
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
@@ -60,5 +60,5 @@ def test_the_peak_of_a_learner(tmp_path, stage, checkpointing):
         "job": "sft", "model": model.model_dump(), "learner": config.model_dump(), "data": {"path": "x"}, "num_steps": 1,
         "batch_size": 2 * TOKENS // LENGTH, "max_length": LENGTH,
     }, "job")  # fmt: skip
-    need = needs.learner(job, needs.Models(shape(VALUES)), cpu=True)
+    need = needs.learner(job, needs.Models(shape_of(VALUES)), cpu=True)
     assert need.stays(cpu=True) + need.comes(cpu=True) == pytest.approx(most, rel=0.25)

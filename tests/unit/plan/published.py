@@ -1,6 +1,6 @@
 """Models that others published, and jobs that train them."""
 
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.benchmarks import rollout_vs_generate
 
 GIANTS = {
@@ -22,4 +22,4 @@ GIANTS = {
 def a_benchmarks_shape(name):
     values = rollout_vs_generate.SHAPES[name]
     more = {"vocab_size": 32000, "num_key_value_heads": values["num_attention_heads"], "tie_word_embeddings": True}
-    return shape({"model_type": "llama", **values, **more})
+    return shape_of({"model_type": "llama", **values, **more})

@@ -6,7 +6,7 @@ from rlhf_ray.config import parse
 from rlhf_ray.plan import calibrate, forecast
 from rlhf_ray.plan.hardware import this_machine
 from rlhf_ray.plan.requirements import Models, Setting
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.helpers import TINY, rl_job
 
 
@@ -18,7 +18,7 @@ def test_a_run_calibrates_the_next_prediction():
     """A run that was twice as slow in everything as predicted gives factors of 2, and with them its own seconds."""
     job = small_rl()
     on = this_machine()
-    s = shape({**TINY, "vocab_size": 100})
+    s = shape_of({**TINY, "vocab_size": 100})
     given = Setting(Models(s), on, forecast.lengths(job))
     where = forecast.layout(forecast.placed(job, on), on)
     said = calibrate.predicted(job, given, where)

@@ -8,7 +8,7 @@ from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.plan import forecast
 from rlhf_ray.plan.hardware import cluster
 from rlhf_ray.plan.requirements import Models, Setting
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.unit.plan.published import GIANTS
 
 
@@ -21,7 +21,7 @@ def sft(values, tmp_path, **changes):
 
 def on_paper(job, values, gpus, nodes=1):
     on = cluster(gpus, nodes)
-    return forecast.forecast(job, Setting(Models(shape(values)), on, forecast.lengths(job)))
+    return forecast.forecast(job, Setting(Models(shape_of(values)), on, forecast.lengths(job)))
 
 
 def test_llama_70b_with_lora_on_eight_h100(tmp_path):

@@ -8,7 +8,7 @@ from rlhf_ray.models import attention
 from rlhf_ray.models import load as models
 from rlhf_ray.plan import memory
 from rlhf_ray.plan.hardware import GIB
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.helpers import TINY
 from tests.unit.plan.published import GIANTS, a_benchmarks_shape
 
@@ -51,7 +51,7 @@ def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpoint
         model.core.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     peak_bytes(model, 128, 64, 16)  # first calls allocate what later ones do not
-    found = memory.activations(shape({**values, "model_type": kind}), 512, 8 * 63, dtype, checkpointing, wide=short)
+    found = memory.activations(shape_of({**values, "model_type": kind}), 512, 8 * 63, dtype, checkpointing, wide=short)
     assert sum(found.values()) == pytest.approx(peak_bytes(model, 512, 64, 63), rel=0.1)
 
 
@@ -60,7 +60,7 @@ def test_the_logits_of_a_large_vocabulary_are_what_torch_allocates():
     config = AutoConfig.for_model(**{**values, "bos_token_id": None, "eos_token_id": None})
     model = models.finish("policy", AutoModelForCausalLM.from_config(config), attention="packed")
     for tokens in (256, 1024):  # one chunk, and three
-        found = memory.activations(shape(values), tokens, tokens * 63 / 64, "float32", False)
+        found = memory.activations(shape_of(values), tokens, tokens * 63 / 64, "float32", False)
         assert sum(found.values()) == pytest.approx(peak_bytes(model, tokens, 64, 63), rel=0.15)
         assert found["logits"] > found["activations"]
 
@@ -77,11 +77,11 @@ def test_model_states_are_those_of_the_zero_paper(stage, gigabytes):
 
 def test_key_value_bytes_by_hand():
     """Llama-2-70B: 2 x 80 layers x 8 heads x 128 x 2 bytes = 320 KiB a token."""
-    assert memory.kv_bytes(shape(GIANTS["llama-2-70b"]), 2) == 320 * 1024
-    small = shape({**TINY, "vocab_size": 100})
+    assert memory.kv_bytes(shape_of(GIANTS["llama-2-70b"]), 2) == 320 * 1024
+    small = shape_of({**TINY, "vocab_size": 100})
     parts = memory.embedded_engine(small, 8, 100, "float32", cpu=True)
     assert parts["KV cache"] == 8 * 128 * 2 * 2 * 16 * 4  # rows, room, layers, keys and values, width, bytes
-    engine = memory.vllm_engine(shape(GIANTS["llama-2-70b"]), 4, "bfloat16", 30 * GIB, None)
+    engine = memory.vllm_engine(shape_of(GIANTS["llama-2-70b"]), 4, "bfloat16", 30 * GIB, None)
     assert engine["KV cache"] < 0  # a quarter of 138 GB does not fit into 30 GiB
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_ray.plan import stages
 from rlhf_ray.plan.hardware import cluster
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.benchmarks import rollout_vs_generate
 from tests.unit.plan.published import GIANTS, a_benchmarks_shape
 
@@ -18,7 +18,7 @@ def test_live_rows_are_those_of_a_queue_by_hand():
 
 def test_a_decode_step_is_bound_by_memory_and_then_by_products():
     """7 B in bfloat16 on an H200: 15.2 GB of weights at 4.8 TB/s; the crossing is where rows x 2 N / F passes it (206 rows)."""
-    s, device = shape(GIANTS["qwen2-7b"]), cluster("H200").device
+    s, device = shape_of(GIANTS["qwen2-7b"]), cluster("H200").device
     e = stages.efficiency(device)
     rows = np.array([1.0, 4096.0])
     few, many = stages.decode_step(s, rows, np.zeros(2), "bfloat16", device, 1, 0.0)
@@ -28,7 +28,7 @@ def test_a_decode_step_is_bound_by_memory_and_then_by_products():
 
 
 def test_training_is_three_forward_passes_and_recomputation_a_fourth():
-    s, on = shape(GIANTS["qwen2-7b"]), cluster("8xH100-80GB")
+    s, on = shape_of(GIANTS["qwen2-7b"]), cluster("8xH100-80GB")
     seen = stages.Samples(1.0, 1000, 0, 1000)
     forward = stages.passes(s, seen.tokens, seen.squares, seen.read)
     assert forward == 2 * (s.body + s.head) * 1000

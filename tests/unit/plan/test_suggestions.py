@@ -7,7 +7,7 @@ from rlhf_ray.plan import suggestions
 from rlhf_ray.plan.forecast import forecast, lengths
 from rlhf_ray.plan.hardware import cluster
 from rlhf_ray.plan.requirements import Models, Setting
-from rlhf_ray.plan.shape import shape
+from rlhf_ray.plan.shape import shape_of
 from tests.helpers import rl_job
 from tests.unit.plan.published import GIANTS
 
@@ -21,7 +21,7 @@ def job_with(tree, *overrides):
 
 
 def forecast_of(job, gpus):
-    models = Models(policy=shape(GIANTS["qwen2-7b"]))
+    models = Models(policy=shape_of(GIANTS["qwen2-7b"]))
     return forecast(job, Setting(models=models, cluster=cluster(gpus), lengths=lengths(job)))
 
 

@@ -69,3 +69,41 @@ def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch):
     file = written(tmp_path, GIANTS["qwen2-7b"])
     assert main(["plan", file, "--gpus", "8xH200", "learner.num_workers=8", "rollout.num_workers=8", "--scale"]) == 0
     assert "  32 GPUs: ahead 0: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reward-seconds=-1"], "--reward-seconds -1: give a finite number of seconds, 0 or more"),
+        (["--reward-seconds", "nan"], "--reward-seconds nan: give a finite number"),
+        (["--reward-seconds", "inf"], "--reward-seconds inf: give a finite number"),
+        (["--gpus", "8xH100", "--nodes", "0"], "--nodes 0: give a whole number of at least 1"),
+        (["--nodes", "-2"], "--nodes -2: give a whole number of at least 1"),
+        (["model.init.num_attention_heads=0"], "model.init: num_attention_heads is 0; give a whole number"),
+        (["model.init.hidden_size=abc"], "model.init: hidden_size is 'abc'; give a whole number"),
+        (["model.init.hidden_size=null"], "model.init: hidden_size is None; give a whole number"),
+        (["model.init.num_hidden_layers=-1"], "model.init: num_hidden_layers is -1; give a whole number"),
+    ],
+)
+def test_numbers_that_mean_nothing_end_with_exit_code_2_and_a_sentence(tmp_path, capsys, options, message):
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(rl_job(cluster={"device": "auto"})))
+    assert main(["plan", str(file), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_cannot_calibrate_a_job_that_is_not_ppo(tmp_path, capsys):
+    file = tmp_path / "job.yaml"
+    job = {"job": "pretrain", "model": rl_job()["model"], "data": {"path": "toy:reviews/text"}, "num_steps": 1}
+    file.write_text(json.dumps(job))
+    assert main(["plan", str(file), "--from", "nonexistent"]) == 2
+    assert "--from nonexistent: a run calibrates the estimate of a ppo job only" in capsys.readouterr().err
+
+
+def test_vllm_on_a_cpu_is_planned(tmp_path, capsys):
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(rl_job(rollout={"engine": {"type": "vllm"}}, cluster={"device": "cpu"})))
+    assert main(["plan", str(file)]) == 0
+    assert "a rollout worker's KV cache holds " in capsys.readouterr().out

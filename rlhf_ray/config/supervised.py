@@ -53,6 +53,11 @@ class Supervised(Common):
     batch_size: int = Field(32, ge=1, description="Examples of one optimizer step (pairs count once).")
     max_length: int = Field(512, ge=2, description="Longest sequence, in tokens.")
 
+    @property
+    def task(self) -> str:
+        """The job's row in tasks/registry.py: its name and, if it has several objectives, which."""
+        return self.job
+
     @model_validator(mode="after")
     def _fits(self) -> Supervised:
         if self.max_length > self.learner.micro_batch_tokens:
@@ -81,6 +86,11 @@ class PretrainJob(Supervised):
     objective: Literal["causal", "masked"] = Field("causal", description="Predict the next token, or masked ones.")
     mask: MaskConfig = Field(default_factory=MaskConfig, description="What is masked; read by masked alone.")
 
+    @property
+    def task(self) -> str:
+        """The task of the objective."""
+        return f"{self.job}_{self.objective}"
+
 
 class SFTJob(Supervised):
     """Supervised fine-tuning on `prompt`, `completion` (or `messages`)."""
@@ -107,6 +117,11 @@ class RewardJob(Supervised):
     )
     separator: str = Field("\n", min_length=1, description="Of steps: what ends one.")
 
+    @property
+    def task(self) -> str:
+        """The task of the objective."""
+        return f"{self.job}_{self.objective}"
+
 
 class PreferenceJob(Supervised):
     """Preference optimisation without sampling: `prompt`, `chosen`, `rejected`; for kto `prompt`, `completion`, `label`."""
@@ -115,6 +130,11 @@ class PreferenceJob(Supervised):
 
     job: Literal["dpo"] = "dpo"
     objective: PreferenceConfig = Field(default_factory=DPO, description="The loss.")
+
+    @property
+    def task(self) -> str:
+        """The task of the objective: KTO learns from single answers, the others from pairs."""
+        return f"{self.job}_{'kto' if self.objective.type == 'kto' else 'pairs'}"
 
 
 class ILQLJob(Supervised):

@@ -30,7 +30,7 @@ OPERATIONS: dict[str, Callable[[Sequence[str], float, np.random.Generator], list
 }
 
 
-def changed(rows: Rows, operation: str, share: float, seed: Sequence[int]) -> Rows:
+def change_rows(rows: Rows, operation: str, share: float, seed: Sequence[int]) -> Rows:
     """The rows with column text (or sentence) changed, words joined by blanks; ``seed`` and a row's place decide how."""
     return rows.changed(
         _row(row, operation, share, np.random.default_rng([*seed, i])) for i, row in enumerate(rows)

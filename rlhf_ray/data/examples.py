@@ -24,16 +24,20 @@ from ..config.data import Form, Source
 from ..run.events import notice
 from ..toy import world as toy
 from . import files, redact
+from .encode import check_text
 from .files import DataError, Numbered, Row
-from .sampler import Shares
+from .sampler import EQUAL, Shares
 
 TOY = "toy:"
 BLOCK = 1000  # rows that are held together where a dataset is not held whole
 
 
 class Rows(list[Row]):
-    """Rows that know where they come from, for messages: the file, the lines where its kind has lines (else the rows' ``numbers``,
-    if not all are here), the config key."""
+    """Rows that know where they come from, for messages, and how often each is drawn.
+
+    ``source`` is the file, ``option`` the config key. ``lines`` are the rows' lines if the kind of file has lines;
+    otherwise ``numbers`` are the rows' numbers if not all rows of the file are here.
+    """
 
     def __init__(
         self,
@@ -42,14 +46,14 @@ class Rows(list[Row]):
         lines: Sequence[int] | None = None,
         option: str = "data",
         numbers: Sequence[int] | None = None,
+        shares: Shares = EQUAL,
     ) -> None:
         super().__init__(rows)
-        self.source, self.lines, self.option, self.numbers = source, lines, option, numbers
-        self.shares = Shares()
+        self.source, self.lines, self.option, self.numbers, self.shares = source, lines, option, numbers, shares
 
     def changed(self, rows: Iterable[Row]) -> Rows:
-        """Other rows at the same places."""
-        return Rows(rows, self.source, self.lines, self.option, self.numbers)
+        """As many other rows, at the same places and drawn as often."""
+        return Rows(rows, self.source, self.lines, self.option, self.numbers, self.shares)
 
     def place(self, index: int) -> str:
         """'file:line', or 'file, row N' where lines are not known."""
@@ -67,13 +71,30 @@ class Rows(list[Row]):
                     f"rename one with {self.option}.columns={{old: {column}}}"
                 )
 
+    def text(self, index: int, column: str) -> str:
+        """A column that is a string with something in it. Raises DataError."""
+        self.require(index, column)
+        return check_text(self[index][column], column, self.place(index))
+
+    def number(self, index: int, column: str) -> float:
+        """A column that is a finite number. Raises DataError."""
+        self.require(index, column)
+        return check_number(self[index][column], column, self.place(index))
+
 
 class Mixed(Rows):
     """The rows of several parts, one after the other, each with its own file and key."""
 
-    def __init__(self, parts: Sequence[Rows], option: str) -> None:
-        super().__init__((row for part in parts for row in part), " + ".join(p.source for p in parts), None, option)
+    def __init__(self, parts: Sequence[Rows], option: str, shares: Shares = EQUAL) -> None:
+        source = " + ".join(part.source for part in parts)
+        super().__init__((row for part in parts for row in part), source, option=option, shares=shares)
         self.parts, self.ends = parts, np.cumsum([len(p) for p in parts]).tolist()
+
+    def changed(self, rows: Iterable[Row]) -> Rows:
+        """As many other rows, at the same places of their parts."""
+        remaining = iter(rows)
+        parts = [part.changed(islice(remaining, len(part))) for part in self.parts]
+        return Mixed(parts, self.option, self.shares)
 
     def place(self, index: int) -> str:
         """As the part has it."""
@@ -93,10 +114,12 @@ class Mixed(Rows):
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, of all its parts. Raises DataError."""
     parts = [_loaded(source, key) for key, source in named(config, option)]
-    rows = Mixed(parts, option) if config.mix else parts[0]
     logits = np.concatenate([chances(part, source) for part, source in zip(parts, config.sources, strict=True)])
-    rows.shares = shares(config, option, np.cumsum([len(p) for p in parts]).tolist(), logits)
-    return rows
+    drawn = shares(config, option, np.cumsum([len(p) for p in parts]).tolist(), logits)
+    if config.mix:
+        return Mixed(parts, option, drawn)
+    (rows,) = parts
+    return Rows(rows, rows.source, rows.lines, option, rows.numbers, drawn)
 
 
 def named(config: DataConfig, option: str) -> list[tuple[str, Source]]:
@@ -109,7 +132,7 @@ def chances(rows: Rows, config: Source) -> np.ndarray:
     if config.sampling is None:
         return np.zeros(len(rows))
     by = config.sampling.by
-    return np.array([_number(rows, i, by) for i in range(len(rows))]) / config.sampling.temperature
+    return np.array([rows.number(i, by) for i in range(len(rows))]) / config.sampling.temperature
 
 
 def shares(config: DataConfig, option: str, ends: Sequence[int], logits: np.ndarray) -> Shares:
@@ -190,20 +213,15 @@ def _above(rows: Rows, config: Source) -> Rows:
     """The rows that are above every bar."""
     if not config.above:
         return rows
-    kept = [i for i in range(len(rows)) if all(_number(rows, i, c) > bar for c, bar in config.above.items())]
+    kept = [i for i in range(len(rows)) if all(rows.number(i, c) > bar for c, bar in config.above.items())]
     lines, numbers = ([given[i] for i in kept] if given else None for given in (rows.lines, rows.numbers))
     return Rows((rows[i] for i in kept), rows.source, lines, rows.option, numbers)
 
 
-def _number(rows: Rows, index: int, column: str) -> float:
-    rows.require(index, column)
-    return number(rows[index][column], column, rows.place(index))
-
-
-def number(value: Any, name: str, where: str) -> float:
-    """A finite number of a row. Raises DataError for anything else."""
+def check_number(value: Any, name: str, place: str) -> float:
+    """``value`` as a finite number. Raises DataError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: {name} is {value!r}, expected a number")
+        raise DataError(f"{place}: {name} is {value!r}, expected a number")
     return float(value)
 
 
@@ -263,49 +281,3 @@ def _column(rows: Rows, kept: Sequence[int], name: str) -> pa.Array:
         raise DataError(
             f"column '{name}' is {found}: {str(error).splitlines()[0]}; give all its values one type"
         ) from None
-
-
-def text_of(row: Row, column: str, where: str) -> str:
-    """A column that must be a string with something in it. Raises DataError."""
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column '{column}' is {type(value).__name__}, expected a string")
-    if not value.strip():
-        raise DataError(f"{where}: column '{column}' is empty; remove the row")
-    return value
-
-
-def rendered(value: Any, tokenizer: Any, where: str, *, prompt: bool) -> str:
-    """A string as it is; a list of messages through the chat template (ready for the assistant, if ``prompt``)."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
-        raise DataError(f"{where}: neither a string nor a list of messages with role and content")
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            f"{where}: a conversation, and the tokenizer has no chat template; use an instruct model or plain strings"
-        )
-    return tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=prompt)
-
-
-def prompt_ids(prompt: Any, tokenizer: Any, where: str, then: str = "") -> list[int]:
-    """Token ids of a prompt and the text ``then``; a chat template writes its special tokens itself: none are added."""
-    text = rendered(prompt, tokenizer, where, prompt=True) + then
-    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
-    return ids
-
-
-def side_ids(text: str, tokenizer: Any, target: bool = False) -> list[int]:
-    """Token ids of an encoder-decoder's source, or of its ``target``, as the tokenizer has them, with an end token in any case."""
-    ids: list[int] = (tokenizer(text_target=text) if target else tokenizer(text))["input_ids"]
-    return ids if tokenizer.eos_token_id in ids[-2:] else [*ids, tokenizer.eos_token_id]  # a language may come last
-
-
-def completion(tokens: Any, prompt_length: int, tokenizer: Any) -> str:
-    """The text past the prompt of a sequence (T,); decoded with the prompt before it, so that a leading space stays."""
-    head = tokenizer.decode(tokens[:prompt_length], skip_special_tokens=True)
-    whole: str = tokenizer.decode(tokens, skip_special_tokens=True)
-    if whole.startswith(head):
-        return whole[len(head) :]
-    rest: str = tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
-    return rest

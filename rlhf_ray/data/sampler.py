@@ -110,6 +110,10 @@ class Shares:
         return Mixture(members, self.weights, seed, chances)
 
 
+EQUAL = Shares()
+"""One part whose rows are drawn equally often."""
+
+
 def balanced(classes: np.ndarray, seed: int) -> Mixture:
     """A sampler of examples with these ``classes`` (n,) that has all classes equally often, rare examples repeated."""
     members = [np.flatnonzero(classes == c) for c in np.unique(classes)]

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from ..batch import COLUMNS, Batch
 from ..config import DataConfig
 from ..run.atomic import replace_directory
 from . import examples, files
-from .batches import NothingFits, Prepared
 from .examples import DataError, Rows
-from .sampler import Shares
+from .prepared import TOO_LONG, NothingFits, Prepared
 
 PREFIX = "tokens-"  # of the directories, of which there is one for each dataset of a run
 
@@ -32,74 +31,84 @@ class Stream:
 
     def __init__(self, config: DataConfig, option: str, folder: Path) -> None:
         self.config, self.option, self.folder = config, option, folder
-        self.index: dict[str, Any] = {}
-        self.logits = np.zeros(0)
         for path in _paths(config):
             if path.suffix in files.READERS and files.READERS[path.suffix].whole:
                 raise DataError(
                     f"{path}: is one JSON value, which is read whole; write an object a line (.jsonl) to stream it"
                 )
 
-    def prepared(self, make: Callable[[Rows], Prepared], key: str) -> Prepared:
-        """What ``make`` gives for all rows, block by block; kept in the folder while ``key`` and the files are the same."""
+    def prepare(self, prepare_block: Callable[[Rows], Prepared], key: str) -> Prepared:
+        """What ``prepare_block`` gives for all rows, block by block.
+
+        It is kept in the folder while ``key`` and the files are the same. Raises NothingFits if no example is left.
+        """
         directory = self.folder / self._name(key)
         if not directory.is_dir():
             for old in self.folder.glob(f"{PREFIX}*"):
                 shutil.rmtree(old)
             with replace_directory(directory) as part:
                 part.mkdir(parents=True)
-                self._write(part, make)
-        self.index = json.loads((directory / "index.json").read_text())
-        self.logits = np.load(directory / "chances.npy", "r")
-        return Prepared(_mapped(directory, self.index["widths"]), self.index["dropped"])
-
-    def __len__(self) -> int:
-        return int(self.index["ends"][-1])
-
-    @property
-    def shares(self) -> Shares:
-        """How often training draws the rows; known once they are prepared."""
-        return examples.shares(self.config, self.option, self.index["ends"], self.logits)
+                self._write(part, prepare_block)
+        index = json.loads((directory / "index.json").read_text())
+        logits = np.load(directory / "chances.npy", "r")
+        return Prepared(
+            batch=_mapped(directory, index["widths"]),
+            num_rows=int(index["ends"][-1]),
+            num_dropped=index["dropped"],
+            shares=examples.shares(self.config, self.option, index["ends"], logits),
+        )
 
     def _name(self, key: str) -> str:
         known = [p.stat() for p in _paths(self.config) if p.exists()]
         found = [key, self.config.model_dump_json(), [[s.st_size, s.st_mtime_ns] for s in known]]
         return PREFIX + hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
-    def _write(self, directory: Path, make: Callable[[Rows], Prepared]) -> None:
+    def _write(self, directory: Path, prepare_block: Callable[[Rows], Prepared]) -> None:
         """A file for each column, the Batches of the blocks end to end, and the index."""
-        rows, groups, dropped, ends, widths, logits = 0, 0, 0, [], {}, []
+        num_rows, num_dropped, ends = 0, 0, []
+        logits = [np.zeros(0)]
         weighed = any(source.sampling for source in self.config.sources)
         with contextlib.ExitStack() as stack:
-            opened: dict[str, Any] = {}
+            columns = _ColumnFiles(directory, stack)
             for option, source in examples.named(self.config, self.option):
                 for block in examples.blocks(source, option):
-                    for made in _made(block, make):
-                        batch = made.batch.replace(
-                            example_id=made.batch.example_id + rows, group=made.batch.group + groups
-                        )
-                        groups = int(batch.group[-1]) + 1
-                        for name in batch.columns():
-                            array = getattr(batch, name)
-                            widths[name] = array.shape[1] if array.ndim == 2 else 0
-                            if name not in opened:
-                                opened[name] = stack.enter_context((directory / name).open("wb"))
-                            array.tofile(opened[name])
-                        dropped += made.dropped
-                    rows += len(block)
+                    try:
+                        prepared = prepare_block(block)
+                        columns.append(prepared.batch, num_rows)
+                        num_dropped += prepared.num_dropped
+                    except NothingFits:  # of this block; of all blocks is an error, below
+                        num_dropped += len(block)
+                    num_rows += len(block)
                     if weighed:
                         logits.append(examples.chances(block, source))
-                ends.append(rows)
-        if not widths:
-            raise NothingFits(f"{self.option}: every example is longer than max_length; raise it")
-        np.save(directory / "chances.npy", np.concatenate([*logits, np.zeros(0)]))
-        (directory / "index.json").write_text(json.dumps({"ends": ends, "dropped": dropped, "widths": widths}))
+                ends.append(num_rows)
+        if not columns.widths:
+            raise NothingFits(f"{self.option}: {TOO_LONG}")
+        np.save(directory / "chances.npy", np.concatenate(logits))
+        index = {"ends": ends, "dropped": num_dropped, "widths": columns.widths}
+        (directory / "index.json").write_text(json.dumps(index))
 
 
-def _made(block: Rows, make: Callable[[Rows], Prepared]) -> Iterator[Prepared]:
-    """The block prepared, if anything of it fits."""
-    with contextlib.suppress(NothingFits):
-        yield make(block)
+class _ColumnFiles:
+    """The columns of Batches, written end to end, a file for each column."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+        self.directory, self.stack = directory, stack
+        self.files: dict[str, Any] = {}
+        self.widths: dict[str, int] = {}
+        """k of columns of shape (B, k), 0 of flat ones."""
+        self.num_groups = 0
+
+    def append(self, batch: Batch, first_row: int) -> None:
+        """Appends a Batch whose example 0 is row ``first_row`` of the dataset."""
+        batch = batch.replace(example_id=batch.example_id + first_row, group=batch.group + self.num_groups)
+        self.num_groups = int(batch.group[-1]) + 1
+        for name in batch.columns():
+            array = getattr(batch, name)
+            self.widths[name] = array.shape[1] if array.ndim == 2 else 0
+            if name not in self.files:
+                self.files[name] = self.stack.enter_context((self.directory / name).open("wb"))
+            array.tofile(self.files[name])
 
 
 def _mapped(directory: Path, widths: dict[str, int]) -> Batch:

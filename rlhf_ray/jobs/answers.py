@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import BadInput, GenerationJob, ModelConfig
+from ..data.prompts import Prompts, load_prompts
 from ..models import load as models
 from ..rewards.reward import scales
 from ..run.events import notice
 from ..train import evaluation as heldout
 from ..train import roles
-from ..train.dispatch import Collector, Order, Prompts
-from ..train.setup import decoding_remarks, load_prompts, reward_group, rollout_group
+from ..train.dispatch import Collector, Order
+from ..train.setup import decoding_remarks, reward_group, rollout_group
 
 INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 

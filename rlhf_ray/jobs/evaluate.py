@@ -16,7 +16,7 @@ from .generation import describe_generation, generation_needs
 from .kind import JobKind, JobNeeds, Results, RunContext
 
 if TYPE_CHECKING:
-    from ..train.dispatch import Prompts
+    from ..data.prompts import Prompts
 
 REFERENCE_MEASURES = {"bleu", "chrf", "classes"}
 

@@ -19,7 +19,7 @@ from .generation import describe_generation, generation_needs
 from .kind import JobKind, Results, RunContext
 
 if TYPE_CHECKING:
-    from ..train.dispatch import Prompts
+    from ..data.prompts import Prompts
 
 
 def run(job: SampleJob, context: RunContext) -> Results:

@@ -87,7 +87,7 @@ def texts(rows: Rows) -> pa.Table:
         column = "completion" if "completion" in row else "text"
         rows.require(i, column, *(["prompt"] if column == "completion" else []))
         prompt = row["prompt"] if column == "completion" else ""
-        found.append({**row, "prompt": prompt, "completion": examples.text_of(row, column, rows.place(i))})
+        found.append({**row, "prompt": prompt, "completion": rows.text(i, column)})
     return examples.table(rows.changed(found), range(len(rows)))
 
 

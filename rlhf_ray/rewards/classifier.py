@@ -10,7 +10,7 @@ import torch
 from ..batch import from_sequences, micro_batches
 from ..config import ClassifierReward, ModelConfig
 from ..data import tokenizer as tokenizers
-from ..data.tasks import encode
+from ..data.encode import encode_text
 from ..models import load as models
 from .reward import RewardError
 
@@ -51,7 +51,7 @@ class ClassifierScorer:
         return [float(p) for p in found]
 
     def _ids(self, text: str) -> list[int]:
-        ids = encode(self.tokenizer, text).ids
+        ids = encode_text(self.tokenizer, text).ids
         return ids if len(ids) <= self.context else [*ids[: self.context - 1], ids[-1]]
 
     def _place(self, label: str) -> int:

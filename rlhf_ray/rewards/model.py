@@ -10,8 +10,8 @@ import torch
 
 from ..batch import Batch, from_sequences, micro_batches
 from ..config import ModelConfig, ModelReward
-from ..data import examples
 from ..data import tokenizer as tokenizers
+from ..data.encode import prompt_ids
 from ..models import load as models
 from .reward import RewardError
 
@@ -70,7 +70,7 @@ class Scorer:
 
     def _ids(self, prompt: Any, completion: str) -> np.ndarray:
         where = f"reward '{self.term.name}', prompt"
-        return np.array(examples.prompt_ids(prompt, self.tokenizer, where, completion), dtype=np.int32)
+        return np.array(prompt_ids(prompt, self.tokenizer, where, completion), dtype=np.int32)
 
 
 class ModelScorer(Scorer):

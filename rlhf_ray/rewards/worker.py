@@ -20,8 +20,8 @@ from ..config import (
     RewardsConfig,
     RuleReward,
 )
-from ..data import examples
 from ..data import tokenizer as tokenizers
+from ..data.encode import completion_text
 from .classifier import ClassifierScorer
 from .function import UserFunction
 from .likelihood import LikelihoodScorer
@@ -132,7 +132,7 @@ class RewardWorker:
         picked = rows.take([at[int(i)] for i in batch.example_id])
         columns = {name: picked[name].to_pylist() for name in picked.column_names if name not in TAKEN}
         sequences = zip(batch.sequences(), batch.prompt_length, strict=True)
-        completions = [examples.completion(t, int(n), self.tokenizer) for t, n in sequences]
+        completions = [completion_text(t, int(n), self.tokenizer) for t, n in sequences]
         return columns.pop("prompt"), completions, columns
 
 

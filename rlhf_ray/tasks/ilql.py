@@ -10,7 +10,12 @@ import torch
 from ..algorithms import losses, values
 from ..algorithms.losses import metric
 from ..batch import Batch
+from ..config import ILQLJob
+from ..data.encode import end_id, prompt_and_answer_ids, prompt_ids
+from ..data.examples import DataError, Rows, check_number
+from ..data.prepared import Example, Prepared, prepare_rows
 from ..learner.objectives import Columns, Loss, PerToken
+from .base import Task, TaskKind, prepare_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +48,54 @@ class ImplicitQObjective(PerToken):
             metrics |= language_metrics
         metrics |= {"value/q": metric(target_q, c.response_mask), "value/v": metric(v, c.response_mask)}
         return total, metrics
+
+
+def prepare(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Prompt, completion and end token, with the reward at the last token; step_rewards holds it.
+
+    Or completions, a list of texts that follow each other, with rewards, one for each text at its last token. The end
+    token belongs to the last text.
+    """
+
+    def encode_row(rows: Rows, index: int) -> list[Example]:
+        row, place = rows[index], rows.place(index)
+        if "completions" not in row:
+            rows.require(index, "prompt", "completion", "reward")
+            prompt, answer = prompt_and_answer_ids(row, "completion", tokenizer, place)
+            reward = check_number(row["reward"], "reward", place)
+            return [_example(prompt, [answer], [reward])]
+        rows.require(index, "prompt", "completions", "rewards")
+        steps, rewards = list(row["completions"]), list(row["rewards"])
+        if len(steps) != len(rewards) or not steps:
+            raise DataError(f"{place}: {len(steps)} completions and {len(rewards)} rewards; each needs one")
+        prompt = prompt_ids(row["prompt"], tokenizer, f"{place}, prompt")
+        ids = [tokenizer(str(step), add_special_tokens=False)["input_ids"] for step in steps]
+        ids[-1] = [*ids[-1], end_id(tokenizer)]
+        for k, step in enumerate(steps):
+            if not ids[k]:
+                raise DataError(f"{place}: completions[{k}] is {step!r}, which has no token for its reward")
+        return [_example(prompt, ids, [check_number(r, f"rewards[{k}]", place) for k, r in enumerate(rewards)])]
+
+    return prepare_rows(rows, encode_row, max_length)
+
+
+def _example(prompt: list[int], steps: list[list[int]], rewards: list[float]) -> Example:
+    """The steps after the prompt, each with its reward at its last token."""
+    step_rewards = [0.0] * len(prompt)
+    for ids, reward in zip(steps, rewards, strict=True):
+        step_rewards += [0.0] * (len(ids) - 1) + [reward]
+    return Example.of_answer(prompt, [token for ids in steps for token in ids], step_rewards=step_rewards)
+
+
+def build(job: ILQLJob, rows: Rows, heldout: Rows | None, tokenizer: Any) -> Task:
+    """Values of a language model's tokens."""
+    objective = ImplicitQObjective(
+        gamma=job.gamma,
+        expectile=job.expectile,
+        conservative_coef=job.conservative_coef,
+        behaviour_coef=job.behaviour_coef,
+    )
+    return Task(objective=objective, data=prepare_data(job, prepare, rows, heldout, tokenizer))
+
+
+ILQL = TaskKind(model="values", build=build)

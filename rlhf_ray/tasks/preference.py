@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..algorithms import losses, preferences
 from ..algorithms.advantages import sequence_mean, sequence_sum
 from ..batch import Batch
-from ..config import DPO, IPO, KTO, ORPO, SimPO
-from ..learner.objectives import Columns, Loss, PerPair, PerRow
+from ..config import DPO, IPO, KTO, ORPO, PreferenceJob, SimPO
+from ..data.encode import prompt_and_answer_ids
+from ..data.examples import DataError, Rows, check_number
+from ..data.prepared import Example, Prepared, fitting_rows, prepare_rows, to_prepared
+from ..learner.objectives import Columns, Loss, Objective, PerPair, PerRow
+from .base import LogProbs, Task, TaskKind, prepare_data
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,84 @@ def response_log_probs(model: Any, c: Columns) -> Tensor:
 def log_ratios(batch: Batch) -> Tensor:
     """(B,) log of policy over reference, summed over each response; reads old_log_probs and ref_log_probs."""
     return sequence_sum(torch.tensor(batch.old_log_probs - batch.ref_log_probs), torch.tensor(batch.lengths))
+
+
+def prepare_pairs(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Two rows a pair, chosen (labels 1, margin) then rejected (0, margin), both with the end token.
+
+    A pair is never cut, but left out. The margin is 0 if there is no such column.
+    """
+
+    def encode_row(rows: Rows, index: int) -> list[Example]:
+        row, place = rows[index], rows.place(index)
+        rows.require(index, "prompt", "chosen", "rejected")
+        if row["chosen"] == row["rejected"]:
+            raise DataError(f"{place}: chosen and rejected are the same, so there is nothing to prefer; remove the row")
+        sides = [prompt_and_answer_ids(row, column, tokenizer, place) for column in ("chosen", "rejected")]
+        margin = check_number(row.get("margin", 0.0), "margin", place)
+        return [
+            Example.of_answer(prompt, answer, labels=[label, margin])
+            for (prompt, answer), label in zip(sides, (1.0, 0.0), strict=True)
+        ]
+
+    return prepare_rows(rows, encode_row, max_length, together=True)
+
+
+def prepare_desirable(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
+    """Prompt, completion and end token with label 1 (desirable) or 0; after each row a mismatched one of its group.
+
+    The mismatched row has label -1. It is the prompt with the next example's completion, cut at ``max_length``. KTO's
+    reference point is estimated on these rows.
+    """
+
+    def encode_row(rows: Rows, index: int) -> list[Example]:
+        row, place = rows[index], rows.place(index)
+        rows.require(index, "prompt", "completion", "label")
+        label = str(row["label"]).lower()
+        if label not in ("0", "1", "true", "false"):
+            raise DataError(f"{place}: label is {row['label']!r}, expected true or false")
+        prompt, answer = prompt_and_answer_ids(row, "completion", tokenizer, place)
+        return [Example.of_answer(prompt, answer, labels=[float(label in ("1", "true"))])]
+
+    kept = fitting_rows(rows, encode_row, max_length)
+    if len(kept) < 2:
+        raise DataError(
+            f"{rows.source}: fewer than two examples within max_length {max_length}; a mismatched pair needs two"
+        )
+    matched = [example for _, (example,) in kept]
+    groups = []
+    for (index, (example,)), following in zip(kept, [*matched[1:], matched[0]], strict=True):
+        prompt = list(example.tokens[: example.leading])
+        answer = list(following.tokens[following.leading :])[: max_length - len(prompt)]
+        groups.append((index, [example, Example.of_answer(prompt, answer, labels=[-1.0])]))
+    return to_prepared(rows, groups, together=True)
+
+
+def build_pairs(job: PreferenceJob, rows: Rows, heldout: Rows | None, tokenizer: Any) -> Task:
+    """DPO, IPO, ORPO or SimPO."""
+    assert not isinstance(job.objective, KTO)
+    return Task(
+        objective=PairObjective(job.objective),
+        data=prepare_data(job, prepare_pairs, rows, heldout, tokenizer),
+        reads_reference=isinstance(job.objective, DPO | IPO),
+    )
+
+
+def build_desirable(job: PreferenceJob, rows: Rows, heldout: Rows | None, tokenizer: Any) -> Task:
+    """KTO."""
+    assert isinstance(job.objective, KTO)
+    objective = DesirableObjective(job.objective)
+
+    def with_reference_point(batch: Batch, log_probs: LogProbs) -> tuple[Objective, np.ndarray]:
+        """Rows come in twos, matched then mismatched. The mismatched ones give the step's reference point."""
+        rows = np.arange(len(batch))
+        matched, mismatched = rows[0::2], rows[1::2]
+        point = preferences.reference_point(log_ratios(log_probs(batch.take(mismatched))))
+        return replace(objective, reference_point=point), matched
+
+    data = prepare_data(job, prepare_desirable, rows, heldout, tokenizer)
+    return Task(objective=objective, data=data, reads_reference=True, resolve=with_reference_point)
+
+
+PAIRS = TaskKind(model="policy", build=build_pairs)
+DESIRABLE = TaskKind(model="policy", build=build_desirable)

@@ -16,28 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
 from ..actors.group import DEAD, StageTimeout, WorkerGroup, unwrap
 from ..batch import Batch, cat
-from ..data.sampler import Shares
+from ..data.prompts import Prompts
 from ..rollout.chunk import Chunk
 from ..weights.manifest import StaleWeights
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A dataset of prompts: token ids, the rows (Arrow, with example_id) that rewards read, and how often they are drawn."""
-
-    tokens: list[np.ndarray]
-    rows: pa.Table
-    example_id: np.ndarray
-    shares: Shares = Shares()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..algorithms.estimate import token_kl
 from ..batch import Batch
 from ..config import RewardsConfig
 from ..config.jobs import EvaluateRL
-from ..data.examples import completion
+from ..data.encode import completion_text
 from ..quality import intervals
 from ..rewards.reward import combine
 from ..run.atomic import replace_file
@@ -46,7 +46,7 @@ def table(
         "sample": batch.sample,
         "prompt": [_text(prompts["prompt"][rows[int(i)]].as_py()) for i in batch.example_id],
         "completion": [
-            completion(t, int(n), tokenizer) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)
+            completion_text(t, int(n), tokenizer) for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)
         ],
         "reward": combine(batch.reward_parts[:, own], rewards, statistics or {}),
     }

@@ -13,9 +13,10 @@ import torch
 from ..algorithms import advantages as A
 from ..batch import Batch, cat
 from ..config import RLJob
+from ..data.prompts import Prompts
 from ..rewards.reward import RewardError
 from ..run.trajectories import read_batch, write_batch
-from .dispatch import Collection, Collector, Order, Prompts
+from .dispatch import Collection, Collector, Order
 from .reward_scale import RewardScale
 
 

@@ -14,26 +14,25 @@ import ray
 from ..actors.group import WorkerGroup
 from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import (
-    BadInput,
     ClusterConfig,
     FunctionReward,
     ModelConfig,
     NeuralReward,
-    PromptConfig,
     Reward,
     RewardsConfig,
     RLJob,
     RolloutConfig,
 )
-from ..data import batches, examples
+from ..data import examples
+from ..data.prompts import Prompts, load_prompts
 from ..data.sampler import Mixture, Sampler
 from ..models import load as models
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
 from ..run.events import notice
+from ..tasks import language_model
 from ..weights.manifest import PROBE_LENGTH
 from . import roles
-from .dispatch import Prompts
 from .learner_group import LearnerGroup
 
 
@@ -71,25 +70,6 @@ class Setup:
     def reward_names(self) -> list[str]:
         """Names of the terms that are trained on."""
         return [t.name for t in self.terms[: self.num_trained]]
-
-
-def load_prompts(
-    config: PromptConfig, tokenizer: Any, context: int, max_new_tokens: int, where: str, sources: bool = False
-) -> Prompts:
-    """The prompts of a dataset (``sources``: an encoder-decoder's, beside whose context that of the answer is another); a line
-    says how many were dropped. Raises BadInput where they do not fit config or model."""
-    sizes = (config.max_prompt_tokens, max_new_tokens)
-    if (max(sizes) if sources else sum(sizes)) > context:
-        raise BadInput(
-            f"{where}.max_prompt_tokens {config.max_prompt_tokens} {'or' if sources else '+'} rollout.max_new_tokens "
-            f"{max_new_tokens} exceed the model's context of {context} tokens; lower one of them"
-        )
-    rows = examples.load(config, where)
-    kept = batches.prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, sources)
-    if kept.dropped:
-        longest = f"{where}.max_prompt_tokens {config.max_prompt_tokens}"
-        notice(f"{where}: {kept.dropped} of {len(rows)} prompts are longer than {longest}, left out")
-    return Prompts(kept.tokens, examples.table(rows, kept.ids), np.asarray(kept.ids, np.int64), rows.shares)
 
 
 @contextmanager
@@ -220,5 +200,5 @@ def _ptx(job: RLJob, tokenizer: Any, context: int) -> Ptx | None:
     if job.ptx_data is None:
         return None
     rows = examples.load(job.ptx_data, "ptx_data")
-    made = batches.language_model(rows, tokenizer, min(context, job.learner.micro_batch_tokens))
-    return Ptx(ray.put(made.batch), rows.shares.sampler(made.batch.example_id, job.run.seed))
+    batch = language_model.prepare(rows, tokenizer, min(context, job.learner.micro_batch_tokens)).batch
+    return Ptx(ray.put(batch), rows.shares.sampler(batch.example_id, job.run.seed))

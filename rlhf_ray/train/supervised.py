@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ import ray
 
 from ..actors.placement import Placement, cluster_nodes, plan_placement, reserved_devices, worker_demand
 from ..actors.session import Stop
-from ..algorithms.preferences import reference_point
 from ..batch import Batch
 from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
 from ..data.stream import Stream
-from ..learner.objectives import LossTerm, Objective
+from ..learner.objectives import LossTerm
 from ..models import load as models
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
@@ -27,10 +25,7 @@ from ..run.directory import RunDir
 from ..run.events import notice
 from ..run.outcome import Watch, unwatched
 from ..run.usage import Meter
-from ..tasks import build as tasks
-from ..tasks.language_model import LanguageModelObjective
-from ..tasks.preference import DesirableObjective, log_ratios
-from ..tasks.seq2seq import Seq2SeqObjective
+from ..tasks.registry import task_kind
 from . import roles, step_metrics
 from .evaluation import SEED_STEP
 from .learner_group import LearnerGroup
@@ -45,14 +40,14 @@ class SupervisedRun:
         streamed = isinstance(job.data, TrainingData) and job.data.stream
         rows = Stream(job.data, "data", run.path) if streamed else examples.load(job.data, "data")
         heldout = examples.load(job.evaluate.data, "evaluate.data") if job.evaluate.data is not None else None
-        self.kind = tasks.kind(job)
-        self.labels = () if isinstance(rows, Stream) else tasks.labels(job, rows)
+        kind = task_kind(job)
+        self.kind, self.labels = kind.model, kind.labels(job, rows)
         self.model, self.tokenizer = roles.prepare(job.model, run.path, job.run.seed, self.kind, self.labels)
         context = models.context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
-        self.task = tasks.build(job, self.labels, self.tokenizer, rows, heldout)
-        self.rows, self.heldout = self.task.train, self.task.heldout
+        self.task = kind.build(job, rows, heldout, self.tokenizer)
+        self.rows, self.heldout = self.task.data.train, self.task.data.heldout
         self.sampler = self.task.sampler(job.run.seed)
         self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
         self.best = Checkpoints(run.path / "best", 1, run.id)
@@ -87,9 +82,10 @@ class SupervisedRun:
 
     def _work(self, learners: LearnerGroup) -> dict[str, float]:
         job = self.job
-        if self.task.reference and not self.rows.has("ref_log_probs"):  # while the learner holds the starting model
-            self.rows = self._with_reference(learners, self.rows)
-            self.heldout = None if self.heldout is None else self._with_reference(learners, self.heldout)
+        log_probs = partial(_log_probs, learners)
+        self.rows = self.task.with_reference(self.rows, log_probs)  # while the learner holds the starting model
+        if self.heldout is not None:
+            self.heldout = self.task.with_reference(self.heldout, log_probs)
         self._restore(learners)
         self._loop(learners)
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
@@ -97,17 +93,6 @@ class SupervisedRun:
             notice(f"the model is that of {best.name}, the best by {job.evaluate.best}")
         learners.export(self.run.path / "model", self.tokenizer.save_pretrained)
         return self.evaluate(learners) if self.heldout is not None else {}
-
-    def _with_reference(self, learners: LearnerGroup, batch: Batch) -> Batch:
-        return batch.replace(ref_log_probs=learners.annotate(batch, 1.0, ["old_log_probs"]).old_log_probs)
-
-    def _settled(self, learners: LearnerGroup, batch: Batch, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
-        """The objective of a step and the rows it reads. KTO's gets its reference point from the mismatched row of each group."""
-        if not isinstance(self.task.objective, DesirableObjective):
-            return self.task.objective, rows
-        matched, mismatched = rows[0::2], rows[1::2]
-        now = learners.annotate(batch.take(mismatched), 1.0, ["old_log_probs"])
-        return replace(self.task.objective, reference_point=reference_point(log_ratios(now))), matched
 
     def _restore(self, learners: LearnerGroup) -> None:
         self.step = 0
@@ -123,7 +108,7 @@ class SupervisedRun:
         while self.step < self.job.num_steps:
             with self.timer.stage("learn"):
                 seen = self._seen()
-                objective, rows = self._settled(learners, seen, np.arange(len(seen)))
+                objective, rows = self.task.for_step(seen, partial(_log_probs, learners))
                 metrics = learners.update("actor", [LossTerm(objective=objective, coef=1.0, batch=seen, rows=[rows])])
             self.step += 1
             self.step_end.finish(self.step, metrics, float(seen.lengths[rows].sum()))
@@ -175,9 +160,9 @@ class SupervisedRun:
         """The objective's metrics on held-out examples, and what the predictions are worth; all of it in RUN/evaluation.json."""
         assert self.heldout is not None
         batch = self.heldout if self.task.view is None else self.task.view(self.heldout, [self.job.run.seed, SEED_STEP])
-        objective, rows = self._settled(learners, batch, np.arange(len(batch)))
+        objective, rows = self.task.for_step(batch, partial(_log_probs, learners))
         found: dict[str, Any] = learners.evaluate(objective, ray.put(batch.take(rows)))
-        if isinstance(objective, LanguageModelObjective | Seq2SeqObjective):
+        if self.task.perplexity:
             found["perplexity"] = math.exp(min(found["loss/cross_entropy"], 700.0))
         if self.task.judge is not None:
             judged = batch.take(np.arange(len(batch))[: self.task.num_judged])
@@ -189,3 +174,8 @@ class SupervisedRun:
 def _shards(learners: LearnerGroup, directory: Path) -> None:
     (directory / "learner").mkdir()
     learners.save(directory / "learner")
+
+
+def _log_probs(learners: LearnerGroup, batch: Batch) -> Batch:
+    """The Batch with old_log_probs, those of the model that is trained."""
+    return learners.annotate(batch, 1.0, ["old_log_probs"])

@@ -18,9 +18,9 @@ from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.actors.placement import cluster_nodes, plan_placement
 from rlhf_ray.actors.session import Stop, ray_session
 from rlhf_ray.config import RLJob
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.jobs.kinds import demand_of
 from rlhf_ray.run.directory import RunDir
-from rlhf_ray.train.dispatch import Prompts
 from rlhf_ray.train.learner_group import LearnerGroup
 from rlhf_ray.train.rl import RL
 from rlhf_ray.train.setup import Setup

@@ -8,7 +8,8 @@ import pytest
 import ray
 
 from rlhf_ray.actors.group import WorkerGroup
-from rlhf_ray.train.dispatch import Collector, Order, Prompts
+from rlhf_ray.data.prompts import Prompts
+from rlhf_ray.train.dispatch import Collector, Order
 from tests.benchmarks.zero_cost import Engine, Scorer
 from tests.helpers import ROOT
 

@@ -7,11 +7,10 @@ import torch
 from rlhf_ray.algorithms.noise import embedding_noise
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import SFTJob
-from rlhf_ray.data import batches
 from rlhf_ray.data.examples import Rows
 from rlhf_ray.models.log_probs import PolicyModel
-from rlhf_ray.tasks import build as tasks
 from rlhf_ray.tasks.language_model import LanguageModelObjective
+from rlhf_ray.tasks.sft import SFT, seed_rows
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 from tests.unit.models.test_models import groups, made
@@ -85,12 +84,12 @@ def test_tokens_of_a_shared_prompt_get_the_noise_of_the_first_of_their_sequences
 def test_a_step_has_its_own_noise_and_has_it_again():
     given = Rows([{"prompt": "the view", "completion": "was great"}] * 3, "x.jsonl", range(1, 4))
     values = {"model": {"init": TINY, "tokenizer": "toy"}, "data": {"path": "none"}, "num_steps": 1}
-    task = tasks.build(SFTJob(**values, neftune_alpha=5.0), (), toy.tokenizer(), given, None)
+    task = SFT.build(SFTJob(**values, neftune_alpha=5.0), given, None, toy.tokenizer())
     assert task.objective == LanguageModelObjective(neftune_alpha=5.0)
     first, again, other = (
-        task.view(task.train.take(rows), [1, step]).seed for rows, step in (([0, 2], 4), ([2], 4), ([2], 5))
+        task.view(task.data.train.take(rows), [1, step]).seed for rows, step in (([0, 2], 4), ([2], 4), ([2], 5))
     )
     assert first[1] == again[0] != first[0]
     assert again[0] != other[0]
-    assert tasks.build(SFTJob(**values), (), toy.tokenizer(), given, None).view is None
-    assert batches.seeded(task.train, [2, 4]).seed[2] != again[0]
+    assert SFT.build(SFTJob(**values), given, None, toy.tokenizer()).view is None
+    assert seed_rows(task.data.train, [2, 4]).seed[2] != again[0]

@@ -12,11 +12,8 @@ from rlhf_ray.algorithms import preferences
 from rlhf_ray.algorithms.preferences import log1mexp, reference_point
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import DPO, IPO, KTO, ORPO, SimPO
-from rlhf_ray.data import batches
-from rlhf_ray.data.examples import DataError, Rows
 from rlhf_ray.models.log_probs import PolicyModel
 from rlhf_ray.tasks.preference import DesirableObjective, PairObjective, log_ratios
-from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 
 BETA = 0.3
@@ -155,31 +152,6 @@ def test_log_ratios_are_summed_over_each_response():
     )]  # fmt: skip
     assert found.tolist() == pytest.approx(wanted)
     assert (found != 0).all()
-
-
-def answers(*labels):
-    rows = [{"prompt": f"the {p}", "completion": f" was {w}", "label": x}
-            for p, w, x in zip(toy.PARTS, toy.POSITIVE, labels, strict=False)]  # fmt: skip
-    return Rows(rows, "answers.jsonl", range(1, len(rows) + 1))
-
-
-def test_a_mismatched_row_is_the_prompt_with_the_next_completion():
-    tokenizer = toy.tokenizer()
-    batch = batches.desirable(answers(True, 0, "1"), tokenizer, 16).batch
-    text = [tokenizer.decode(s) for s in batch.sequences()]
-    assert text[:3] == ["the staff was great <eos>", "the staff was lovely <eos>", "the price was lovely <eos>"]
-    assert text[5] == "the style was great <eos>"
-    assert batch.labels[:, 0].tolist() == [1, -1, 0, -1, 1, -1]
-    assert batch.group.tolist() == [0, 0, 1, 1, 2, 2]
-    assert batch.prompt_length.tolist() == [2] * 6
-
-
-@pytest.mark.parametrize(
-    ("labels", "says"), [((True, "maybe"), "answers.jsonl:2: label is 'maybe'"), ((True,), "fewer than two")]
-)
-def test_answers_that_cannot_be_used(labels, says):
-    with pytest.raises(DataError, match=says):
-        batches.desirable(answers(*labels), toy.tokenizer(), 16)
 
 
 def test_the_reference_point_moves_the_loss():

@@ -9,13 +9,13 @@ import torch
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import ClassifierReward, ConfigError, ModelConfig, RewardsConfig, parse
 from rlhf_ray.data import augment, examples
-from rlhf_ray.data import tasks as data
+from rlhf_ray.data.encode import encode_text
 from rlhf_ray.data.examples import Rows, load
 from rlhf_ray.models import load as models
 from rlhf_ray.rewards.classifier import ClassifierScorer
 from rlhf_ray.rewards.reward import RewardError
 from rlhf_ray.rewards.worker import RewardWorker
-from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 
@@ -49,9 +49,9 @@ def test_swaps_keep_every_word():
 
 def test_a_copy_depends_on_seed_and_place_alone():
     rows = Rows([{"text": "a b c d e f", "label": "x"}, {"sentence": "a b c d e f", "label": 1}, {"text": 3}], "x")
-    first = augment.changed(rows, "swap", 0.5, [1, 0])
-    assert first == augment.changed(rows, "swap", 0.5, [1, 0])
-    assert first != augment.changed(rows, "swap", 0.5, [1, 1])
+    first = augment.change_rows(rows, "swap", 0.5, [1, 0])
+    assert first == augment.change_rows(rows, "swap", 0.5, [1, 0])
+    assert first != augment.change_rows(rows, "swap", 0.5, [1, 1])
     assert first[0]["text"] != first[1]["sentence"]
     assert [r.get("label") for r in first] == ["x", 1, None]
     assert first[2] == {"text": 3}
@@ -60,17 +60,17 @@ def test_a_copy_depends_on_seed_and_place_alone():
 def test_only_training_texts_are_augmented_and_it_is_said(notices):
     plain, more = classify(), classify(augment={"copies": 3, "swap": 0.2})
     rows, held = (load(plain.data.model_copy(update={"split": s}), "data") for s in ("train", "heldout"))
-    before, after = (tasks.build(job, LABELS, toy.tokenizer(), rows, held) for job in (plain, more))
+    before, after = (task_kind(job).build(job, rows, held, toy.tokenizer()) for job in (plain, more))
     assert "data: augmented 40 examples by 3 copies of each (2 with delete 0.1, 1 with swap 0.2)" in notices
-    assert len(after.train) == 4 * len(before.train)
-    assert after.heldout.tokens.tolist() == before.heldout.tokens.tolist()
-    assert after.train.take(range(40)).tokens.tolist() == before.train.tokens.tolist()
+    assert len(after.data.train) == 4 * len(before.data.train)
+    assert after.data.heldout.tokens.tolist() == before.data.heldout.tokens.tolist()
+    assert after.data.train.take(range(40)).tokens.tolist() == before.data.train.tokens.tolist()
     for copy in range(1, 4):
-        part = after.train.take(range(40 * copy, 40 * copy + 40))
-        assert part.labels.tolist() == before.train.labels.tolist()
-        assert part.example_id.tolist() == before.train.example_id.tolist()
-    swapped = after.train.take(range(80, 120)).sequences()  # deletion, swap, deletion
-    assert all(Counter(a) == Counter(b) for a, b in zip(swapped, before.train.sequences(), strict=True))
+        part = after.data.train.take(range(40 * copy, 40 * copy + 40))
+        assert part.labels.tolist() == before.data.train.labels.tolist()
+        assert part.example_id.tolist() == before.data.train.example_id.tolist()
+    swapped = after.data.train.take(range(80, 120)).sequences()  # deletion, swap, deletion
+    assert all(Counter(a) == Counter(b) for a, b in zip(swapped, before.data.train.sequences(), strict=True))
     assert set(after.sampler(0).indices(0, 160)) == set(range(160))
 
 
@@ -91,7 +91,7 @@ def test_a_classifiers_reward_is_the_probability_of_the_class(model):
     found = scorer(["", ""], texts, label=["mixed", "bad"])
     net = models.load("classes", model).eval()
     for text, label, p in zip(texts, ("mixed", "bad"), found, strict=True):
-        ids = torch.tensor(data.encode(toy.tokenizer(), text).ids)
+        ids = torch.tensor(encode_text(toy.tokenizer(), text).ids)
         with torch.no_grad():
             every = net(ids, torch.tensor([len(ids)])).softmax(-1)[0]
         assert p == pytest.approx(float(every[LABELS.index(label)]), abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from rlhf_ray.config import DataConfig, parse
 from rlhf_ray.data import check
 from rlhf_ray.data.examples import DataError, Rows, load
-from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 
@@ -30,7 +30,7 @@ def build(kind, rows, **more):
     }
     job = parse({**job, **more}, "job")
     given = Rows(rows, "x.jsonl", range(1, len(rows) + 1))
-    return tasks.build(job, tasks.labels(job, given), toy.tokenizer(), given, None)
+    return task_kind(job).build(job, given, None, toy.tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def build_text(rows):
     job = parse(
         {"job": "pretrain", "model": {"init": TINY, "tokenizer": "toy"}, "data": {"path": "x"}, "num_steps": 1}, "job"
     )
-    return tasks.build(job, (), toy.tokenizer(), rows, None)
+    return task_kind(job).build(job, rows, None, toy.tokenizer())
 
 
 @pytest.mark.parametrize("second", [False, True])

@@ -8,13 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_ray.config import BadInput, DataConfig
-from rlhf_ray.data.examples import DataError, Rows, find, load, rendered, table, text_of
+from rlhf_ray.data.examples import DataError, Rows, find, load, table
 from rlhf_ray.toy import world as toy
 
 ROWS = [{"text": "a, b", "label": 1}, {"text": 'say "c"', "label": 0}]
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
-)
 
 
 def read(path):
@@ -173,33 +170,3 @@ def test_a_column_of_two_types_is_named_with_both_places():
         table(rows, [0, 1, 2])
     with pytest.raises(DataError, match="column 'answer' is int at x"):
         table(Rows([{"answer": 2**70}], "x"), [0])
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (3, "column 'prompt' is int, expected a string"),
-        (None, "is NoneType"),
-        (" \n", "column 'prompt' is empty; remove"),
-    ],
-)
-def test_a_text_is_a_string_with_something_in_it(value, message):
-    with pytest.raises(DataError, match=message):
-        text_of({"prompt": value}, "prompt", "x:1")
-
-
-def test_conversations_go_through_the_template_and_strings_do_not():
-    tokenizer = toy.tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    talk = [{"role": "user", "content": "hi"}]
-    assert rendered(talk, tokenizer, "x:1", prompt=True) == "<user>hi<go>"
-    assert rendered(talk, tokenizer, "x:1", prompt=False) == "<user>hi"
-    assert rendered("hi", tokenizer, "x:1", prompt=True) == "hi"
-
-
-def test_a_conversation_that_cannot_be_rendered_is_an_error():
-    with pytest.raises(DataError, match=r"x:1: a conversation, and the tokenizer has no chat template; use"):
-        rendered([{"role": "user", "content": "hi"}], toy.tokenizer(), "x:1", prompt=True)
-    for value in (3, [{"role": "user"}], ["hi"]):
-        with pytest.raises(DataError, match="x:1: neither a string nor a list of messages"):
-            rendered(value, toy.tokenizer(), "x:1", prompt=True)

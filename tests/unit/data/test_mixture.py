@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from rlhf_ray.config import ConfigError, DataConfig, parse
-from rlhf_ray.data import batches
 from rlhf_ray.data.examples import DataError, load
+from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.jobs import preflight
+from rlhf_ray.tasks import language_model
 from rlhf_ray.toy import world as toy
-from rlhf_ray.train.setup import load_prompts
 from tests.helpers import TINY, rl_job
 
 
@@ -33,9 +33,18 @@ def test_each_part_has_its_own_columns_and_place(mix, tmp_path):
         rows.require(4, "label")
 
 
+def test_changed_rows_keep_their_places_and_how_often_they_are_drawn(mix, tmp_path):
+    rows = load(DataConfig(mix=mix), "data")
+    upper = rows.changed({"text": row["text"].upper()} for row in rows)
+    assert [r["text"] for r in upper][1:4:2] == ["THE VIEW HAD", "THE MUSIC ."]
+    assert [upper.place(i) for i in range(len(rows))] == [rows.place(i) for i in range(len(rows))]
+    assert upper.shares == rows.shares
+    assert upper.shares.weights == (3.0, 1.0)
+
+
 def test_examples_are_drawn_by_the_weights_whatever_became_of_the_rows(mix):
     rows = load(DataConfig(mix=mix), "data")
-    made = batches.language_model(rows, toy.tokenizer(), 4).batch  # long texts are cut into pieces
+    made = language_model.prepare(rows, toy.tokenizer(), 4).batch  # long texts are cut into pieces
     assert len(made) > len(rows)
     drawn = rows.shares.sampler(made.example_id, 0).indices(0, 400)
     assert np.mean(made.example_id[drawn] < 2) == 0.75

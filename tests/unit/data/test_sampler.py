@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.config import BadInput
-from rlhf_ray.data.sampler import Mixture, Sampler, Shares
+from rlhf_ray.data.sampler import Mixture, Sampler, Shares, balanced
 
 
 @pytest.mark.parametrize("count", [1, 7, 10])
@@ -91,3 +91,11 @@ def test_shares_know_the_part_that_an_example_was_made_of():
     assert np.bincount(drawn, minlength=7)[:3].tolist() == pytest.approx([200 / 3] * 3, abs=1)
     with pytest.raises(BadInput, match="b: no example of this part"):
         Shares((2, 5), (1.0, 3.0), ("a", "b")).sampler(rows[:3], seed=0)
+
+
+def test_a_balanced_epoch_has_every_class_equally_often():
+    given = np.array([0] * 30 + [1] * 7 + [2] * 3)
+    drawn = balanced(given, 3).indices(0, 42)
+    assert np.bincount(given[drawn]).tolist() == [14, 14, 14]
+    assert len(set(drawn[given[drawn] == 0].tolist())) == 14  # nothing of a frequent class twice
+    assert sorted(drawn[given[drawn] == 1].tolist()) == sorted([*range(30, 37)] * 2)  # all of a rare one equally often

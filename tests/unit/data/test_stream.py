@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_ray.config import ConfigError, PretrainJob, RewardJob, TrainingData, parse
-from rlhf_ray.data import batches, examples, files
+from rlhf_ray.data import examples, files
 from rlhf_ray.data.examples import DataError, load
 from rlhf_ray.data.stream import Stream
-from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks import language_model
+from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY, rl_job
 
@@ -40,7 +41,7 @@ WRITERS = {
 
 
 def make(rows):
-    return batches.language_model(rows, TOKENIZER, 16)
+    return language_model.prepare(rows, TOKENIZER, 16)
 
 
 def assert_same(ours, theirs):
@@ -55,11 +56,11 @@ def test_a_streamed_dataset_is_the_one_held_whole(tmp_path, monkeypatch, name):
     WRITERS[name](table(40), tmp_path / name)
     data = TrainingData(path=str(tmp_path / name), size=38, formats={"text": "{text} ."}, stream=True)
     rows = Stream(data, "data", tmp_path)
-    assert_same(rows.prepared(make, "key").batch, make(load(data, "data")).batch)
-    assert len(rows) == 38
+    assert_same(rows.prepare(make, "key").batch, make(load(data, "data")).batch)
+    assert rows.prepare(make, "key").num_rows == 38
 
 
-def test_a_streamed_mixture_of_pairs_is_the_one_held_whole(tmp_path, monkeypatch):
+def test_a_streamed_mixture_of_pairs_is_the_one_held_whole(tmp_path, monkeypatch, notices):
     """Groups, examples, shares and what was left out, over blocks and parts; one block has nothing that fits."""
     monkeypatch.setattr(examples, "BLOCK", 4)
     rows = toy.generate("reviews/pairs", "train", 14, 1)
@@ -70,11 +71,14 @@ def test_a_streamed_mixture_of_pairs_is_the_one_held_whole(tmp_path, monkeypatch
         {"model": MODEL, "num_steps": 1, "max_length": 64,
          "data": {"stream": True, "mix": [{"path": "toy:reviews/pairs", "size": 9}, {"path": str(tmp_path / "p.jsonl"), "weight": 3}]}}
     )  # fmt: skip
-    ours = tasks.build(job, (), TOKENIZER, Stream(job.data, "data", tmp_path), None)
-    whole = tasks.build(job, (), TOKENIZER, load(job.data, "data"), None)
-    assert_same(ours.train, whole.train)
-    assert ours.shares == whole.shares
-    assert len(ours.train) == 2 * (23 - 4)
+    ours = task_kind(job).build(job, Stream(job.data, "data", tmp_path), None, TOKENIZER)
+    whole = task_kind(job).build(job, load(job.data, "data"), None, TOKENIZER)
+    assert_same(ours.data.train, whole.data.train)
+    assert ours.data.shares == whole.data.shares
+    assert [n for n in notices if "left out" in n] == [
+        "data: 4 of 23 examples are longer than max_length 64, left out"
+    ] * 2
+    assert len(ours.data.train) == 2 * (23 - 4)
     assert ours.sampler(3).indices(5, 50).tolist() == whole.sampler(3).indices(5, 50).tolist()
 
 
@@ -87,13 +91,13 @@ def test_tokens_are_kept_until_the_key_or_a_file_changes(tmp_path):
         made.append(len(rows))
         return make(rows)
 
-    first = Stream(data, "data", tmp_path).prepared(counted, "key")
-    again = Stream(data, "data", tmp_path).prepared(counted, "key")
+    first = Stream(data, "data", tmp_path).prepare(counted, "key")
+    again = Stream(data, "data", tmp_path).prepare(counted, "key")
     assert made == [5]
     assert_same(again.batch, first.batch)
-    Stream(data, "data", tmp_path).prepared(counted, "other")
+    Stream(data, "data", tmp_path).prepare(counted, "other")
     WRITERS["x.jsonl"](table(6), tmp_path / "x.jsonl")
-    Stream(data, "data", tmp_path).prepared(counted, "other")
+    Stream(data, "data", tmp_path).prepare(counted, "other")
     assert made == [5, 5, 6]
     assert len(list(tmp_path.glob("tokens-*"))) == 1  # what is of no use any more is gone
 
@@ -104,16 +108,16 @@ def test_what_was_begun_and_not_finished_is_begun_anew(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join([*lines[:2300], '{"text": oops}', *lines[2301:]]))
     data = TrainingData(path=str(tmp_path / "x.jsonl"), stream=True)
     with pytest.raises(DataError, match=r"x\.jsonl:2301: not JSON"):
-        Stream(data, "data", tmp_path).prepared(make, "key")
+        Stream(data, "data", tmp_path).prepare(make, "key")
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    assert len(np.unique(Stream(data, "data", tmp_path).prepared(make, "key").batch.example_id)) == 2500
+    assert len(np.unique(Stream(data, "data", tmp_path).prepare(make, "key").batch.example_id)) == 2500
 
 
 def test_a_bad_row_of_a_later_block_has_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "BLOCK", 7)
     pq.write_table(pa.table({"text": ["the view"] * 17 + [" "]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x\.parquet, row 18: column 'text' is empty"):
-        Stream(TrainingData(path=str(tmp_path / "x.parquet"), stream=True), "data", tmp_path).prepared(make, "key")
+        Stream(TrainingData(path=str(tmp_path / "x.parquet"), stream=True), "data", tmp_path).prepare(make, "key")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -135,11 +139,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, name):
             return make(rows)
 
         tracemalloc.start()
-        made = Stream(data, "data", tmp_path).prepared(watched, "key")
+        made = Stream(data, "data", tmp_path).prepare(watched, "key")
         peaks.append(tracemalloc.get_traced_memory()[1] + most)
         tracemalloc.stop()
         assert len(np.unique(made.batch.example_id)) == count
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.25 * peaks[0]  # the collector's timing is a tenth; the 1,500 rows alone would double it
 
 
 def test_one_json_value_cannot_be_streamed(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_ray.cli import main
 from rlhf_ray.config import BadInput, EvaluateJob, parse
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.jobs.evaluate import check_columns, judge_answers, win_rates
-from rlhf_ray.train.dispatch import Prompts
 from tests.helpers import ROOT, SHARE, TINY
 
 PROMPTS = Prompts(

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from rlhf_ray.config import ConfigError, SampleJob, parse
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.jobs.pipeline import resolve_stage
 from rlhf_ray.jobs.sample import select_examples
-from rlhf_ray.train.dispatch import Prompts
 from tests.helpers import SHARE, TINY
 
 PROMPTS = Prompts(

@@ -13,7 +13,7 @@ from rlhf_ray.data.stream import Stream
 from rlhf_ray.jobs.score import texts
 from rlhf_ray.models import load as models
 from rlhf_ray.rewards.worker import RewardWorker
-from rlhf_ray.tasks import build as tasks
+from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
 from tests.helpers import SHARE, TINY
 
@@ -47,7 +47,7 @@ def test_texts_are_drawn_by_the_exponential_of_their_score(scored, tmp_path, str
     data = {"path": scored, "stream": stream, "sampling": {"by": "score", "temperature": 0.5}}
     job = PretrainJob.model_validate({"model": {"init": TINY, "tokenizer": "toy"}, "data": data, "num_steps": 1})
     rows = Stream(job.data, "data", tmp_path) if stream else load(job.data, "data")
-    task = tasks.build(job, (), toy.tokenizer(), rows, None)
+    task = task_kind(job).build(job, rows, None, toy.tokenizer())
     share = np.bincount(task.sampler(0).indices(0, 6000), minlength=6) / 6000
     weight = np.exp(np.array([0, 1, 2, -1, 0.5, 3]) / 0.5)
     assert share == pytest.approx(weight / weight.sum(), abs=0.006)

@@ -9,10 +9,11 @@ import yaml
 from rlhf_ray.cli import main
 from rlhf_ray.config import BadInput, PromptConfig
 from rlhf_ray.config.rewards import FunctionReward
+from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.jobs.preflight import find_function
 from rlhf_ray.run.outcome import Failed, failing
 from rlhf_ray.toy import world as toy
-from rlhf_ray.train.setup import load_prompts, local
+from rlhf_ray.train.setup import local
 from tests.helpers import ROOT
 
 

@@ -6,13 +6,10 @@ import torch
 from transformers import AutoConfig
 
 from rlhf_ray.batch import from_sequences
-from rlhf_ray.config import BadInput, ModelConfig, Seq2SeqJob
-from rlhf_ray.data import batches, examples
-from rlhf_ray.data.examples import DataError, Rows
+from rlhf_ray.config import BadInput, ModelConfig
 from rlhf_ray.models import load
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.seq2seq_engine import Seq2SeqEngine
-from rlhf_ray.tasks import build as tasks
 from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
 from rlhf_ray.toy import world as toy
 from rlhf_ray.train import roles
@@ -146,70 +143,6 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
     assert engine.take_counters()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
     several = answers(engine, [Request(id=seed, prompt=requests[0].prompt, seed=seed, group=0) for seed in range(8)])
     assert len({tuple(c.tokens.tolist()) for c in several.values()}) > 4
-
-
-def rows(*given):
-    return Rows(given, "x.jsonl", range(1, len(given) + 1))
-
-
-def test_both_sides_get_an_end_token_and_the_loss_is_on_the_target():
-    word = toy.tokenizer()
-    for names in (("source", "target"), ("prompt", "completion")):
-        given = [
-            dict(zip(names, texts, strict=True)) for texts in (("the view", "was great"), ("the the the the", "a"))
-        ]
-        made = batches.translations(rows(*given), word, 4)
-        assert made.dropped == 1
-        assert word.decode(made.batch.tokens) == "the view <eos> was great <eos>"
-        assert made.batch.response_mask.tolist() == [0, 0, 0, 1, 1, 1]
-        assert made.batch.prompt_length.tolist() == [3]
-    asked = batches.prompts(rows({"prompt": "the view"}), word, 4, "error", sources=True)
-    assert word.decode(asked.tokens[0]) == "the view <eos>"
-    with pytest.raises(DataError, match=r"x\.jsonl:1: no column 'target'"):
-        batches.translations(rows({"source": "the view"}), word, 4)
-    with pytest.raises(DataError, match="expected a string"):
-        batches.translations(rows({"prompt": [{"role": "user", "content": "a"}], "completion": "a"}), word, 4)
-
-
-def test_an_end_token_that_the_tokenizer_adds_is_not_doubled():
-    from tokenizers.processors import TemplateProcessing
-
-    word = toy.tokenizer()
-    for single, text in (("$A <eos>", "the view <eos>"), ("$A <eos> <bos>", "the view <eos> <bos>")):
-        word.backend_tokenizer.post_processor = TemplateProcessing(
-            single=single, special_tokens=[(t, word.convert_tokens_to_ids(t)) for t in ("<eos>", "<bos>")]
-        )
-        assert word.decode(examples.side_ids("the view", word)) == text
-
-
-def job(**changes):
-    values = {"model": {"init": T5, "tokenizer": "toy"}, "data": {"path": "none"}, "num_steps": 1, "max_length": 16}
-    return Seq2SeqJob(**{**values, **changes})
-
-
-def test_held_out_translations_are_judged_against_their_own_references():
-    word = toy.tokenizer()
-    texts = ("the view was great", "the the the the the the the the the", "its staff was dull", "a film")
-    given = rows(*({"source": "a", "target": t} for t in texts))
-    held = {"data": {"path": "none"}, "translated": 2}
-    made = tasks.build(job(evaluate=held, max_length=6), (), word, given, given)  # the second is too long
-    assert (made.num_judged, made.objective.max_new_tokens, len(made.heldout)) == (2, 6, 3)
-    right = [np.array(word(t)["input_ids"] + [word.eos_token_id]) for t in (texts[0], texts[2])]
-    assert made.judge(right) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
-    assert made.judge(right[::-1])["chrf"] < 60
-    assert tasks.build(job(evaluate={**held, "translated": 0}), (), word, given, given).judge is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"learner": {"micro_batch_tokens": 31}}, "less than a source and a target of max_length = 16"),
-        ({"evaluate": {"longest": 17}}, "evaluate.longest = 17 is more than max_length = 16"),
-    ],
-)
-def test_sizes_that_do_not_fit(changes, says):
-    with pytest.raises(ValueError, match=says):
-        job(**changes)
 
 
 def test_a_job_gets_the_kind_of_model_that_it_is_for(tmp_path):

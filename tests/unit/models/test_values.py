@@ -9,8 +9,6 @@ from rlhf_ray.algorithms import values
 from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig, RolloutConfig, parse
-from rlhf_ray.data import batches
-from rlhf_ray.data.examples import DataError, Rows
 from rlhf_ray.learner import zero
 from rlhf_ray.models import head as heads_module
 from rlhf_ray.models import load as models
@@ -18,7 +16,6 @@ from rlhf_ray.models.values import ActionLinear, ValueModel, guide, save_heads
 from rlhf_ray.rollout.chunk import Chunk
 from rlhf_ray.rollout.worker import Place, RolloutWorker
 from rlhf_ray.tasks.ilql import ImplicitQObjective
-from rlhf_ray.toy import world as toy
 from tests import chain
 from tests.helpers import TINY, rl_job
 from tests.unit.algorithms.test_losses import case
@@ -295,39 +292,6 @@ def test_a_frozen_language_model_has_no_adapter_to_train():
     job["model"] = {"path": "m", "lora": {"rank": 2}}
     with pytest.raises(BadInput, match="would learn nothing"):
         parse(job, "job")
-
-
-def rows(*given):
-    return Rows(given, "x.jsonl", range(1, len(given) + 1))
-
-
-def test_a_reward_lies_at_the_end_token_and_steps_at_their_last():
-    one = {"prompt": "the staff", "completion": " was great .", "reward": 2}
-    steps = {"prompt": "the view", "completions": [" was", " not great"], "rewards": [1, -0.5]}
-    made = batches.rewarded(rows(one, steps, {**one, "completion": " was great ." * 3}), toy.tokenizer(), 8)
-    assert made.dropped == 1
-    assert [s.tolist() for s in made.batch.sequences("response_mask")] == [[0, 0, 1, 1, 1, 1]] * 2
-    assert [s.tolist() for s in made.batch.sequences("step_rewards")] == [[0, 0, 0, 0, 0, 2], [0, 0, 1, 0, 0, -0.5]]
-    assert toy.tokenizer().decode(made.batch.sequences()[1]) == "the view was not great <eos>"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"reward": None}, "x.jsonl:1: no column 'reward'"),
-        ({"reward": "good"}, "x.jsonl:1: reward is 'good', expected a number"),
-        ({"reward": True}, "reward is True, expected a number"),
-        ({"reward": float("nan")}, "reward is nan, expected a number"),
-        ({"completions": [" was"], "rewards": [1, 2]}, "1 completions and 2 rewards"),
-        ({"completions": [" was", " great"], "rewards": [1, "x"]}, r"rewards\[1\] is 'x', expected a number"),
-        ({"completions": ["", " great"], "rewards": [1, 2]}, r"completions\[0\] is '', which has no token"),
-        ({"completions": [" great"]}, "no column 'rewards'"),
-    ],
-)
-def test_rewards_that_cannot_be_learned(change, says):
-    row = {k: v for k, v in ({"prompt": "the", "completion": " end", "reward": 1} | change).items() if v is not None}
-    with pytest.raises(DataError, match=says):
-        batches.rewarded(rows(row), toy.tokenizer(), 16)
 
 
 def test_tabular_q_learning_finds_the_chains_optimal_values():

@@ -157,3 +157,14 @@ def test_without_pairs_a_score_is_right_on_its_labels_side_of_zero():
     found = reward_model.report(batch, scores, paired=False)
     assert [b["accuracy"] for b in found["reward/by_difference"]] == [0.0, 0.0, 1.0, 1.0]
     assert [b["low"] for b in found["reward/by_difference"]] == [0.5, 1.0, 2.0, 3.0]
+
+
+def test_class_weights_are_those_of_their_papers():
+    counts = np.array([90, 10])
+    assert classes.weights(counts, "none", 0.9) == [1.0, 1.0]
+    balanced = classes.weights(counts, "balanced", 0.9)
+    assert balanced == pytest.approx([100 / 180, 5.0])
+    effective = classes.weights(counts, "effective", 0.99)
+    raw = [(1 - 0.99) / (1 - 0.99**n) for n in counts]
+    assert effective[1] / effective[0] == pytest.approx(raw[1] / raw[0])
+    assert (np.array(effective) * counts).sum() == pytest.approx(100)

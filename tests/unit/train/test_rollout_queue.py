@@ -8,8 +8,9 @@ import pytest
 
 from rlhf_ray.batch import cat, from_sequences
 from rlhf_ray.config import parse
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.rewards.reward import RewardError
-from rlhf_ray.train.dispatch import Prompts, chunks
+from rlhf_ray.train.dispatch import chunks
 from rlhf_ray.train.reward_scale import RewardScale
 from rlhf_ray.train.rollout_queue import Rollouts
 from tests.helpers import rl_job

@@ -13,6 +13,7 @@ from rlhf_ray import cli
 from rlhf_ray.config import load, load_search, parse
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.jobs import PipelineJob, Single
+from rlhf_ray.config.options import listing
 from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"
@@ -142,3 +143,31 @@ def test_a_job_file_shows_its_command_and_its_page(file):
     page, _, anchor = head[-1].removeprefix("# ").partition("#")
     titles = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.MULTILINE)
     assert not anchor or anchor in [title.lower().replace(" ", "-") for title in titles]
+
+
+SECTIONS = "run|cluster|checkpoint|log|model|learner|critic|data|algorithm|rollout|rewards|evaluate|objective|tune|mask"
+OPTION = re.compile(rf"(?:{SECTIONS})(?:\.\w+)+")
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Dotted paths of all options, without the job and without the names of variants."""
+    paths = [re.sub(r"\[\w+\]", "", line.split("  ")[0]) for line in listing()]
+    return {path.partition(".")[2] for path in paths} | set(paths)  # of `tune` with and without the section's name
+
+
+def options_on(file):
+    """The options in the code spans of a page; in the tables of other systems' names only those of the last column."""
+    for line in re.sub(r"^```.*?^```", "", file.read_text(), flags=re.DOTALL | re.MULTILINE).splitlines():
+        text = line.rsplit("|", 2)[-2] if "migration" in file.parts and line.startswith("|") else line
+        for span in re.findall(r"`([^`]+)`", text):
+            yield from (match[0] for word in span.split() if (match := OPTION.fullmatch(word.partition("=")[0])))
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(DOCS)))
+def test_options_that_a_page_names_are_there(file, known):
+    names = {re.sub(r"\.\d+\b", "", name).removesuffix(".type") for name in options_on(file)} - {"log.jsonl"}
+    if file.stem == "python":
+        names = {name for name in names if not name.startswith("run.")}  # attributes of a Run
+    names = {"cluster.gpus" if name.startswith("cluster.gpus.") else name for name in names}  # a dict by role
+    assert sorted(names - known) == []

@@ -42,8 +42,8 @@ class JsonLines:
         self.origin = {} if run_id is None else {"run_id": run_id}
         if file.exists():
             rows = ((line, parse_metrics(line)) for line in file.read_text(errors="replace").splitlines())
-            kept = [line for line, row in rows if row is not None and row["step"] < first_step]
-            write_text(file, "".join(f"{line}\n" for line in kept))
+            earlier = [line for line, row in rows if row is not None and row["step"] < first_step]
+            write_text(file, "".join(f"{line}\n" for line in earlier))
         self.file = file.open("a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

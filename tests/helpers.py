@@ -25,7 +25,7 @@ SHARE = {
 
 
 def rl_job(**changes):
-    """A PPO job of a random tiny model on the offline world, scored by rules."""
+    """A PPO job of a random tiny model on the toy dataset, scored by rules."""
     job = {
         "job": "ppo",
         "run": {"seed": 1},

@@ -21,7 +21,7 @@ class SamplingConfig(Section):
 
 
 class Source(Section):
-    """Examples from a file or from the offline world."""
+    """Examples from a file or of the toy dataset."""
 
     path: str = Field(
         ...,
@@ -29,9 +29,9 @@ class Source(Section):
         description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, 'hf:NAME:SPLIT', "
         "'toy:reviews/sft' or 'toy:reviews/sft:heldout'.",
     )
-    split: Literal["train", "heldout"] = Field("train", description="Split of the offline world; a file is one split.")
+    split: Literal["train", "heldout"] = Field("train", description="Split of the toy dataset; a file is one split.")
     size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
-    seed: int = Field(0, ge=0, description="Seed of the offline world's generator.")
+    seed: int = Field(0, ge=0, description="Seed of the toy dataset's generator.")
     parallel: str | None = Field(None, description="A second text file, line by line the translation of path's.")
     columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
     formats: dict[str, Form] = Field(

@@ -1,3 +1,3 @@
-"""Data: reading examples, making Batches, sampling, and the offline world."""
+"""Data: rows of files, tokens, Batches, and the order in which examples are drawn."""
 
 from .. import lean as lean  # before anything of transformers

@@ -1,4 +1,4 @@
-"""Examples: rows of a file or of the offline world, as dicts, with errors that name file and line.
+"""Rows of a file or of the toy dataset, as dicts, with errors that name file and line.
 
 Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``source`` and ``target``
 (seq2seq); ``prompt``, ``chosen``, ``rejected`` and, if wanted, ``margin`` (reward, pairs); ``text`` or ``sentence`` and

@@ -1,4 +1,4 @@
-"""Tokenizers: from a directory or hub id, or the offline world's own."""
+"""Tokenizers: from a directory or hub id, or the toy dataset's own."""
 
 from __future__ import annotations
 

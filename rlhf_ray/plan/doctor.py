@@ -263,7 +263,7 @@ def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Find
 
 
 def _job(run: Path, cluster: ClusterConfig, num_steps: int) -> dict[str, Any]:
-    """A tiny PPO run of the offline world, whose two epochs make the learner compute log-probs before it updates."""
+    """A tiny PPO run on the toy dataset, whose two epochs make the learner compute log-probs before it updates."""
     model = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "max_position_embeddings": 128,

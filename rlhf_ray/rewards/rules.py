@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..quality import text as texts
-from ..toy import world as toy
+from ..toy.rules import TOY_RULES
 from .reward import RewardError
 
 Rule = Callable[..., list[float]]
@@ -143,31 +143,6 @@ def prompt_words(
     return found
 
 
-def toy_truth(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The offline world's truth about a review."""
-    return [toy.judge(p, c).truth for p, c in zip(prompts, completions, strict=True)]
-
-
-def toy_sentiment(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The sentiment of a review's valid clauses."""
-    return [toy.judge(p, c).sentiment for p, c in zip(prompts, completions, strict=True)]
-
-
-def toy_validity(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The share of a review's clauses that are valid."""
-    return [toy.judge(p, c).validity for p, c in zip(prompts, completions, strict=True)]
-
-
-def toy_consistency(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """1 where a review closes with the verdict of its clauses."""
-    return [float(toy.is_consistent(p, c)) for p, c in zip(prompts, completions, strict=True)]
-
-
-def toy_arithmetic(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """1 where a sum of the offline world is right."""
-    return [float(toy.arithmetic_is_right(p, c)) for p, c in zip(prompts, completions, strict=True)]
-
-
 RULES: dict[str, Rule] = {
     "word_share": word_share,
     "word_balance": word_balance,
@@ -186,11 +161,6 @@ RULES: dict[str, Rule] = {
     "no_repetition": no_repetition,
     "diversity": diversity,
     "prompt_words": prompt_words,
-    "toy_truth": toy_truth,
-    "toy_sentiment": toy_sentiment,
-    "toy_validity": toy_validity,
-    "toy_consistency": toy_consistency,
-    "toy_arithmetic": toy_arithmetic,
 }
 
 
@@ -202,9 +172,10 @@ def rule(name: str, options: dict[str, Any]) -> Rule:
 
     Raises RewardError for an unknown rule, and for an option that is unknown, missing, or has a value of no use.
     """
-    if name not in RULES:
-        raise RewardError(f"no rule '{name}'; there are {', '.join(RULES)}")
-    function = RULES[name]
+    rules = RULES | TOY_RULES
+    if name not in rules:
+        raise RewardError(f"no rule '{name}'; there are {', '.join(rules)}")
+    function = rules[name]
     named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     takes = {p.name: p for p in named if p.name not in COLUMNS}
     unknown = set(options) - set(takes)

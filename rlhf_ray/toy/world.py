@@ -1,15 +1,17 @@
-"""The offline world: small seeded tasks with a known truth, for the quickstart and the tests. No download.
+"""The toy dataset: synthetic reviews and other small tasks with a known truth; no download.
 
-Reviews. A review names a topic and has two to four clauses about parts of it, in one of four patterns, each with a
-positive or negative adjective, some negated; it closes with a verdict. A mood makes its clauses lean one way. A prompt is
-the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` knows the truth of an answer.
+Reviews. A review names a topic and has two to four clauses about parts of it, then a verdict. A clause has one of four
+patterns and a positive or negative adjective; some are negated. A mood makes the clauses of a review lean one way. A
+prompt is the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` measures an answer.
 
-Of the same reviews: their class (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none), and
-questions about a part, answered by its adjective.
+    review of the hotel : the staff was lovely . i found the view not cold . verdict good
 
-Translation. The same clauses in a language of its own: words written backwards, the verb at the end, and the adjective before it.
+The same reviews give classes (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none),
+and questions about a part, answered by its adjective.
 
-Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` verifies.
+Translation. The same clauses in an invented language: words spelt backwards, the verb last, the adjective before it.
+
+Arithmetic. Sums and differences of small numbers, digit by digit; ``arithmetic_is_right`` checks an answer.
 
 Stories. First sentences of children's stories in plain English, as prompts for real models.
 """
@@ -36,10 +38,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (  # plain, negated
     ("its {part} seemed {word}", "its {part} never seemed {word}"),
     ("we had a {word} {part}", "we had no {word} {part}"),
 )
-NEGATED = 0.15
-MOODS = (0.85, 0.5, 0.15)
-FLIPPED = 0.05
-SPOILED = 0.25
+NEGATED = 0.15  # share of clauses
+MOODS = (0.85, 0.5, 0.15)  # chance of a positive clause
+FLIPPED = 0.05  # share of pairs whose worse side is the chosen one
+SPOILED = 0.25  # share of pairs with one side that breaks the grammar
 WORDS = (
     "review of the : . was not i found its seemed never we had a no verdict good mixed bad + - = "
     + " ".join("0123456789")
@@ -56,12 +58,15 @@ HEROES = ("girl", "boy", "dog", "cat", "bird", "rabbit", "bear", "fish", "mouse"
 NAMES = ("Lily", "Tom", "Max", "Anna", "Ben", "Mia", "Sam", "Sue", "Tim", "Lucy", "Jack", "Amy")
 PLACES = ("park", "garden", "forest", "house", "kitchen", "beach", "school", "farm")
 
-Clause = tuple[str, str, int, bool]  # part, adjective, pattern, negated
+Clause = tuple[str, str, int, bool]
+"""Part, adjective, pattern (an index of PATTERNS), and whether it is negated."""
+MakeRow = Callable[[random.Random], tuple[str, dict[str, Any]]]
+"""Draws a key, which decides the split, and a row."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the world knows of an answer.
+    """The measures of an answer to a review prompt.
 
     truth: mean over its clauses of +1 or -1, where an invalid, repeated or unfinished clause counts -1; -1 if there is none.
     sentiment: the mean over valid clauses only (0 if there is none). validity: the share of valid clauses.
@@ -73,12 +78,12 @@ class Verdict:
 
 
 def vocabulary() -> list[str]:
-    """The tokens of the world's tokenizer, in order."""
+    """The tokens of the toy tokenizer, in order."""
     return ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS, *TOPICS, *PARTS, *POSITIVE, *NEGATIVE]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the world's words, built offline: pad 0, bos 1, eos 2, unk 3. Text in, exactly its words out."""
+    """A word-level tokenizer of the toy dataset's words: pad 0, bos 1, eos 2, unk 3. Decoding gives the words back."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,9 +96,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def judge(prompt: str, completion: str) -> Verdict:
-    """The truth about a completion of a review prompt ('review of the hotel : the bed was warm .')."""
-    opening = " ".join(prompt.split()[5:])
-    seen = {opening.removesuffix(" .")} if opening else set()
+    """The measures of a completion of a review prompt ('review of the hotel : the staff was warm .')."""
+    first_clause = " ".join(prompt.split()[5:])
+    seen = {first_clause.removesuffix(" .")} if first_clause else set()
     *finished, rest = completion.replace(".", " . ").split(".")
     scores: list[int | None] = []
     for text in finished:
@@ -117,8 +122,8 @@ def is_consistent(prompt: str, completion: str) -> bool:
     text = " ".join((prompt + completion).replace(".", " . ").split())
     body, _, verdict = text.partition(" : ")[2].partition(" verdict ")
     *clauses, rest = body.split(" .")
-    known = [p for p in map(polarity, {clause.strip() for clause in clauses}) if p is not None]
-    return not rest and len(known) == len(clauses) > 0 and verdict == _verdict(known)
+    polarities = [p for p in map(polarity, {clause.strip() for clause in clauses}) if p is not None]
+    return not rest and len(polarities) == len(clauses) > 0 and verdict == _verdict(polarities)
 
 
 def arithmetic_is_right(prompt: str, completion: str) -> bool:
@@ -134,7 +139,7 @@ def generate(task: str, split: str, size: int, seed: int) -> list[dict[str, Any]
     Raises ValueError for an unknown task or split, naming the known ones, and for more prompts than there are.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task '{task}' of the offline world; there are {', '.join(TASKS)}")
+        raise ValueError(f"unknown task '{task}' of the toy dataset; there are {', '.join(TASKS)}")
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown split '{split}'; there are train and heldout")
     draw = random.Random(f"{task} {split} {seed}")
@@ -148,7 +153,7 @@ def generate(task: str, split: str, size: int, seed: int) -> list[dict[str, Any]
         if len(rows) == size:
             return rows
     raise ValueError(
-        f"the offline world has only about {len(rows)} different prompts in {task}, {split}; ask for fewer than {size}"
+        f"the toy dataset has only about {len(rows)} different prompts in {task}, {split}; ask for fewer than {size}"
     )
 
 
@@ -174,14 +179,14 @@ def _clause(draw: random.Random, mood: float) -> str:
     return _text((draw.choice(PARTS), word, draw.randrange(len(PATTERNS)), negated))
 
 
-def _clauses(draw: random.Random, mood: float, count: int, but: str) -> list[str]:
-    """``count`` different clauses, none of them ``but``."""
-    found: list[str] = []
-    while len(found) < count:
+def _clauses(draw: random.Random, mood: float, count: int, excluded: str) -> list[str]:
+    """``count`` different clauses, none of them ``excluded``."""
+    clauses: list[str] = []
+    while len(clauses) < count:
         clause = _clause(draw, mood)
-        if clause != but and clause not in found:
-            found.append(clause)
-    return found
+        if clause != excluded and clause not in clauses:
+            clauses.append(clause)
+    return clauses
 
 
 def _prompt(draw: random.Random, mood: float) -> tuple[str, str]:
@@ -220,7 +225,11 @@ def _tagged(draw: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def _tag(word: str) -> str:
-    return "part" if word in PARTS else {1: "plus", -1: "minus"}.get(POLARITY.get(word, 0), "none")
+    if word in PARTS:
+        return "part"
+    if word in POSITIVE:
+        return "plus"
+    return "minus" if word in NEGATIVE else "none"
 
 
 def _asked(draw: random.Random) -> tuple[str, dict[str, Any]]:
@@ -228,18 +237,18 @@ def _asked(draw: random.Random) -> tuple[str, dict[str, Any]]:
     parts = draw.sample(PARTS, 3)
     clauses = [_text((p, draw.choice(POSITIVE + NEGATIVE), draw.randrange(len(PATTERNS)), False)) for p in parts]
     context = f"review of the {draw.choice(TOPICS)} :{_sentences(clauses)}"
-    which = draw.randrange(3)
-    answer = next(w for w in clauses[which].split() if w in POLARITY)
-    start = context.index(clauses[which]) + clauses[which].index(answer)
+    asked = draw.randrange(3)
+    answer = next(w for w in clauses[asked].split() if w in POLARITY)
+    start = context.index(clauses[asked]) + clauses[asked].index(answer)
     return context, {
-        "question": f"was the {parts[which]}",
+        "question": f"was the {parts[asked]}",
         "context": context,
         "answers": {"text": [answer], "answer_start": [start]},
     }
 
 
-def translated(clause: str) -> str:
-    """A clause in the other language: subject, rest, verb, each word spelt backwards."""
+def translate(clause: str) -> str:
+    """A clause in the invented language: subject, rest, verb, each word spelt backwards."""
     words = clause.split()
     verb = next(i for i, w in enumerate(words) if w in ("was", "found", "seemed", "had"))
     return " ".join(w[::-1] for w in [*words[:verb], *words[verb + 1 :], words[verb]])
@@ -247,7 +256,7 @@ def translated(clause: str) -> str:
 
 def _translation(draw: random.Random) -> tuple[str, dict[str, Any]]:
     clauses = _clauses(draw, 0.5, draw.randint(1, 2), "")
-    source, target = (" , ".join(made) + " ." for made in (clauses, [translated(c) for c in clauses]))
+    source, target = (" , ".join(side) + " ." for side in (clauses, [translate(c) for c in clauses]))
     return source, {"source": source, "target": target}
 
 
@@ -266,10 +275,10 @@ def _pair(draw: random.Random) -> tuple[str, dict[str, Any]]:
         truths = [judge(prompt, side).truth for side in sides]
         if truths[0] != truths[1]:
             break
-    better = truths[1] > truths[0]
+    chosen, rejected = sides if truths[0] > truths[1] else reversed(sides)
     if draw.random() < FLIPPED:
-        better = not better
-    return prompt, {"prompt": prompt, "chosen": sides[better], "rejected": sides[not better]}
+        chosen, rejected = rejected, chosen
+    return prompt, {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def _shuffled(draw: random.Random, text: str) -> str:
@@ -308,19 +317,17 @@ def _digits(number: int) -> str:
     return " ".join(str(number))
 
 
-def _only(
-    make: Callable[[random.Random], tuple[str, dict[str, Any]]], **columns: str
-) -> Callable[[random.Random], tuple[str, dict[str, Any]]]:
+def _only(make: MakeRow, **columns: str) -> MakeRow:
     """The same task with these columns: new name = a format string of the old row."""
 
-    def made(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    def make_columns(draw: random.Random) -> tuple[str, dict[str, Any]]:
         key, row = make(draw)
         return key, {name: form.format(**row) for name, form in columns.items()}
 
-    return made
+    return make_columns
 
 
-TASKS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {
+TASKS: dict[str, MakeRow] = {
     "reviews/text": _review,
     "reviews/sft": _answer,
     "reviews/pairs": _pair,

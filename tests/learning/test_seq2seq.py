@@ -1,4 +1,4 @@
-"""An encoder-decoder learns the offline world's translation, and its directory is judged as any model's. About 2 minutes."""
+"""An encoder-decoder learns the toy dataset's translation, and its directory is judged as any model's. About 2 minutes."""
 
 import json
 import subprocess

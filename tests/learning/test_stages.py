@@ -1,4 +1,4 @@
-"""Every stage learns the offline world: supervised ones reach known values, preferences and best-of-n move samples, and each RL
+"""Every stage learns the toy dataset: supervised ones reach known values, preferences and best-of-n move samples, and each RL
 algorithm raises what it is rewarded for. Three pipelines, about 10 minutes."""
 
 import json
@@ -32,7 +32,7 @@ SENTIMENT = {"terms": [{"name": "sentiment", "type": "rule", "rule": "toy_sentim
 
 
 def data(task, size=4000):
-    """data and evaluate sections of one task of the offline world."""
+    """data and evaluate sections of one task of the toy dataset."""
     path = f"toy:{task}"
     return {"data": {"path": path, "size": size}, "evaluate": {"data": {"path": path, "split": "heldout", "size": 256}}}
 

@@ -122,7 +122,7 @@ def test_renaming_a_column_that_is_not_there_lists_those_that_are(tmp_path):
         load(DataConfig(path=str(tmp_path / "x.jsonl"), columns={"sentence": "text"}), "ptx_data")
 
 
-def test_load_knows_the_offline_world():
+def test_load_knows_the_toy_dataset():
     config = DataConfig(path="toy:reviews/sft", split="heldout", size=5, seed=3)
     assert load(config, "data") == toy.generate("reviews/sft", "heldout", 5, 3)
     with pytest.raises(DataError, match=r"data\.path: unknown task 'nonsense'.*reviews/sft"):

@@ -1,4 +1,4 @@
-"""The offline world: its grammar, its truth, and what its splits promise."""
+"""The toy dataset: its grammar, its truth, and what its splits promise."""
 
 import random
 
@@ -34,7 +34,7 @@ def test_judge_by_hand(completion, truth, sentiment, validity):
     assert (verdict.truth, verdict.sentiment, verdict.validity) == pytest.approx((truth, sentiment, validity))
 
 
-def test_a_review_of_the_world_is_consistent_and_no_other_verdict_of_it_is():
+def test_a_generated_review_is_consistent_and_with_no_other_verdict():
     for row in toy.generate("reviews/text", "train", 200, 0):
         body, _, verdict = row["text"].rpartition(" verdict ")
         prompt, _, rest = body.partition(" .")
@@ -174,8 +174,8 @@ def test_a_label_is_the_verdict_and_a_tag_its_words_kind():
 
 
 def test_a_translation_keeps_every_word_and_moves_the_verb():
-    assert toy.translated("the view was not great") == "eht weiv ton taerg saw"
-    assert toy.translated("i found the view warm") == "i eht weiv mraw dnuof"
+    assert toy.translate("the view was not great") == "eht weiv ton taerg saw"
+    assert toy.translate("i found the view warm") == "i eht weiv mraw dnuof"
     for row in toy.generate("translation", "train", 50, 0):
         back = sorted(w[::-1] for w in row["target"].split())
         assert back == sorted(row["source"].split())

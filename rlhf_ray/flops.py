@@ -2,7 +2,7 @@
 
 A forward pass multiplies each token with every weight (2 FLOPs for a product and its sum) and, in each layer, each
 query with the keys it sees and their values (2 + 2 FLOPs for each number of the attention's width). Kaplan et al. 2020,
-arXiv 2001.08361.
+arXiv 2001.08361. How many positions the head takes at a time is here because both need it too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 Number = TypeVar("Number", float, np.ndarray)
 
+HEAD_CHUNK_LOGITS = 1 << 24
 TRAINING = 3.0  # forward passes that forward and backward cost together: the backward pass costs two
 
 
@@ -31,3 +32,8 @@ def forward_flops(products: Number, attention_width: float, pairs: Number) -> Nu
 def causal_pairs(squares: float) -> float:
     """Pairs in causal sequences whose squared lengths sum to ``squares``: about half of all."""
     return squares / 2.0
+
+
+def head_chunk(vocab_size: int) -> int:
+    """Positions whose logits the head holds at a time, so that they are about HEAD_CHUNK_LOGITS numbers: 524 of 32,000 each."""
+    return max(128, HEAD_CHUNK_LOGITS // max(1, vocab_size))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from ..config import BadInput, GenerationJob, ModelConfig
 from ..data.prompts import Prompts, load_prompts
-from ..models import load as models
+from ..models.load import is_encoder_decoder, read_context_length, resolve_model
 from ..rewards.reward import scales
 from ..run.events import notice
 from ..train import evaluation as heldout
@@ -41,22 +41,20 @@ def generate_answers(
 
     Raises BadInput if the model, its engine or the data do not fit the job.
     """
-    is_encoder_decoder = model.path is not None and models.is_encoder_decoder(
-        models.resolve(model.path, model.revision)
-    )
+    seq2seq = model.path is not None and is_encoder_decoder(resolve_model(model.path, model.revision))
     engine = job.rollout.engine
-    if is_encoder_decoder and not engine.supports_encoder_decoders:
+    if seq2seq and not engine.supports_encoder_decoders:
         raise BadInput(
             f"rollout.engine.type: {engine.type} does not generate with encoder-decoders, and {model.path} is one; "
             "set rollout.engine.type=transformers"
         )
-    kind = "seq2seq" if is_encoder_decoder else "policy"
+    kind = "seq2seq" if seq2seq else "policy"
     local_model, tokenizer = roles.prepare(model, run_dir, job.run.seed, kind)
     directory = str(local_model.path)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))
     max_new_tokens = job.rollout.max_new_tokens
-    context_length = models.context_length(directory)
-    prompts = load_prompts(job.data, tokenizer, context_length, max_new_tokens, "data", is_encoder_decoder)
+    context_length = read_context_length(directory)
+    prompts = load_prompts(job.data, tokenizer, context_length, max_new_tokens, "data", seq2seq)
     check(prompts)
     demand = worker_demand(rollout=job.rollout, rewards=job.rewards)
     placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))

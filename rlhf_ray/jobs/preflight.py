@@ -13,7 +13,7 @@ from ..config.jobs import STAGE
 from ..data import check as data_check
 from ..data import examples
 from ..data import tokenizer as tokenizers
-from ..models import load as models
+from ..models.load import find_local_model, resolve_model
 from ..rewards.rules import rule
 from ..run.reader import read_manifest
 from .kinds import kind_of
@@ -62,7 +62,7 @@ def _tokenizer(job: SingleJob, stages: Mapping[str, SingleJob]) -> Any:
     while (model := kind_of(job).needs(job).model) is not None:
         name = model.tokenizer or model.path or ""
         if not name.startswith(STAGE):
-            return tokenizers.load(model, models.resolve(model.path) if model.path else None, ends=False)
+            return tokenizers.load(model, resolve_model(model.path) if model.path else None, ends=False)
         job = stages[name.removeprefix(STAGE)]
     return None
 
@@ -77,7 +77,7 @@ def _check_single(job: SingleJob) -> None:
     own = [] if needs.model is None or needs.model.path is None else [needs.model.path]
     for path in [*own, *needs.model_paths, *needs.reward_models]:
         if not path.startswith(STAGE):
-            models.find(path)
+            find_local_model(path)
     for term in [] if needs.rewards is None else needs.rewards.terms:
         if isinstance(term, FunctionReward):
             find_function(term)

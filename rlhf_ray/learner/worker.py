@@ -15,9 +15,17 @@ import torch
 
 from ..batch import Batch, micro_batches
 from ..config import LearnerConfig, ModelConfig
-from ..models import load as models
+from ..models.load import (
+    DTYPES,
+    build_skeleton,
+    compile_layers,
+    has_reward_head,
+    load_pretrained,
+    read_tensors,
+    wrap_model,
+)
 from ..models.log_probs import before
-from ..models.values import save_heads
+from ..models.value_heads import save_heads
 from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
@@ -25,7 +33,6 @@ from . import zero
 from .mfu import HEADS, num_elements, peak_flops, training_flops
 from .objectives import Columns, LossTerm, Objective, final_positions
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
 
 
@@ -117,15 +124,15 @@ class LearnerWorker:
         model: Any = zero.build_model(
             self.config,
             dtype,
-            lambda: models.pretrained(role.kind, path, **common),
-            lambda: models.skeleton(role.kind, path, **common),
-            lambda: models.tensors(path),
+            lambda: load_pretrained(role.kind, path, **common),
+            lambda: build_skeleton(role.kind, path, **common),
+            lambda: read_tensors(path),
         )
-        if role.kind == "scalar" and (role.zero_head or not models.has_head(path)):
+        if role.kind == "scalar" and (role.zero_head or not has_reward_head(path)):
             zero.fill_normal(model.score.weight, 0.0 if role.zero_head else 0.02)
         num_parameters, vocab_size = num_elements(model), model.config.vocab_size
         width, num_layers = model.config.hidden_size, model.config.num_hidden_layers
-        module = models.finish(role.kind, model, attention=config.attention, lora=config.lora if is_trained else None)
+        module = wrap_model(role.kind, model, attention=config.attention, lora=config.lora if is_trained else None)
         if role.kind == "values":
             module.heads.restore(path)
         if role.frozen_trunk:
@@ -134,7 +141,7 @@ class LearnerWorker:
         if config.gradient_checkpointing and is_trained:
             module.core.gradient_checkpointing_enable({"use_reentrant": False})
         if config.compile and is_trained:
-            models.fuse(module)
+            compile_layers(module)
         self.engines[role.name] = zero.make_engine(module, self.config, dtype, role.lr, role.num_updates)
         self.widths[role.name] = width
         module.train(is_trained)

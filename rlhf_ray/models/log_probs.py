@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .attention import NAME as PACKED
 from .attention import UnsupportedModel, require_plain_layers
-from .head import head_log_probs, token_log_probs
 from .packing import pack
+from .token_head import head_log_probs, token_log_probs
 from .tolerance import PACKED_FORWARD, dtype_name
 
 

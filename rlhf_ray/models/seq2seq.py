@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .heads import PaddedHead
 from .log_probs import rectangle
+from .task_heads import PaddedHead
 
 
 class Seq2SeqModel(PaddedHead):

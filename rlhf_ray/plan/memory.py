@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..flops import head_chunk
 from .hardware import GIB
 from .shape import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2}
-CHUNK_ELEMENTS = 1 << 24  # models/head.py: logits held at a time
 BUCKET = 5e8  # DeepSpeed's reduce_bucket_size, allocated whole on a GPU
 LIVE = 1e9  # its stage3_max_live_parameters
 CONTEXT = 0.9 * GIB  # CUDA context, cuBLAS and NCCL buffers of one process
@@ -75,7 +75,7 @@ def layer_activations(s: Shape, dtype: str, wide: bool = False) -> float:
 def head_activations(s: Shape, scored: float, dtype: str) -> float:
     """Bytes of the head's passes over ``scored`` positions: a chunk's logits (8 bytes each; 12 where the next chunk's are made
     before they are gone), and the gradient of its weights."""
-    rows = max(128, CHUNK_ELEMENTS // s.vocab)
+    rows = head_chunk(s.vocab)
     each = 8.0 if scored <= rows else 12.0
     return each * min(scored, rows) * s.vocab + BYTES[dtype] * s.head
 

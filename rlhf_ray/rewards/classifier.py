@@ -11,7 +11,7 @@ from ..batch import from_sequences, micro_batches
 from ..config import ClassifierReward, ModelConfig
 from ..data import tokenizer as tokenizers
 from ..data.encode import encode_text
-from ..models import load as models
+from ..models.load import has_reward_head, load_model, read_config, read_context_length, read_vocab_size
 from .reward import RewardError
 
 
@@ -20,14 +20,14 @@ class ClassifierScorer:
 
     def __init__(self, term: ClassifierReward, device: str) -> None:
         self.term, self.device = term, torch.device(device)
-        if not models.has_head(term.path):
+        if not has_reward_head(term.path):
             raise RewardError(f"reward '{term.name}': {term.path} holds no classifier; train one with job: classify")
-        named = models.settings(term.path).get("id2label") or {}
+        named = read_config(term.path).get("id2label") or {}
         self.labels = {str(name): int(i) for i, name in named.items()}
         self.tokenizer = tokenizers.load(ModelConfig(path=term.path), term.path, ends=False)
-        self.context = models.context_length(term.path)
-        self.model = models.load("classes", term.path).to(self.device).eval()
-        self.model.check(models.vocab_size(term.path))
+        self.context = read_context_length(term.path)
+        self.model = load_model("classes", term.path).to(self.device).eval()
+        self.model.check(read_vocab_size(term.path))
         if term.label is not None:
             self._place(term.label)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch, from_sequences
-from ..models import load as models
+from ..models.load import has_reward_head, load_model
 from .model import Scorer
 from .reward import RewardError
 
@@ -24,12 +24,12 @@ class LikelihoodScorer(Scorer):
 
     def _load(self) -> Any:
         """The model. Raises RewardError for a reward model, whose language-model head transformers would make up."""
-        if models.has_head(self.term.path):
+        if has_reward_head(self.term.path):
             raise RewardError(
                 f"reward '{self.term.name}': {self.term.path} holds a reward model, which says nothing of how likely a text is; "
                 "give a causal language model, or take type: model"
             )
-        return models.load("policy", self.term.path)
+        return load_model("policy", self.term.path)
 
     def _sequences(self, batch: Batch, prompts: list[Any], completions: list[str]) -> Batch:
         if self.same:

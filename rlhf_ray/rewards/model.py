@@ -12,7 +12,7 @@ from ..batch import Batch, from_sequences, micro_batches
 from ..config import ModelConfig, ModelReward
 from ..data import tokenizer as tokenizers
 from ..data.encode import prompt_ids
-from ..models import load as models
+from ..models.load import has_reward_head, load_model, read_context_length, read_vocab_size
 from .reward import RewardError
 
 
@@ -26,9 +26,9 @@ class Scorer:
         self.tokenizer = tokenizers.load(ModelConfig(path=term.path), term.path)
         self.same = policy_tokenizer is not None and self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
         self.eos = int(self.tokenizer.eos_token_id)
-        self.context = models.context_length(term.path)
+        self.context = read_context_length(term.path)
         self.model = self._load().to(self.device).eval()
-        self.model.check(models.vocab_size(term.path))
+        self.model.check(read_vocab_size(term.path))
 
     def _load(self) -> Any:
         raise NotImplementedError
@@ -81,13 +81,13 @@ class ModelScorer(Scorer):
 
     def _load(self) -> Any:
         """The model. Raises RewardError where transformers would make up a random head: no trained one, or of other size."""
-        if not models.has_head(self.term.path):
+        if not has_reward_head(self.term.path):
             raise RewardError(
                 f"reward '{self.term.name}': {self.term.path} holds a model without a trained reward head; "
                 "train one with job: reward, or give a sequence-classification model"
             )
         try:
-            return models.load("scalar", self.term.path)
+            return load_model("scalar", self.term.path)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise RewardError(

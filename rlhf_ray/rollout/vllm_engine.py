@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import BadInput, ModelConfig, VLLMEngineConfig
-from ..models import load as models
+from ..models.load import base_directory, build_skeleton
 from .engine import Completion, Counters, Decoding, Request, Sampling
 
 TESTED = "0.32."
@@ -45,9 +45,9 @@ class VLLMEngine:
     ) -> None:
         self.sampling, self.max_rows, self.device = sampling, config.max_rows, device
         self.vllm = _vllm(device)
-        path = models.base(str(model.path))
+        path = base_directory(str(model.path))
         with torch.device("meta"):
-            causal = models.skeleton("policy", path, dtype=torch.float32, trust_remote_code=model.trust_remote_code)
+            causal = build_skeleton("policy", path, dtype=torch.float32, trust_remote_code=model.trust_remote_code)
         self.shapes = {name: tuple(p.shape) for name, p in causal.named_parameters()}
         args = {"model": path, "trust_remote_code": model.trust_remote_code, "max_model_len": max_length}
         args |= _arguments(config, device)

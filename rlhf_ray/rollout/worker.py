@@ -14,8 +14,8 @@ import torch
 
 from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig
-from ..models import load as models
-from ..models import values
+from ..models.load import DTYPES, disable_dropout, is_encoder_decoder, load_pretrained
+from ..models.value_heads import guide_model
 from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
 from ..weights.messages import Begin, Bucket, ProbeAnswer, SyncMessage, SyncResult, WeightManifest
 from .chunk import Chunk, sample_seed
@@ -23,8 +23,6 @@ from .engine import Completion, Decoding, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine
 from .transformers_engine import TransformersEngine
 from .vllm_engine import VLLMEngine
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -172,18 +170,18 @@ class RolloutWorker:
 
 
 def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
-    path, sides = str(model.path), models.is_encoder_decoder(str(model.path))
-    loaded = models.pretrained(
+    path, sides = str(model.path), is_encoder_decoder(str(model.path))
+    loaded = load_pretrained(
         "seq2seq" if sides else "policy", path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
     )
-    models.without_dropout(loaded)
+    disable_dropout(loaded)
     device = torch.device(place.device)
     loaded = loaded.to(device).eval()
     if sides:
         return Seq2SeqEngine(loaded, sampling, config.max_rows, device)
     engine = TransformersEngine(loaded, sampling, config.max_rows, device)
     if config.guide:  # after the engine has compared its cache with the model: beta would magnify what they differ by
-        values.guide(loaded, path, config.guide)
+        guide_model(loaded, path, config.guide)
     return engine
 
 

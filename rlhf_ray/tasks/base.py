@@ -86,7 +86,7 @@ class TaskKind:
     """How one kind of supervised job becomes a Task."""
 
     model: str
-    """The kind of model: a key of models.load.CLASSES."""
+    """The kind of model: a key of models.load.AUTO_CLASSES."""
     build: Callable[[Any, Any, Rows | None, Any], Task]
     """(job, rows, held-out rows or None, tokenizer) -> Task. Raises BadInput for rows that do not fit the job."""
     labels: Callable[[Any, Any], tuple[str, ...]] = no_labels

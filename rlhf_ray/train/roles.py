@@ -9,7 +9,14 @@ from typing import Any
 from ..config import PPO, BadInput, ILQLJob, ModelConfig, ModelReward, RLJob, Supervised
 from ..data import tokenizer as tokenizers
 from ..learner.worker import Role
-from ..models import load as models
+from ..models.load import (
+    create_model,
+    is_encoder_decoder,
+    read_config,
+    read_generation_eos,
+    read_vocab_size,
+    resolve_model,
+)
 from ..run.atomic import replace_directory
 
 
@@ -29,12 +36,12 @@ def prepare(
         directory = run_dir / "init"
         if not (directory / "config.json").is_file():
             with replace_directory(directory) as part:
-                models.create(config, str(part), tokenizer, seed, kind if kind != "scalar" else "policy", labels)
+                create_model(config, str(part), tokenizer, seed, kind if kind != "scalar" else "policy", labels)
         return config.model_copy(update={"path": str(directory), "init": None}), tokenizer
-    directory_name = models.resolve(str(config.path), config.revision)
+    directory_name = resolve_model(str(config.path), config.revision)
     _require_sides(str(config.path), directory_name, kind)
     tokenizer = tokenizers.load(config, directory_name, ends)
-    size = models.vocab_size(directory_name)
+    size = read_vocab_size(directory_name)
     if len(tokenizer) > size:
         raise BadInput(
             f"model.path: {config.path} embeds {size} tokens and its tokenizer has {len(tokenizer)}; "
@@ -46,7 +53,7 @@ def prepare(
 
 
 def _require_sides(name: str, directory: str, kind: str) -> None:
-    both, values = models.is_encoder_decoder(directory), models.settings(directory)
+    both, values = is_encoder_decoder(directory), read_config(directory)
     if both and kind == "policy":
         raise BadInput(
             f"model.path: {name} is an encoder-decoder; job: seq2seq trains it, job: evaluate and sample take its answers, and all "
@@ -87,10 +94,10 @@ def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:
     """critic.path, else the reward model where it shares the policy's tokenizer, else the policy."""
     base = model.model_copy(update={"lora": None})
     if job.critic.path is not None:
-        return base.model_copy(update={"path": models.resolve(job.critic.path)})
+        return base.model_copy(update={"path": resolve_model(job.critic.path)})
     term: ModelReward | None = job.reward_model
     if term is not None:
-        directory = models.resolve(term.path)
+        directory = resolve_model(term.path)
         other = tokenizers.load(ModelConfig(path=directory), directory)
         if other.get_vocab() == tokenizer.get_vocab():
             return base.model_copy(update={"path": directory})
@@ -99,5 +106,5 @@ def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:
 
 def eos_ids(tokenizer: Any, directory: str) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's, and those of the model's generation config."""
-    more = models.generation_eos(directory)
+    more = read_generation_eos(directory)
     return tuple(sorted({tokenizer.eos_token_id, *more}))

@@ -26,7 +26,7 @@ from ..config import (
 from ..data import examples
 from ..data.prompts import Prompts, load_prompts
 from ..data.sampler import Mixture, Sampler
-from ..models import load as models
+from ..models.load import read_context_length, read_vocab_size, resolve_model
 from ..rewards.worker import RewardWorker
 from ..rollout.worker import Place, RolloutWorker
 from ..run.events import notice
@@ -78,7 +78,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
     model, tokenizer = roles.prepare(job.model, run_dir, job.run.seed)
     directory = str(model.path)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-    context = models.context_length(directory)
+    context = read_context_length(directory)
     prompts = load_prompts(job.data, tokenizer, context, job.rollout.max_new_tokens, "data")
     heldout = None
     if job.evaluate.data is not None:
@@ -104,7 +104,7 @@ def setup(job: RLJob, run_dir: Path, notes: Callable[[str], None]) -> Iterator[S
         yield Setup(
             learners, rollout, reward, prompts, heldout, _ptx(job, tokenizer, context), rewards.terms, len(job.rewards.terms),
             job.columns_to_annotate, _use_importance_weights(job),
-            chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, models.vocab_size(directory), tokenizer,
+            chosen.colocated and chosen.device == "cuda" and job.rollout.ahead == 0, read_vocab_size(directory), tokenizer,
         )  # fmt: skip
     finally:
         for group in (reward, rollout, learners):
@@ -170,7 +170,7 @@ def decoding_remarks(rollout: WorkerGroup) -> list[str]:
 def local(term: Reward) -> Reward:
     """The term with a path that means the same to a worker, whose working directory may be another."""
     if isinstance(term, NeuralReward):
-        return term.model_copy(update={"path": models.resolve(term.path)})
+        return term.model_copy(update={"path": resolve_model(term.path)})
     if isinstance(term, FunctionReward):
         return term.model_copy(update={"path": str(Path(term.path).expanduser().absolute())})
     return term

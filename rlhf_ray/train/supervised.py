@@ -18,7 +18,7 @@ from ..config import BadInput, Supervised, TrainingData
 from ..data import examples
 from ..data.stream import Stream
 from ..learner.objectives import LossTerm
-from ..models import load as models
+from ..models.load import read_context_length
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
@@ -43,7 +43,7 @@ class SupervisedRun:
         kind = task_kind(job)
         self.kind, self.labels = kind.model, kind.labels(job, rows)
         self.model, self.tokenizer = roles.prepare(job.model, run.path, job.run.seed, self.kind, self.labels)
-        context = models.context_length(str(self.model.path))
+        context = read_context_length(str(self.model.path))
         if job.max_length > context:
             raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
         self.task = kind.build(job, rows, heldout, self.tokenizer)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_ray.learner.worker import DTYPES
+from rlhf_ray.models.load import DTYPES
 from tests.benchmarks import workload
 from tests.benchmarks.paired import in_turns, precisions, summary
 from tests.benchmarks.sides import installed, ours, peer

@@ -17,7 +17,8 @@ from rlhf_ray.config.algorithm import GRPO
 from rlhf_ray.learner.mfu import peak_flops
 from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective
-from rlhf_ray.learner.worker import DTYPES, LearnerWorker, Role
+from rlhf_ray.learner.worker import LearnerWorker, Role
+from rlhf_ray.models.load import DTYPES
 from rlhf_ray.run.metrics import means_of
 from tests.benchmarks.paired import report, seconds
 from tests.benchmarks.rollout_vs_generate import SHAPES, lengths, machine

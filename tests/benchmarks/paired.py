@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from rlhf_ray.learner.mfu import peak_flops
-from rlhf_ray.learner.worker import DTYPES
+from rlhf_ray.models.load import DTYPES
 
 
 def seconds(call):

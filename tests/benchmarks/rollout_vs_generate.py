@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_ray.learner.worker import DTYPES
+from rlhf_ray.models.load import DTYPES
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.transformers_engine import TransformersEngine
 from tests.benchmarks.paired import compare, precisions, report

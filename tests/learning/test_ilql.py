@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from rlhf_ray.models import load as models
+from rlhf_ray.models.load import load_model
 from tests import chain
 from tests.helpers import ROOT, TINY, run_job
 
@@ -57,7 +57,7 @@ def job(folder):
 
 def learned_q(path):
     """The target heads' Q of each walk's first token over the vocabulary: (SIZE, V)."""
-    model = models.load("values", str(path))
+    model = load_model("values", str(path))
     assert model.heads.restore(str(path))
     places = torch.arange(chain.SIZE)
     with torch.no_grad():

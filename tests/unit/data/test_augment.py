@@ -11,7 +11,7 @@ from rlhf_ray.config import ClassifierReward, ConfigError, ModelConfig, RewardsC
 from rlhf_ray.data import augment, examples
 from rlhf_ray.data.encode import encode_text
 from rlhf_ray.data.examples import Rows, load
-from rlhf_ray.models import load as models
+from rlhf_ray.models.load import create_model, load_model
 from rlhf_ray.rewards.classifier import ClassifierScorer
 from rlhf_ray.rewards.reward import RewardError
 from rlhf_ray.rewards.worker import RewardWorker
@@ -82,14 +82,14 @@ def test_an_augmentation_that_changes_nothing_is_refused():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("classifier"))
-    return models.create(ModelConfig(init=TINY, tokenizer="toy"), folder, toy.tokenizer(), 3, "classes", LABELS)
+    return create_model(ModelConfig(init=TINY, tokenizer="toy"), folder, toy.tokenizer(), 3, "classes", LABELS)
 
 
 def test_a_classifiers_reward_is_the_probability_of_the_class(model):
     texts = ["the view was great .", "the staff was not awful . the price was cold ."]
     scorer = ClassifierScorer(ClassifierReward(name="c", path=model, micro_batch_tokens=8), "cpu")
     found = scorer(["", ""], texts, label=["mixed", "bad"])
-    net = models.load("classes", model).eval()
+    net = load_model("classes", model).eval()
     for text, label, p in zip(texts, ("mixed", "bad"), found, strict=True):
         ids = torch.tensor(encode_text(toy.tokenizer(), text).ids)
         with torch.no_grad():

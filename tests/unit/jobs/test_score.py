@@ -11,7 +11,7 @@ from rlhf_ray.data.examples import DataError, Rows, load
 from rlhf_ray.data.sampler import Sampler
 from rlhf_ray.data.stream import Stream
 from rlhf_ray.jobs.score import texts
-from rlhf_ray.models import load as models
+from rlhf_ray.models.load import create_model
 from rlhf_ray.rewards.worker import RewardWorker
 from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
@@ -83,7 +83,7 @@ def test_what_is_no_number_is_named_with_its_place(tmp_path, section):
 
 
 def test_terms_judge_texts_that_no_policy_wrote(tmp_path):
-    folder = models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), toy.tokenizer(), 3, "scalar")
+    folder = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), toy.tokenizer(), 3, "scalar")
     terms = [SHARE, ModelReward(name="model", path=folder)]
     worker = RewardWorker(RewardsConfig(terms=terms), None)
     rows = Rows([{"text": "the view was great"}, {"text": "awful"}], "x")

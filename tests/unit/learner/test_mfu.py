@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.learner.mfu import num_elements, training_flops
-from rlhf_ray.models import load as models
+from rlhf_ray.models.load import wrap_model
 from tests.helpers import T5, TINY
 
 LENGTH, PROMPT, VOCAB = 48, 8, 64
@@ -37,7 +37,7 @@ def test_a_language_model_costs_what_torch_counts(tied):
         **{**TINY, "vocab_size": VOCAB, "tie_word_embeddings": tied}, attn_implementation="eager"
     )
     model = AutoModelForCausalLM.from_config(config)
-    wrapped = models.finish("policy", model, attention="padded")
+    wrapped = wrap_model("policy", model, attention="padded")
     batch = rows()
     formula = training_flops(wrapped, "policy", False, batch)
     read, norms = LENGTH - PROMPT, 5 * 32  # products of norms are no matrix products
@@ -49,7 +49,7 @@ def test_a_language_model_costs_what_torch_counts(tied):
 
 def test_a_frozen_trunk_costs_a_forward_pass_and_its_heads_three(tmp_path):
     config = AutoConfig.for_model(**{**TINY, "vocab_size": VOCAB})
-    wrapped = models.finish("values", AutoModelForCausalLM.from_config(config), attention="padded")
+    wrapped = wrap_model("values", AutoModelForCausalLM.from_config(config), attention="padded")
     wrapped.model.requires_grad_(False)
     body = num_elements(wrapped.core) - VOCAB * 32
     heads = sum(p.numel() for p in wrapped.heads.parameters() if p.requires_grad)
@@ -62,7 +62,7 @@ def test_a_frozen_trunk_costs_a_forward_pass_and_its_heads_three(tmp_path):
 def test_an_encoder_decoder_reads_its_source_once():
     config = AutoConfig.for_model(**{**T5, "vocab_size": VOCAB, "decoder_start_token_id": 0})
     model = AutoModelForSeq2SeqLM.from_config(config)
-    wrapped = models.finish("seq2seq", model, attention="padded")
+    wrapped = wrap_model("seq2seq", model, attention="padded")
 
     def side(module):
         return sum(p.numel() for p in module.parameters() if VOCAB not in p.shape)

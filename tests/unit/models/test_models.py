@@ -4,13 +4,26 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_ray import flops
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig
-from rlhf_ray.models import head
-from rlhf_ray.models import load as models
 from rlhf_ray.models.attention import flash, packed_attention
-from rlhf_ray.models.head import token_log_probs
+from rlhf_ray.models.load import (
+    build_skeleton,
+    compile_layers,
+    create_model,
+    disable_dropout,
+    has_reward_head,
+    load_model,
+    read_context_length,
+    read_generation_eos,
+    read_tensors,
+    read_vocab_size,
+    resolve_model,
+    wrap_model,
+)
 from rlhf_ray.models.log_probs import PolicyModel, ScalarModel
 from rlhf_ray.models.packing import pack
+from rlhf_ray.models.token_head import head_log_probs, token_log_probs
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 
@@ -151,11 +164,11 @@ def test_gradients_of_packed_and_padded_are_the_same():
 def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(monkeypatch, bias, elements):
     torch.manual_seed(0)
     layer, targets = torch.nn.Linear(8, 50, bias=bias), torch.randint(0, 50, (300,))
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", elements)
     states, factors, results = torch.randn(300, 8), torch.randn(300), []
     for way in (
         lambda x: token_log_probs(layer(x), targets, 0.7, False),
-        lambda x: head.head_log_probs(layer, x, targets, 0.7, False),
+        lambda x: head_log_probs(layer, x, targets, 0.7, False),
     ):
         x = states.clone().requires_grad_()
         layer.zero_grad()
@@ -165,18 +178,18 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(monke
     for whole, chunks in zip(*results, strict=True):
         torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
-        scored, _ = head.head_log_probs(layer, states, targets, 0.7, False)
+        scored, _ = head_log_probs(layer, states, targets, 0.7, False)
     torch.testing.assert_close(scored, results[0][0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_gradient_of_the_entropy_is_that_of_whole_logits(monkeypatch):
     torch.manual_seed(0)
     layer, targets = torch.nn.Linear(8, 50, bias=False), torch.randint(0, 50, (300,))
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)
     states, results = torch.randn(300, 8), []
     for way in (
         lambda x: token_log_probs(layer(x), targets, 0.7, True),
-        lambda x: head.head_log_probs(layer, x, targets, 0.7, True),
+        lambda x: head_log_probs(layer, x, targets, 0.7, True),
     ):
         x = states.clone().requires_grad_()
         found, entropy = way(x)
@@ -278,30 +291,28 @@ def test_a_scalar_is_read_where_it_is_asked_for(attention):
 
 def test_a_random_model_is_written_and_read_back(tmp_path):
     tokenizer = toy.tokenizer()
-    path = models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, seed=3)
-    model = models.load("policy", path, attention="padded")
-    assert models.vocab_size(path) == len(tokenizer)
-    assert models.context_length(path) == TINY["max_position_embeddings"]
-    assert models.generation_eos(path) == [tokenizer.eos_token_id]
-    assert not models.has_head(path)
-    names = {n for n, _ in models.tensors(path)}
+    path = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, seed=3)
+    model = load_model("policy", path, attention="padded")
+    assert read_vocab_size(path) == len(tokenizer)
+    assert read_context_length(path) == TINY["max_position_embeddings"]
+    assert read_generation_eos(path) == [tokenizer.eos_token_id]
+    assert not has_reward_head(path)
+    names = {n for n, _ in read_tensors(path)}
     assert names <= set(model.model.state_dict())
 
 
 def test_without_a_pad_token_every_embedding_can_learn(tmp_path):
     tokenizer = toy.tokenizer()
     tokenizer.pad_token = None
-    path = models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, 0)
+    path = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path), tokenizer, 0)
     embedding = AutoModelForCausalLM.from_pretrained(path).get_input_embeddings()
     assert embedding.padding_idx is None
     assert embedding.weight[tokenizer.eos_token_id].abs().sum() > 0
 
 
 def test_the_same_seed_makes_the_same_model(tmp_path):
-    paths = [
-        models.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / n), toy.tokenizer(), 3) for n in "ab"
-    ]
-    for (_, one), (_, other) in zip(*map(models.tensors, paths), strict=True):
+    paths = [create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / n), toy.tokenizer(), 3) for n in "ab"]
+    for (_, one), (_, other) in zip(*map(read_tensors, paths), strict=True):
         assert torch.equal(one, other)
 
 
@@ -310,23 +321,23 @@ def test_the_same_seed_makes_the_same_model(tmp_path):
 )
 def test_a_model_that_cannot_be_had(path, says):
     with pytest.raises(BadInput, match=says):
-        models.resolve(path)
+        resolve_model(path)
 
 
 def test_a_directory_without_a_config_is_no_model(tmp_path):
     with pytest.raises(BadInput, match=r"no config\.json"):
-        models.resolve(str(tmp_path))
+        resolve_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("values", [{"model_type": "sphinx"}, {**TINY, "num_attention_heads": 3}])
 def test_an_impossible_architecture_is_bad_input(tmp_path, values):
     with pytest.raises(BadInput, match=r"model\.init"):
-        models.create(ModelConfig(init=values, tokenizer="toy"), str(tmp_path), toy.tokenizer(), 0)
+        create_model(ModelConfig(init=values, tokenizer="toy"), str(tmp_path), toy.tokenizer(), 0)
 
 
 def test_dropout_is_off_even_in_training():
     model = PolicyModel(made("gpt2"), "padded").train()
-    models.without_dropout(model)
+    disable_dropout(model)
     with torch.no_grad():
         assert torch.equal(model(*ragged())[0], model(*ragged())[0])
 
@@ -334,7 +345,7 @@ def test_dropout_is_off_even_in_training():
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
 def test_the_head_of_a_scalar_model_trains_beside_its_adapters(targets):
     plain = made("llama", AutoModelForSequenceClassification, num_labels=1)
-    model = models.finish("scalar", plain, attention="packed", lora=LoraConfig(rank=2, targets=targets))
+    model = wrap_model("scalar", plain, attention="packed", lora=LoraConfig(rank=2, targets=targets))
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert [n for n in trained if "lora_" not in n] == ["model.base_model.model.score.weight"]
     assert any("q_proj.lora_A" in n for n in trained)
@@ -343,21 +354,21 @@ def test_the_head_of_a_scalar_model_trains_beside_its_adapters(targets):
 def test_an_adapter_is_merged_or_refused_where_it_cannot_be(tmp_path):
     made("llama").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    wrapped = models.finish("policy", base, attention="packed", lora=LoraConfig(rank=2))
+    wrapped = wrap_model("policy", base, attention="packed", lora=LoraConfig(rank=2))
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data.normal_()
     wrapped.model.save_pretrained(tmp_path / "adapter")
-    found = models.load("policy", str(tmp_path / "adapter"))(*ragged())[0]
+    found = load_model("policy", str(tmp_path / "adapter"))(*ragged())[0]
     torch.testing.assert_close(found, wrapped(*ragged())[0], atol=1e-4, rtol=1e-4)
-    for refused in (lambda p: models.skeleton("policy", p, dtype=torch.float32), lambda p: models.load("scalar", p)):
+    for refused in (lambda p: build_skeleton("policy", p, dtype=torch.float32), lambda p: load_model("scalar", p)):
         with pytest.raises(BadInput, match="adapter"):
             refused(str(tmp_path / "adapter"))
 
 
 def test_only_adapters_train_and_without_them_it_is_the_base():
     base = PolicyModel(made("llama"), "packed")(*ragged())[0].detach()
-    model = models.finish("policy", made("llama"), attention="packed", lora=LoraConfig(rank=2))
+    model = wrap_model("policy", made("llama"), attention="packed", lora=LoraConfig(rank=2))
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora_" in n for n in trained)
@@ -386,7 +397,7 @@ def test_compiled_parts_change_nothing_and_are_compiled_once():
         return log_probs.detach(), gradient
 
     plain = {n: found(n) for n in (5, 9, 14)}
-    models.fuse(model)
+    compile_layers(model)
     torch._dynamo.utils.counters.clear()
     for n, (log_probs, gradient) in plain.items():
         again = found(n)

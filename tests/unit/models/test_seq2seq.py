@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import BadInput, ModelConfig
-from rlhf_ray.models import load
+from rlhf_ray.models.load import create_model, read_config, wrap_model
 from rlhf_ray.rollout.engine import Request, Sampling
 from rlhf_ray.rollout.seq2seq_engine import Seq2SeqEngine
 from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
@@ -40,11 +40,11 @@ def model(kind):
     both = []
     for _ in range(2):
         torch.manual_seed(1)
-        both.append(load.CLASSES["seq2seq"].from_config(AutoConfig.for_model(**values)).eval())
+        both.append(AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(**values)).eval())
     if kind != "t5":  # Marian's is trained, and no parameter
         for m in both:
             m.final_logits_bias.copy_(torch.randn(1, 40, generator=torch.Generator().manual_seed(2)))
-    return both[0], load.finish("seq2seq", both[1], attention="auto")
+    return both[0], wrap_model("seq2seq", both[1], attention="auto")
 
 
 def pairs(sources=(5, 2, 9, 1), targets=(3, 7, 1, 4)):
@@ -147,11 +147,11 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
 
 def test_a_job_gets_the_kind_of_model_that_it_is_for(tmp_path):
     word = toy.tokenizer()
-    both = load.create(ModelConfig(init=T5, tokenizer="toy"), str(tmp_path / "t5"), word, 0, "seq2seq")
-    one = load.create(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / "llama"), word, 0)
+    both = create_model(ModelConfig(init=T5, tokenizer="toy"), str(tmp_path / "t5"), word, 0, "seq2seq")
+    one = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / "llama"), word, 0)
     made, _ = roles.prepare(ModelConfig(path=both), tmp_path, 0, "seq2seq")
     assert made.path == both
-    assert load.settings(both)["decoder_start_token_id"] == word.pad_token_id
+    assert read_config(both)["decoder_start_token_id"] == word.pad_token_id
     with pytest.raises(BadInput, match="is an encoder-decoder; job: seq2seq trains it"):
         roles.prepare(ModelConfig(path=both), tmp_path, 0)
     with pytest.raises(BadInput, match="is no encoder-decoder"):

@@ -5,14 +5,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_ray import flops
 from rlhf_ray.algorithms import values
 from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig, RolloutConfig, parse
 from rlhf_ray.learner import zero
-from rlhf_ray.models import head as heads_module
-from rlhf_ray.models import load as models
-from rlhf_ray.models.values import ActionLinear, ValueModel, guide, save_heads
+from rlhf_ray.models import token_head
+from rlhf_ray.models.load import load_model, wrap_model
+from rlhf_ray.models.value_heads import ActionLinear, ValueModel, guide_model, save_heads
 from rlhf_ray.rollout.chunk import Chunk
 from rlhf_ray.rollout.worker import Place, RolloutWorker
 from rlhf_ray.tasks.ilql import ImplicitQObjective
@@ -156,9 +157,9 @@ def test_all_but_the_targets_learn_and_chunks_change_nothing(monkeypatch):
     model, batch = scrambled(ValueModel(plain(), "packed")), samples().take(np.tile([0, 1, 2], 20))
     wanted = gradients(model, batch)
     assert set(wanted) == {n for n, _ in model.named_parameters() if not n.startswith("heads.target.")}
-    monkeypatch.setattr(heads_module, "CHUNK_ELEMENTS", 1)  # 180 tokens in two chunks
+    monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)  # 180 tokens in two chunks
     for whole in (True, False):  # False: as where ZeRO-3 holds the heads in shards
-        monkeypatch.setattr(heads_module, "_is_plain", lambda head, whole=whole: whole)
+        monkeypatch.setattr(token_head, "_is_one_matrix", lambda head, whole=whole: whole)
         for name, gradient in gradients(model, batch).items():
             torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
 
@@ -211,7 +212,7 @@ def test_a_model_whose_logits_are_changed_after_the_head_is_refused():
 
 
 def test_adapters_leave_the_heads_alone():
-    model = models.finish("values", plain(), attention="packed", lora=LoraConfig(rank=2))
+    model = wrap_model("values", plain(), attention="packed", lora=LoraConfig(rank=2))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n for n in trained if "lora_" not in n} == {
         n for n, _ in model.named_parameters() if n.startswith(("heads.q.", "heads.v."))
@@ -229,7 +230,7 @@ def saved(tmp_path):
 
 
 def test_saved_heads_come_back_and_the_directory_is_a_plain_model(saved):
-    model = models.load("values", str(saved))
+    model = load_model("values", str(saved))
     assert model.heads.restore(str(saved))
     for one, other in zip(
         model.heads.parameters(), scrambled(ValueModel(plain(), "packed")).heads.parameters(), strict=True
@@ -276,7 +277,7 @@ def test_guidance_without_heads_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="no values to guide by"):
         generated(tmp_path, 1.0)
     with pytest.raises(BadInput, match="final_logit_softcapping"):
-        guide(plain(final_logit_softcapping=30.0), str(tmp_path), 1.0)
+        guide_model(plain(final_logit_softcapping=30.0), str(tmp_path), 1.0)
 
 
 def test_training_rollouts_are_never_guided():

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.models import attention
-from rlhf_ray.models import load as models
+from rlhf_ray.models.load import wrap_model
 from rlhf_ray.plan import memory
 from rlhf_ray.plan.hardware import GIB
 from rlhf_ray.plan.shape import shape_of
@@ -44,7 +44,7 @@ def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpoint
         "gpt_neox": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 300},
     }[kind]  # fmt: skip
     config = AutoConfig.for_model(kind, **values, bos_token_id=None, eos_token_id=None)
-    model = models.finish(
+    model = wrap_model(
         "policy", AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), attention="packed"
     )
     if checkpointing:
@@ -58,7 +58,7 @@ def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpoint
 def test_the_logits_of_a_large_vocabulary_are_what_torch_allocates():
     values = {**TINY, "vocab_size": 40_000}
     config = AutoConfig.for_model(**{**values, "bos_token_id": None, "eos_token_id": None})
-    model = models.finish("policy", AutoModelForCausalLM.from_config(config), attention="packed")
+    model = wrap_model("policy", AutoModelForCausalLM.from_config(config), attention="packed")
     for tokens in (256, 1024):  # one chunk, and three
         found = memory.activations(shape_of(values), tokens, tokens * 63 / 64, "float32", False)
         assert sum(found.values()) == pytest.approx(peak_bytes(model, tokens, 64, 63), rel=0.15)

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.data.examples import Rows
-from rlhf_ray.models import load
+from rlhf_ray.models.load import AUTO_CLASSES, label_config, wrap_model
 from rlhf_ray.toy import world as toy
 
 BERT = {
@@ -72,12 +72,12 @@ def lists(batch, name="tokens"):
 
 def head(kind, labels=(), **more):
     """transformers' model, and the same one wrapped."""
-    values = {**BERT, "vocab_size": 40, "pad_token_id": 0, **more, **load._labels(kind, labels)}
+    values = {**BERT, "vocab_size": 40, "pad_token_id": 0, **more, **label_config(kind, labels)}
     both = []
     for _ in range(2):
         torch.manual_seed(0)
-        both.append(load.CLASSES[kind].from_config(AutoConfig.for_model(**values)).eval())
-    return both[0], load.finish(kind, both[1], attention="auto")
+        both.append(AUTO_CLASSES[kind].from_config(AutoConfig.for_model(**values)).eval())
+    return both[0], wrap_model(kind, both[1], attention="auto")
 
 
 def ragged(**columns):

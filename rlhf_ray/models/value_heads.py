@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import BadInput
-from .head import ActionLinear, head_log_probs
 from .log_probs import PolicyModel, before
+from .token_head import ActionLinear, head_log_probs
 
 FILE = Path("value_heads") / "model.safetensors"  # a folder of its own: engines load every file beside the model's
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -141,7 +141,7 @@ def heads_for(model: Any) -> ValueHeads:
     return ValueHeads(config.hidden_size, config.vocab_size)
 
 
-def guide(model: Any, path: str, beta: float) -> None:
+def guide_model(model: Any, path: str, beta: float) -> None:
     """Makes the causal ``model`` of a local directory answer with its logits + beta (Qhat - V). Raises BadInput without heads."""
     heads = heads_for(model)
     if not heads.restore(path):

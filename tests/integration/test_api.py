@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,22 @@ def test_the_notebook_runs_and_the_reward_rises(monkeypatch):
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"no config\.json; expected the run directory"):
         rlhf_ray.load_run(tmp_path)
+
+
+def test_train_can_be_called_before_and_after_its_package_is_imported(tmp_path):
+    code = f"""if True:
+        import rlhf_ray
+        from rlhf_ray.config import BadInput
+        for _ in range(2):
+            from rlhf_ray import train
+            try:
+                train({{"job": "nothing"}}, "run.dir={tmp_path}/run")
+            except BadInput:
+                print("called")
+            import rlhf_ray.train.step_metrics
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split() == ["called", "called"]
 
 
 def test_bad_input_is_an_exception_of_the_api(tmp_path):

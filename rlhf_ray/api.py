@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._compat import hide_sklearn
 from .actors.environment import authenticate
 from .config import BadInput, Job, apply_overrides, load, parse
 from .run import reader
@@ -119,6 +120,7 @@ def model_of(path: Path) -> Path:
 def start(job: Job) -> Run:
     """Runs a checked job in a Ray session of its own, or on the cluster that it names; notices go to stdout."""
     authenticate(job.cluster)  # before Ray is imported
+    hide_sklearn()
     from .jobs.start import run
     from .report.console import plain_console
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from ._compat import hide_sklearn
 from .config import BadInput, ClusterConfig, load, load_search
 from .config.options import listing, search
 from .run.events import TerminalHandler
@@ -149,6 +150,7 @@ def _tune(args: argparse.Namespace) -> int:
 
     job_search = load_search(args.job, args.overrides)
     authenticate(job_search.cluster)  # before Ray is imported
+    hide_sklearn()
     from .report.console import plain_console
     from .search.search import run_search
 
@@ -185,6 +187,7 @@ def _add_data(commands: Commands) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
+    hide_sklearn()
     from .jobs.preflight import data_report
 
     return _print_lines(data_report(load(args.job, args.overrides)))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray._compat import hide_sklearn
 from rlhf_ray.run.events import PackageHandler
 
+hide_sklearn()
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 if "RAY_AUTH_TOKEN" not in os.environ:
     token_file = Path(tempfile.mkdtemp(prefix="rlhf-ray-test-")) / "token"

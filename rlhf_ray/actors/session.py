@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from .._compat import WORKER_SETUP
 from ..config import BadInput, ClusterConfig
 
 
@@ -43,7 +44,8 @@ def ray_session(config: ClusterConfig) -> Iterator[Stop]:
     stop = Stop()
     earlier_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
+    options: dict[str, Any] = {"runtime_env": {"worker_process_setup_hook": WORKER_SETUP}}
+    options |= {"address": address} if address else {"include_dashboard": False, "address": "local"}
     try:
         with _private_umask():
             ray.init(

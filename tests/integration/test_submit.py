@@ -229,7 +229,7 @@ def test_a_log_survives_its_connection_and_the_exit_code_is_the_jobs(cluster, tm
     ended = subprocess.run(
         ["ray", "job", "logs", "-f", "mine"], env=env, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "run directory: " in ended.stdout + ended.stderr
+    assert "finished already, nothing to do" in ended.stdout + ended.stderr
 
     job = followed({k: v for k, v in env.items() if not k.startswith("RAY_AUTH")}, tmp_path, run)
     _, err = job.communicate(timeout=60)

@@ -1,5 +1,6 @@
 """Tiny jobs, and a way to run them in processes of their own, as a user would."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,14 @@ def undescribed_metrics(run_dir):
 def weights_of(run_dir):
     """The bytes of the final model's weights."""
     return (Path(run_dir) / "model" / "model.safetensors").read_bytes()
+
+
+def end_actor(actor):
+    """Kills an actor and waits until it is gone: a kill takes a moment, in which the actor may still reply."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    ray.kill(actor)
+    with contextlib.suppress(RayActorError):
+        while True:
+            ray.get(actor.__ray_ready__.remote())

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from ..actors.group import WorkerGroup
 from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
+from ..batch import Batch
 from ..config import BadInput, GenerationJob, ModelConfig
 from ..data.prompts import Prompts, load_prompts
 from ..models.load import is_encoder_decoder, read_context_length, resolve_model
@@ -16,7 +18,7 @@ from ..rewards.reward import scales
 from ..run.events import notice
 from ..train import evaluation as heldout
 from ..train import roles
-from ..train.dispatch import Collector, Order
+from ..train.dispatch import Dispatcher, RolloutRequest
 from ..train.setup import decoding_remarks, reward_group, rollout_group
 
 INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
@@ -66,9 +68,7 @@ def generate_answers(
         reward.broadcast("check", max_tokens)
         for line in decoding_remarks(rollout):
             notice(line)
-        collector = Collector(rollout, reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s)
-        order = Order(heldout.SEED_STEP, INITIAL, range(len(prompts)), 0, job.samples, greedy=greedy)
-        batch = collector.collect(order, prompts)
+        batch = _collect(job, prompts, rollout=rollout, reward=reward, greedy=greedy)
     finally:
         for group in (rollout, reward):
             group.kill()
@@ -78,3 +78,23 @@ def generate_answers(
     statistics = {name: scale for name, scale in scales(batch.reward_parts, job.rewards).items() if name in members}
     table = heldout.table(batch, job.rewards.terms, job.rewards, statistics, prompts.rows, tokenizer)
     return Answers(table, prompts)
+
+
+def _collect(job: GenerationJob, prompts: Prompts, *, rollout: WorkerGroup, reward: WorkerGroup, greedy: bool) -> Batch:
+    """All answers, with their reward_parts."""
+    dispatcher = Dispatcher(
+        rollout=rollout,
+        reward=reward,
+        chunk_prompts=job.rollout.chunk_prompts,
+        run_seed=job.run.seed,
+        deadline_s=job.cluster.deadline_s,
+    )
+    request = RolloutRequest(
+        step=heldout.SEED_STEP,
+        version=INITIAL,
+        prompts=range(len(prompts)),
+        first_group=0,
+        samples=job.samples,
+        greedy=greedy,
+    )
+    return dispatcher.collect(request, prompts)

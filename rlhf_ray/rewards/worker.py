@@ -1,4 +1,4 @@
-"""RewardWorker: rollouts and the examples they came from in, the same Batch with its reward parts out. Stateless."""
+"""RewardWorker: rollouts and the examples they came from in, their reward parts out. Stateless."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ class RewardWorker:
         scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer
         return scorer(term, self.tokenizer, self.device)
 
-    def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> Batch:
-        """The batch with reward_parts (B, k), in the order of the terms named in ``only`` (all of them by default).
+    def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Columns to add to the batch: reward_parts (B, k), and step_rewards (T,) if a term rewards steps.
 
-        ``rows`` holds each example once: example_id, prompt, and the dataset's other columns.
+        The parts are in the order of the terms named in ``only`` (all of them by default). ``rows`` holds each example
+        once: example_id, prompt, and the dataset's other columns.
         """
         self.check()
         prompts, completions, columns = self._texts(batch, rows)
@@ -88,10 +89,10 @@ class RewardWorker:
             else self._score(t, batch, prompts, completions, columns)
             for t in terms
         ]
-        batch = batch.replace(reward_parts=np.stack(parts, 1))
-        if not stepped:
-            return batch
-        return batch.replace(step_rewards=sum(t.weight * stepped[t.name] for t in terms if t.name in stepped))
+        columns_to_add = {"reward_parts": np.stack(parts, 1)}
+        if stepped:
+            columns_to_add["step_rewards"] = sum(t.weight * stepped[t.name] for t in terms if t.name in stepped)
+        return columns_to_add
 
     def judge(self, rows: pa.Table) -> np.ndarray:
         """Scores (n, k) of texts that no policy wrote: columns example_id, prompt, completion, and the dataset's others."""

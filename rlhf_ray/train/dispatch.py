@@ -1,8 +1,8 @@
-"""Experience: prompts to scored rollouts, over any number of rollout and reward workers, any of which may die.
+"""Dispatcher: prompts to scored rollouts, over rollout and reward workers that may die.
 
-Chunks go to idle rollout workers; what a chunk yields goes to reward workers at once. A worker that dies is replaced,
-caught up, and its chunk or piece is done again whole; rows are merged by (example_id, sample), so nothing is dropped and
-nothing comes twice, and the result depends on the step alone.
+Idle rollout workers get chunks of prompts. What a chunk yields (a piece) goes to a reward worker at once. A worker that
+dies is replaced and restored, and its chunk or piece is computed again as a whole. Rows are merged by (example_id,
+sample), so no row is lost or doubled, and the result depends on the step alone.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from ..data.prompts import Prompts
 from ..rollout.chunk import Chunk
 from ..weights.manifest import StaleWeights
 
+PIECES_PER_CHUNK = 4
 
-@dataclass(frozen=True)
-class Order:
-    """What to generate: which prompts (indices into Prompts), how many samples of each, from which version.
 
-    ``visits`` counts how often this step has visited a prompt in orders before this one.
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """What to generate: ``samples`` responses to each of the ``prompts`` (indices into Prompts), by weights ``version``.
+
+    The prompts get the group numbers from ``first_group`` on. ``greedy_extra``: one greedy response to each prompt comes
+    on top. ``greedy``: all are greedy. ``terms``: names of the reward terms that score them; None: all terms.
+    ``visits``: how often earlier requests of this step have asked for a prompt.
     """
 
     step: int
     version: int
-    chosen: Sequence[int]
+    prompts: Sequence[int]
     first_group: int
     samples: int
     greedy_extra: bool = False
@@ -44,194 +48,232 @@ class Order:
     visits: Mapping[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """A piece of a chunk at a reward worker."""
+@dataclass(frozen=True, kw_only=True)
+class ScoringCall:
+    """A piece of a chunk at a reward worker.
+
+    ``reference`` is the piece in Ray's object store. The driver's copy of it, ``piece``, keeps it there if the node of
+    the rollout worker is lost.
+    """
 
     actor: Any
     worker: int
     chunk: int
     piece: Batch
+    reference: Any
 
 
-def chunks(order: Order, prompts: Prompts, size: int, run_seed: int) -> list[Chunk]:
-    """The order cut into chunks of ``size`` prompts; a prompt visited twice in a step gets other sample numbers."""
-    visits = dict(order.visits)
-    per = order.samples + order.greedy_extra
-    found = []
-    for start in range(0, len(order.chosen), size):
-        part = list(order.chosen[start : start + size])
-        first = []
-        for index in part:
-            first.append(visits.get(index, 0) * per)
+def cut_into_chunks(request: RolloutRequest, prompts: Prompts, chunk_prompts: int, run_seed: int) -> list[Chunk]:
+    """The request in chunks of ``chunk_prompts`` prompts.
+
+    A prompt that a step visits again gets the next sample numbers. Example: with two samples a prompt, the first visit
+    has the samples 0 and 1, the second visit 2 and 3.
+    """
+    visits = dict(request.visits)
+    samples_per_visit = request.samples + request.greedy_extra
+    chunks = []
+    for start in range(0, len(request.prompts), chunk_prompts):
+        indices = list(request.prompts[start : start + chunk_prompts])
+        first_samples = []
+        for index in indices:
+            first_samples.append(visits.get(index, 0) * samples_per_visit)
             visits[index] = visits.get(index, 0) + 1
-        group = list(range(order.first_group + start, order.first_group + start + len(part)))
-        ids = prompts.example_id[part].tolist()
-        tokens = [prompts.tokens[i] for i in part]
-        found.append(
-            Chunk(order.step, run_seed, tokens, ids, group, first, order.samples, order.greedy_extra, order.greedy)
+        first_group = request.first_group + start
+        chunks.append(
+            Chunk(
+                step=request.step,
+                run_seed=run_seed,
+                prompts=[prompts.tokens[i] for i in indices],
+                example_id=prompts.example_id[indices].tolist(),
+                group=list(range(first_group, first_group + len(indices))),
+                first_sample=first_samples,
+                samples=request.samples,
+                greedy_extra=request.greedy_extra,
+                greedy=request.greedy,
+            )
         )
-    return found
+    return chunks
 
 
-class Collector:
-    """Runs Orders on the two groups: one at a time is generated, while those before it may still be scored."""
+class Dispatcher:
+    """Sends requests to the two groups. One request is generated at a time, while earlier ones may still be scored.
+
+    ``load`` counts the pieces at each reward worker, of all requests. A lock guards it, because one thread may generate
+    a request while the main thread waits for the scores of another.
+    """
 
     def __init__(
-        self, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float
+        self, *, rollout: WorkerGroup, reward: WorkerGroup, chunk_prompts: int, run_seed: int, deadline_s: float
     ) -> None:
         self.rollout, self.reward = rollout, reward
         self.chunk_prompts, self.run_seed, self.deadline_s = chunk_prompts, run_seed, deadline_s
-        self.load = [0] * len(reward)  # pieces at each reward worker, of all orders
-        self.lock = threading.Lock()  # an order may be generated in one thread while another is scored in the main one
+        self.load = [0] * len(reward)
+        self.lock = threading.Lock()
 
-    def forget(self) -> None:
-        """Counts no pieces of orders whose scores nobody will wait for."""
+    def reset_load(self) -> None:
+        """Sets the load to zero, when nobody will wait for the scores of earlier requests."""
         with self.lock:
             self.load = [0] * len(self.load)
 
     def take_reward_worker(self) -> int:
-        """The reward worker with the fewest pieces, which has one more now."""
+        """The index of the reward worker with the fewest pieces; one more is counted for it."""
         with self.lock:
             worker = min(range(len(self.load)), key=self.load.__getitem__)
             self.load[worker] += 1
         return worker
 
     def release_reward_worker(self, worker: int) -> None:
-        """A piece fewer at this reward worker."""
+        """Counts one piece less for this reward worker."""
         with self.lock:
             self.load[worker] -= 1
 
-    def collect(self, order: Order, prompts: Prompts) -> Batch:
-        """All rows of the order, scored (reward_parts), in canonical order. Raises StageTimeout, or what a worker raised."""
-        return self.generate(order, prompts).scored()
+    def collect(self, request: RolloutRequest, prompts: Prompts) -> Batch:
+        """All rows of the request with their reward_parts, in canonical order.
 
-    def generate(self, order: Order, prompts: Prompts) -> Collection:
-        """The order, all of it generated and handed to the reward workers, but not all scored yet. Raises as collect does."""
-        found = Collection(self, order, prompts)
-        found.generate()
-        return found
+        Raises StageTimeout, or what a worker raised.
+        """
+        return self.generate(request, prompts).scored()
+
+    def generate(self, request: RolloutRequest, prompts: Prompts) -> PendingRollouts:
+        """Generates the whole request and hands it to the reward workers; does not wait for all scores.
+
+        Raises as :meth:`collect` does.
+        """
+        pending = PendingRollouts(self, request, prompts)
+        pending.generate()
+        return pending
 
     def kill(self) -> None:
-        """Ends the workers, and with them an order in flight."""
+        """Ends the workers, and with them a request that is in flight."""
         self.rollout.kill()
         self.reward.kill()
 
     def take_counters(self) -> dict[str, float]:
-        """Since the last call: generated tokens per second of engine time, seconds of all engines, share of their rows that were idle."""
-        found = []
+        """Metrics of the engines since the last call.
+
+        Tokens generated in each second of the busiest engine, seconds of all engines, and the idle share of their rows.
+        """
+        counters = []
         for actor in self.rollout.actors:
             with contextlib.suppress(*DEAD):
-                found.append(ray.get(actor.take_counters.remote(), timeout=self.deadline_s))
-        tokens, seconds = sum(s["tokens"] for s in found), max((s["seconds"] for s in found), default=0.0)
+                counters.append(ray.get(actor.take_counters.remote(), timeout=self.deadline_s))
+        tokens = sum(engine["tokens"] for engine in counters)
+        busiest_s = max((engine["seconds"] for engine in counters), default=0.0)
         return {
-            "rollout/tokens_per_second": tokens / max(seconds, 1e-9),
-            "rollout/engine_seconds": sum(s["seconds"] for s in found),
-            "rollout/idle_share": sum(s["idle_share"] for s in found) / max(1, len(found)),
+            "rollout/tokens_per_second": tokens / max(busiest_s, 1e-9),
+            "rollout/engine_seconds": sum(engine["seconds"] for engine in counters),
+            "rollout/idle_share": sum(engine["idle_share"] for engine in counters) / max(1, len(counters)),
         }
 
 
-class Collection:
-    """One order on its way. It needs the rollout workers until :meth:`generate` returns, and the reward workers to the end."""
+class PendingRollouts:
+    """One request that is being generated or scored.
 
-    def __init__(self, collector: Collector, order: Order, prompts: Prompts) -> None:
-        self.c, self.order, self.prompts = collector, order, prompts
-        self.chunks = chunks(order, prompts, collector.chunk_prompts, collector.run_seed)
-        self.waiting = deque(range(len(self.chunks)))
-        self.idle = deque(range(len(collector.rollout)))
+    It needs the rollout workers until :meth:`generate` returns, and the reward workers until :meth:`scored` does.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, request: RolloutRequest, prompts: Prompts) -> None:
+        self.dispatcher, self.request, self.prompts = dispatcher, request, prompts
+        self.chunks = cut_into_chunks(request, prompts, dispatcher.chunk_prompts, dispatcher.run_seed)
+        self.waiting_chunks = deque(range(len(self.chunks)))
+        self.idle_workers = deque(range(len(dispatcher.rollout)))
         self.generating: dict[Any, tuple[int, int]] = {}  # stream -> (worker, chunk)
-        self.scoring: dict[Any, Scoring] = {}
-        self.pieces: dict[int, list[Batch]] = {i: [] for i in range(len(self.chunks))}  # scored
+        self.scoring: dict[Any, ScoringCall] = {}  # reference to the scores -> call
+        self.scored_pieces: dict[int, list[Batch]] = {chunk: [] for chunk in range(len(self.chunks))}
         self.num_stale = 0
 
     def generate(self) -> None:
-        """Until every chunk is generated, and every piece of it is scored or on its way to be."""
-        self.until = time.monotonic() + self.c.deadline_s
-        while self.waiting or self.generating:
-            while self.waiting and self.idle:
-                self._generate(self.idle.popleft(), self.waiting.popleft())
-            self._advance()
+        """Returns when every chunk is generated, and every piece is scored or at a reward worker."""
+        self.deadline = time.monotonic() + self.dispatcher.deadline_s
+        while self.waiting_chunks or self.generating:
+            while self.waiting_chunks and self.idle_workers:
+                self._start_chunk(self.idle_workers.popleft(), self.waiting_chunks.popleft())
+            self._take_results()
 
     def scored(self) -> Batch:
-        """All rows with their reward_parts, in canonical order, once the last is scored."""
-        self.until = time.monotonic() + self.c.deadline_s
+        """Waits for the last score; returns all rows with their reward_parts, in canonical order."""
+        self.deadline = time.monotonic() + self.dispatcher.deadline_s
         while self.scoring:
-            self._advance()
-        return cat(part for i in range(len(self.chunks)) for part in self.pieces[i]).sorted()
+            self._take_results()
+        return cat(piece for chunk in range(len(self.chunks)) for piece in self.scored_pieces[chunk]).sorted()
 
-    def _advance(self) -> None:
-        """Waits for one piece or one score, and takes it and all others that are there."""
+    def _take_results(self) -> None:
+        """Waits for one piece or one score; takes it and all others that are ready."""
         pending = [*self.generating, *self.scoring]
-        if not ray.wait(pending, num_returns=1, timeout=max(0.0, self.until - time.monotonic()))[0]:
-            self._give_up()
-        for item in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
-            if item in self.generating:
-                self._take_piece(item)
-            elif item in self.scoring:  # it is gone where its chunk or its worker was lost meanwhile
-                self._take_scores(item)
+        if not ray.wait(pending, num_returns=1, timeout=max(0.0, self.deadline - time.monotonic()))[0]:
+            self._raise_timeout()
+        for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
+            if reference in self.generating:
+                self._take_piece(reference)
+            elif reference in self.scoring:  # it is gone if its chunk or its worker was lost in the meantime
+                self._take_scores(reference)
 
-    def _generate(self, worker: int, chunk: int) -> None:
-        actor, what = self.c.rollout.actors[worker], self.chunks[chunk]
-        piece = max(1, len(what) // 4)
-        stream = actor.generate.options(num_returns="streaming").remote(self.order.version, what, piece)
-        self.generating[stream] = (worker, chunk)
+    def _start_chunk(self, worker: int, chunk_index: int) -> None:
+        actor, chunk = self.dispatcher.rollout.actors[worker], self.chunks[chunk_index]
+        piece_rows = max(1, len(chunk) // PIECES_PER_CHUNK)
+        stream = actor.generate.options(num_returns="streaming").remote(self.request.version, chunk, piece_rows)
+        self.generating[stream] = (worker, chunk_index)
 
     def _take_piece(self, stream: Any) -> None:
         worker, chunk = self.generating[stream]
+        rollout = self.dispatcher.rollout
         try:
-            piece = ray.get(next(stream))
+            reference = next(stream)
+            piece = ray.get(reference)
         except StopIteration:
             del self.generating[stream]
-            self.idle.append(worker)
+            self.idle_workers.append(worker)
         except DEAD:
-            self._redo(stream, self.c.rollout.replace)
+            self._generate_again(stream, rollout.replace)
         except RayTaskError as error:
             cause = unwrap(error)
             self.num_stale += isinstance(cause, StaleWeights)
-            if not isinstance(cause, StaleWeights) or self.num_stale > self.c.rollout.max_restarts:
+            if not isinstance(cause, StaleWeights) or self.num_stale > rollout.max_restarts:
                 raise cause from None
-            self._redo(stream, self.c.rollout.restore_worker)
+            self._generate_again(stream, rollout.restore_worker)
         else:
-            self._score(piece, chunk)
+            self._start_scoring(piece, reference, chunk)
 
-    def _redo(self, stream: Any, mend: Callable[[int], None]) -> None:
-        """Mends the stream's worker. Its chunk is done again whole: what of it was finished is dropped."""
+    def _generate_again(self, stream: Any, repair: Callable[[int], None]) -> None:
+        """Repairs the stream's worker and puts its whole chunk back; pieces of it that are ready are dropped."""
         worker, chunk = self.generating.pop(stream)
-        mend(worker)
-        self.idle.append(worker)
-        self.pieces[chunk] = []
-        for reference in [ref for ref, what in self.scoring.items() if what.chunk == chunk]:
-            self._done(reference)
-        self.waiting.appendleft(chunk)
+        repair(worker)
+        self.idle_workers.append(worker)
+        self.scored_pieces[chunk] = []
+        for reference in [reference for reference, call in self.scoring.items() if call.chunk == chunk]:
+            self._end_call(reference)
+        self.waiting_chunks.appendleft(chunk)
 
-    def _score(self, piece: Batch, chunk: int) -> None:
-        worker = self.c.take_reward_worker()
-        at = np.searchsorted(self.prompts.example_id, np.unique(piece.example_id))
-        actor = self.c.reward.actors[worker]
-        reference = actor.score.remote(piece, self.prompts.rows.take(at), self.order.terms)
-        self.scoring[reference] = Scoring(actor, worker, chunk, piece)
+    def _start_scoring(self, piece: Batch, reference: Any, chunk: int) -> None:
+        """Sends a piece to a reward worker: its reference, so that it goes there from the object store directly."""
+        worker = self.dispatcher.take_reward_worker()
+        actor = self.dispatcher.reward.actors[worker]
+        rows = np.searchsorted(self.prompts.example_id, np.unique(piece.example_id))
+        scores = actor.score.remote(reference, self.prompts.rows.take(rows), self.request.terms)
+        self.scoring[scores] = ScoringCall(actor=actor, worker=worker, chunk=chunk, piece=piece, reference=reference)
 
-    def _done(self, reference: Any) -> Scoring:
-        what = self.scoring.pop(reference)
-        self.c.release_reward_worker(what.worker)
-        return what
+    def _end_call(self, reference: Any) -> ScoringCall:
+        call = self.scoring.pop(reference)
+        self.dispatcher.release_reward_worker(call.worker)
+        return call
 
     def _take_scores(self, reference: Any) -> None:
         actor, worker = self.scoring[reference].actor, self.scoring[reference].worker
         try:
-            found = ray.get(reference)
-            self.pieces[self._done(reference).chunk].append(found)
+            columns = ray.get(reference)
+            call = self._end_call(reference)
+            self.scored_pieces[call.chunk].append(call.piece.replace(**columns))
         except DEAD:
-            lost = [self._done(ref) for ref, what in list(self.scoring.items()) if what.actor is actor]
-            self.c.reward.replace(worker, actor)
-            for what in lost:
-                self._score(what.piece, what.chunk)
+            lost = [self._end_call(other) for other, call in list(self.scoring.items()) if call.actor is actor]
+            self.dispatcher.reward.replace(worker, actor)
+            for call in lost:
+                self._start_scoring(call.piece, call.reference, call.chunk)
         except RayTaskError as error:
             raise unwrap(error) from None
 
-    def _give_up(self) -> None:
-        generating = [w for w, _ in self.generating.values()]
-        scoring = [what.worker for what in self.scoring.values()]
-        group, workers = (self.c.rollout, generating) if generating else (self.c.reward, scoring)
-        stage = "generate" if generating else "score"
-        raise StageTimeout(group.describe_hang(stage, sorted(set(workers))))
+    def _raise_timeout(self) -> None:
+        generating = [worker for worker, _ in self.generating.values()]
+        scoring = [call.worker for call in self.scoring.values()]
+        if generating:
+            raise StageTimeout(self.dispatcher.rollout.describe_hang("generate", sorted(set(generating))))
+        raise StageTimeout(self.dispatcher.reward.describe_hang("score", sorted(set(scoring))))

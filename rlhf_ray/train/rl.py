@@ -36,11 +36,11 @@ from ..weights.messages import SyncResult
 from ..weights.transport import ObjectStoreTransport, WeightTransport
 from . import evaluation as heldout
 from . import step_metrics
-from .dispatch import Collector, Order
+from .dispatch import Dispatcher, RolloutRequest
 from .learner_group import LearnerGroup
 from .loop import StageTimer, StepEnd
 from .reward_scale import RewardScale
-from .rollout_queue import Rollouts
+from .rollout_queue import RolloutQueue
 from .setup import Setup
 
 
@@ -51,12 +51,15 @@ class RL:
         self.job, self.run, self.setup = job, run, setup
         self.learners: LearnerGroup = setup.learners
         self.rollout: WorkerGroup = setup.rollout
-        collector = Collector(
-            setup.rollout, setup.reward, job.rollout.chunk_prompts, job.run.seed, job.cluster.deadline_s
+        self.dispatcher = Dispatcher(
+            rollout=setup.rollout,
+            reward=setup.reward,
+            chunk_prompts=job.rollout.chunk_prompts,
+            run_seed=job.run.seed,
+            deadline_s=job.cluster.deadline_s,
         )
-        self.collector = collector
         self.reward_scale = RewardScale(job.rewards)
-        self.rollouts = Rollouts(job, collector, setup.prompts, self.reward_scale)
+        self.rollouts = RolloutQueue(job, self.dispatcher, setup.prompts, self.reward_scale)
         self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
         self.transport: WeightTransport = ObjectStoreTransport(job.cluster.deadline_s)
         self.rollout.on_start = self.transport.resend
@@ -229,9 +232,16 @@ class RL:
         if setup.heldout is None:
             return {}
         with self.phase("evaluate", self.rollout):
-            order = Order(heldout.SEED_STEP, self.step, range(len(setup.heldout)), 0, 1, greedy=config.greedy)
-            batch = self.collector.collect(order, setup.heldout)
-            self.collector.take_counters()  # of these rollouts, which no step is to count as its own
+            request = RolloutRequest(
+                step=heldout.SEED_STEP,
+                version=self.step,
+                prompts=range(len(setup.heldout)),
+                first_group=0,
+                samples=1,
+                greedy=config.greedy,
+            )
+            batch = self.dispatcher.collect(request, setup.heldout)
+            self.dispatcher.take_counters()  # no step counts these rollouts as its own
             batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
             rows = heldout.table(
                 batch, setup.terms, self.job.rewards, self.reward_scale.scales, setup.heldout.rows, setup.tokenizer

@@ -1,4 +1,4 @@
-"""The driver's own cost: the real loop, collector and Ray actors, with an engine, a reward and a learner that cost nothing.
+"""The driver's own cost: the real loop, dispatcher and Ray actors, with an engine, a reward and a learner that cost nothing.
 
 Milliseconds per 1,000 samples of a step, for 10^3 to 10^5 samples and 1 to 64 actors: wall-clock time, and CPU time of the
 driver's process, which other load on the machine hardly touches. Growth must be no worse than linear: `ratio` is the

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
+from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.cli import main
 from tests.helpers import ROOT, command, run_job
 
@@ -50,3 +52,35 @@ def train(tmp_path):
         return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """A Ray session of four CPUs that the module's test process starts itself: for tests of actors without a job."""
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start_group(ray_here):
+    """start_group(role, class, count, **arguments): a WorkerGroup whose actors end with the test."""
+    groups = []
+
+    def start(role, cls, count, **arguments):
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
+        group = WorkerGroup(
+            role,
+            cls,
+            count,
+            arguments=lambda index: arguments,
+            options=lambda index: options,
+            deadline_s=60.0,
+            max_restarts=3,
+        )
+        groups.append(group)
+        return group
+
+    yield start
+    for group in groups:
+        group.kill()

@@ -7,11 +7,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.train.dispatch import Collector, Order
-from tests.benchmarks.zero_cost import Engine, Scorer
-from tests.helpers import ROOT
+from rlhf_ray.train.dispatch import Dispatcher, RolloutRequest
+from tests.benchmarks.zero_cost import PROMPT, RESPONSE, Engine, Scorer
+from tests.helpers import end_actor
 
 pytestmark = pytest.mark.integration
 
@@ -38,48 +37,76 @@ class SlowScorer(Scorer):
         return self.num_pieces
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session():
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+class StepScorer(Scorer):
+    """Rewards steps too."""
+
+    def score(self, batch, rows, only=None):
+        return {**super().score(batch, rows, only), "step_rewards": np.full(len(batch.tokens), 0.5)}
 
 
-@pytest.fixture
-def group():
-    """group(role, class, count, **arguments) starts workers that end with the test."""
-    groups = []
-
-    def start(role, cls, count, **arguments):
-        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-        groups.append(
-            WorkerGroup(
-                role,
-                cls,
-                count,
-                arguments=lambda i: arguments,
-                options=lambda i: options,
-                deadline_s=60.0,
-                max_restarts=3,
-            )
-        )
-        return groups[-1]
-
-    yield start
-    for workers in groups:
-        workers.kill()
+def dispatcher_of(rollout, reward, chunk_prompts=1):
+    return Dispatcher(rollout=rollout, reward=reward, chunk_prompts=chunk_prompts, run_seed=0, deadline_s=60.0)
 
 
-def order(step, first, count, samples):
+def request_of(step, first, count, samples):
     """Samples of ``count`` prompts from ``first`` on."""
-    return Order(step, step, range(first, first + count), first, samples)
+    return RolloutRequest(
+        step=step, version=step, prompts=range(first, first + count), first_group=first, samples=samples
+    )
 
 
-def test_pieces_of_two_orders_go_to_different_reward_workers(group):
+def test_pieces_of_two_requests_go_to_different_reward_workers(start_group):
     """While one step's rollouts are scored, the next step's go to the worker that is idle."""
-    rollout, reward = group("rollout", Engine, 1), group("reward", SlowScorer, 2, seconds=1.0)
-    collector = Collector(rollout, reward, 1, 0, 60.0)
-    orders = [collector.generate(order(step, step, 1, samples=1), PROMPTS) for step in range(2)]  # a piece each
-    for collection in orders:
-        assert len(collection.scored()) == 1
+    rollout, reward = start_group("rollout", Engine, 1), start_group("reward", SlowScorer, 2, seconds=1.0)
+    dispatcher = dispatcher_of(rollout, reward)
+    requests = [request_of(step, step, 1, samples=1) for step in range(2)]  # a piece each
+    for pending in [dispatcher.generate(request, PROMPTS) for request in requests]:
+        assert len(pending.scored()) == 1
     assert reward.broadcast("count") == [1, 1]
+
+
+def test_scores_are_added_to_what_was_generated(start_group):
+    """The columns of the scored batch are those that the engine made, and those that the reward worker returned."""
+    rollout, reward = start_group("rollout", Engine, 2), start_group("reward", StepScorer, 2)
+    dispatcher = dispatcher_of(rollout, reward, chunk_prompts=2)
+    pending = dispatcher.generate(request_of(3, 0, NUM_PROMPTS, samples=3), PROMPTS)
+    chunks = pending.chunks
+    batch = pending.scored()
+    names = list(zip(batch.example_id.tolist(), batch.sample.tolist(), strict=True))
+    assert names == [(example, sample) for example in range(NUM_PROMPTS) for sample in range(3)]
+    np.testing.assert_array_equal(batch.reward_parts, (batch.sample % 3)[:, None])
+    np.testing.assert_array_equal(batch.step_rewards, np.full(len(batch.tokens), 0.5))
+    pieces = [piece for chunk in chunks for piece in Engine().generate(3, chunk, len(chunk))]
+    for name in pieces[0].columns():
+        expected = np.concatenate([getattr(piece, name) for piece in pieces])
+        np.testing.assert_array_equal(getattr(batch, name), expected, err_msg=name)
+    assert set(batch.columns()) == {*pieces[0].columns(), "reward_parts", "step_rewards"}
+
+
+def most_bytes_stored(seconds):
+    """The most bytes that Ray's object store has held during the next ``seconds``."""
+    until, most = time.monotonic() + seconds, 0.0
+    while time.monotonic() < until:
+        free = ray.available_resources().get("object_store_memory", 0.0)
+        most = max(most, ray.cluster_resources()["object_store_memory"] - free)
+        time.sleep(0.1)
+    return most
+
+
+def test_a_piece_is_in_the_object_store_once(start_group):
+    """The reward worker reads the rollout worker's object: no second copy of the tokens is made for it."""
+    rollout, reward = start_group("rollout", Engine, 1), start_group("reward", SlowScorer, 1, seconds=1.0)
+    num_samples = 40_000
+    pending = dispatcher_of(rollout, reward).generate(request_of(0, 0, 1, num_samples), PROMPTS)
+    bytes_per_token = 4 + 1 + 4  # ids, mask and log-probs
+    piece_bytes = bytes_per_token * num_samples * (PROMPT + RESPONSE)
+    assert piece_bytes < most_bytes_stored(seconds=2.0) < 2 * piece_bytes
+    assert len(pending.scored()) == num_samples
+
+
+def test_a_dead_reward_workers_pieces_are_scored_by_its_replacement(start_group):
+    rollout, reward = start_group("rollout", Engine, 1), start_group("reward", SlowScorer, 1, seconds=0.5)
+    pending = dispatcher_of(rollout, reward).generate(request_of(0, 0, 2, samples=8), PROMPTS)
+    end_actor(reward.actors[0])
+    assert len(pending.scored()) == 16
+    assert reward.num_restarts == 1

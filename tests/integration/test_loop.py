@@ -1,6 +1,5 @@
 """The loop in this process with real actors: shared GPUs, bfloat16, evaluations, what is written when, lost workers."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -13,16 +12,15 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from rlhf_ray.actors.group import DEAD
 from rlhf_ray.actors.session import Stop
 from rlhf_ray.config import apply_overrides, parse
 from rlhf_ray.run.checkpoint import Checkpoints
 from rlhf_ray.run.directory import RunDir
 from rlhf_ray.run.reader import evaluation_files, read_metrics
-from rlhf_ray.train.dispatch import Order
+from rlhf_ray.train.dispatch import RolloutRequest
 from rlhf_ray.train.rl import RL
 from rlhf_ray.train.setup import setup
-from tests.helpers import metrics_of, rl_job, undescribed_metrics
+from tests.helpers import end_actor, metrics_of, rl_job, undescribed_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +66,7 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
     slow = any("bfloat16 products" in line for line in done.loop.learners.remarks())
     assert slow == (info["peak_flops"] < info["float32_flops"])
     with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
-        done.loop.collector.collect(Order(9, 2, [0], 0, 1), done.loop.setup.prompts)
+        collect(done, [0], samples=1)
 
 
 def test_every_metric_is_in_the_glossary(done):
@@ -123,27 +121,25 @@ def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
     assert {f.name: f.read_bytes() for f in evaluation_files(done.path)} == before
 
 
-def collect(done):
-    """Rollouts of the published version, as identities and tokens."""
+def collect(done, prompts, samples):
+    """Rollouts of these prompts by the published version."""
+    request = RolloutRequest(step=9, version=2, prompts=prompts, first_group=0, samples=samples)
+    return done.loop.dispatcher.collect(request, done.loop.setup.prompts)
+
+
+def collect_awake(done):
+    """Rollouts of five prompts, as identities and tokens."""
     with done.loop.phase("rollout", done.loop.rollout):
-        batch = done.loop.collector.collect(Order(9, 2, [0, 1, 2, 3, 4], 0, 2), done.loop.setup.prompts)
+        batch = collect(done, [0, 1, 2, 3, 4], samples=2)
     return [batch.example_id.tolist(), batch.sample.tolist(), batch.tokens.tolist()]
 
 
 def test_a_worker_that_holds_no_weights_is_given_them_and_its_chunk_is_done_again(done):
-    group, wanted = done.loop.rollout, collect(done)
+    group, rollouts = done.loop.rollout, collect_awake(done)
     ray.kill(group.actors[0])
     group.actors[0] = group._spawn(0)  # as one that Ray itself restarted would come back
-    assert collect(done) == wanted
+    assert collect_awake(done) == rollouts
     assert group.num_restarts == 0
-
-
-def end(actor):
-    """Kills an actor and waits until it is gone: a kill takes a moment, in which it may still answer."""
-    ray.kill(actor)
-    with contextlib.suppress(DEAD):
-        while True:
-            ray.get(actor.__ray_ready__.remote())
 
 
 def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
@@ -152,11 +148,11 @@ def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
     def fatal(actor):
         if not deaths:
             deaths.append(actor)
-            end(actor)
+            end_actor(actor)
         on_start(actor)
 
     group.on_start = fatal
-    end(group.actors[0])
+    end_actor(group.actors[0])
     with done.loop.phase("rollout", group):
         pass
     assert (len(deaths), group.num_restarts) == (1, 2)
@@ -169,14 +165,14 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
     def work():
         calls.append(learners.group.num_restarts)
         if len(calls) == 1:
-            end(learners.group.actors[0])
+            end_actor(learners.group.actors[0])
         return learners.group.broadcast("log_probs", np.array([1, 2, 3]), 1.0)
 
     start = learners.start
 
     def fatal():
         if learners.group.num_restarts == 1:
-            end(learners.group.actors[0])
+            end_actor(learners.group.actors[0])
         start()
 
     learners.start = fatal

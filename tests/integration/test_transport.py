@@ -1,17 +1,14 @@
 """The object-store transport over real actors: order, what is made when, deaths, and workers that start later."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.weights.manifest import StaleWeights
 from rlhf_ray.weights.messages import Begin, Bucket, ProbeAnswer, SyncResult, WeightManifest
 from rlhf_ray.weights.transport import ObjectStoreTransport
-from tests.helpers import ROOT
+from tests.helpers import end_actor
 
 pytestmark = pytest.mark.integration
 
@@ -45,47 +42,7 @@ class Sender:
         yield ProbeAnswer(version, np.zeros(1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session():
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def group():
-    """group(class, count, **arguments) starts workers that end with the test."""
-    groups = []
-
-    def start(cls, count, **arguments):
-        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-        groups.append(
-            WorkerGroup(
-                "rollout",
-                cls,
-                count,
-                arguments=lambda i: arguments,
-                options=lambda i: options,
-                deadline_s=60.0,
-                max_restarts=3,
-            )
-        )
-        return groups[-1]
-
-    yield start
-    for workers in groups:
-        workers.kill()
-
-
 KINDS = [Begin, Bucket, Bucket, WeightManifest, ProbeAnswer]
-
-
-def end(actor):
-    """Kills an actor and waits until it is gone: a kill takes a moment, in which the actor may still reply."""
-    ray.kill(actor)
-    with contextlib.suppress(RayActorError):
-        while True:
-            ray.get(actor.__ray_ready__.remote())
 
 
 def received(worker):
@@ -96,8 +53,12 @@ def received(worker):
     ]
 
 
-def test_every_worker_gets_all_messages_in_their_order(group):
-    learner, workers, transport = group(Sender, 1), group(Receiver, 2), ObjectStoreTransport(60.0)
+def test_every_worker_gets_all_messages_in_their_order(start_group):
+    learner, workers, transport = (
+        start_group("learner", Sender, 1),
+        start_group("rollout", Receiver, 2),
+        ObjectStoreTransport(60.0),
+    )
     for version in (1, 2):
         transport.send(learner.stream("sync_weights", version), workers.actors)
         results = [transport.receive(worker) for worker in workers.actors]
@@ -106,8 +67,8 @@ def test_every_worker_gets_all_messages_in_their_order(group):
         assert received(worker) == [(kind, version) for version in (1, 2) for kind in KINDS]
 
 
-def test_a_message_is_handed_on_before_the_next_one_is_made(group):
-    workers, transport = group(Receiver, 1), ObjectStoreTransport(60.0)
+def test_a_message_is_handed_on_before_the_next_one_is_made(start_group):
+    workers, transport = start_group("rollout", Receiver, 1), ObjectStoreTransport(60.0)
     counts = []
 
     def messages():
@@ -119,8 +80,12 @@ def test_a_message_is_handed_on_before_the_next_one_is_made(group):
     assert counts == [0, 1]
 
 
-def test_a_replaced_worker_gets_the_last_sync_though_its_maker_is_dead(group):
-    learner, workers, transport = group(Sender, 1), group(Receiver, 2), ObjectStoreTransport(60.0)
+def test_a_replaced_worker_gets_the_last_sync_though_its_maker_is_dead(start_group):
+    learner, workers, transport = (
+        start_group("learner", Sender, 1),
+        start_group("rollout", Receiver, 2),
+        ObjectStoreTransport(60.0),
+    )
     workers.on_start = transport.resend
     for version in (1, 2):
         transport.send(learner.stream("sync_weights", version), workers.actors)
@@ -128,30 +93,38 @@ def test_a_replaced_worker_gets_the_last_sync_though_its_maker_is_dead(group):
             transport.receive(worker)
     learner.kill()
     dead = workers.actors[0]
-    end(dead)
+    end_actor(dead)
     workers.replace(0, dead)
     assert received(workers.actors[0]) == [(kind, 2) for kind in KINDS]
     assert transport.receive(workers.actors[0]).probe_difference == 2
     assert len(received(workers.actors[1])) == 2 * len(KINDS)
 
 
-def test_a_worker_that_dies_in_a_sync_is_an_error_of_its_own(group):
-    learner, workers, transport = group(Sender, 1), group(Receiver, 2), ObjectStoreTransport(60.0)
-    end(workers.actors[0])
+def test_a_worker_that_dies_in_a_sync_is_an_error_of_its_own(start_group):
+    learner, workers, transport = (
+        start_group("learner", Sender, 1),
+        start_group("rollout", Receiver, 2),
+        ObjectStoreTransport(60.0),
+    )
+    end_actor(workers.actors[0])
     transport.send(learner.stream("sync_weights", 1), workers.actors)
     with pytest.raises(RayActorError):
         transport.receive(workers.actors[0])
     assert transport.receive(workers.actors[1]).num_bytes == 8
 
 
-def test_a_refused_sync_raises_what_the_worker_raised(group):
-    learner, workers, transport = group(Sender, 1), group(Receiver, 1, refused=1), ObjectStoreTransport(60.0)
+def test_a_refused_sync_raises_what_the_worker_raised(start_group):
+    learner, workers, transport = (
+        start_group("learner", Sender, 1),
+        start_group("rollout", Receiver, 1, refused=1),
+        ObjectStoreTransport(60.0),
+    )
     transport.send(learner.stream("sync_weights", 1), workers.actors)
     with pytest.raises(StaleWeights, match="version 1"):
         transport.receive(workers.actors[0])
 
 
-def test_before_the_first_sync_there_is_nothing_to_send_again(group):
-    workers, transport = group(Receiver, 1), ObjectStoreTransport(60.0)
+def test_before_the_first_sync_there_is_nothing_to_send_again(start_group):
+    workers, transport = start_group("rollout", Receiver, 1), ObjectStoreTransport(60.0)
     transport.resend(workers.actors[0])
     assert received(workers.actors[0]) == []

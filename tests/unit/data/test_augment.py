@@ -113,7 +113,7 @@ def test_a_worker_has_a_classifier_judge_the_completion(model):
     tokens = [np.array(toy.tokenizer()("verdict : the view was great .")["input_ids"])]
     batch = from_sequences(tokens, prompt_length=[2], example_id=[0], group=[0])
     rows = examples.table(Rows([{"prompt": "verdict :", "label": "good"}], "x"), [0])
-    (found,) = worker.score(batch, rows).reward_parts[:, 0]
+    (found,) = worker.score(batch, rows)["reward_parts"][:, 0]
     assert found == pytest.approx(
         ClassifierScorer(term, "cpu")([""], ["the view was great ."], label=["good"])[0], abs=1e-6
     )

@@ -334,7 +334,7 @@ def scored(terms, tmp_path):
     rows = pa.table({"example_id": [3, 5], "prompt": [prompts[1], prompts[0]], "wanted": ["ugly", "ugly"]})
     worker = worker_of(terms, tmp_path)
     worker.check()
-    return worker.score(batch, rows, None).reward_parts, prompts, completions
+    return worker.score(batch, rows, None)["reward_parts"], prompts, completions
 
 
 def test_a_worker_scores_every_kind_of_term_in_its_order(tmp_path, judge):
@@ -367,7 +367,7 @@ def test_a_process_reward_is_the_score_at_each_steps_end(twin, tmp_path):
         whole, prompt_length=[3, 3], response_mask=[[0, 0, 0, *[1] * (len(w) - 3)] for w in whole],
         group=[0, 1], example_id=[0, 1],
     )  # fmt: skip
-    found = worker.score(batch, pa.table({"example_id": [0, 1], "prompt": ["the view was"] * 2}))
+    found = batch.replace(**worker.score(batch, pa.table({"example_id": [0, 1], "prompt": ["the view was"] * 2})))
     ends = {7: whole[0][:8], 11: whole[1][:4]}
     for place, value in enumerate(found.step_rewards):
         wanted = 0.5 * logit(twin, ends[place]) if place in ends else 0.0
@@ -414,7 +414,7 @@ def test_likelihood_is_the_mean_log_prob_of_what_was_sampled(tmp_path, same):
     batch = from_sequences(whole, prompt_length=[3, 3], truncated=[False, True], example_id=[0, 1])
     worker = worker_of([LikelihoodReward(name="fluent", path=str(tmp_path / "language"))], tmp_path)
     worker.check(128)  # nothing is added where the tokens are the policy's: the whole context may be used
-    found = worker.score(batch, pa.table({"example_id": [0, 1], "prompt": prompts})).reward_parts[:, 0]
+    found = worker.score(batch, pa.table({"example_id": [0, 1], "prompt": prompts}))["reward_parts"][:, 0]
     wanted = [mean_log_prob(model, other(p + a)["input_ids"], 3) for p, a in zip(prompts, answers, strict=True)]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
     assert len(set(wanted)) == 2
@@ -444,7 +444,7 @@ def talked(terms, tmp_path):
     ids = worker.tokenizer("the view was warm . <eos>")["input_ids"]
     batch = from_sequences([np.array(ids)], prompt_length=[2], example_id=np.array([4]))
     rows = pa.table({"example_id": [4], "prompt": [TALK], "completion": ["mine"], "completion_ids": ["mine"]})
-    return worker.score(batch, rows).reward_parts[0].tolist()
+    return worker.score(batch, rows)["reward_parts"][0].tolist()
 
 
 def test_a_function_gets_conversations_as_trl_gives_them_and_a_rule_gets_text(tmp_path):
@@ -489,7 +489,7 @@ def test_a_sequence_beyond_the_context_is_the_terms_on_error(tmp_path, twin, on_
         with pytest.raises(RewardError, match="example 0 has 129 tokens, more than"):
             worker.score(batch, rows)
     else:
-        parts = worker.score(batch, rows).reward_parts[:, 0]
+        parts = worker.score(batch, rows)["reward_parts"][:, 0]
         assert np.isnan(parts[0])
         assert parts[1] == pytest.approx(logit(twin, [7] * 127 + [worker.tokenizer.eos_token_id]), abs=1e-5)
 

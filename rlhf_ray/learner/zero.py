@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BadInput, LearnerConfig
+from ..models.token_head import ScoringHead
 
 
 def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
@@ -128,6 +129,9 @@ def make_engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr:
     import deepspeed
 
     stage = config.zero_stage
+    for module in model.modules():
+        if isinstance(module, ScoringHead) and any(True for _ in module.children()):  # an adapter's layers
+            deepspeed.utils.set_z3_leaf_module(module, True)  # gathered as one, however often its parts are called
     if lr is None:
         model.requires_grad_(False)
         if stage < 3:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .attention import NAME as PACKED
 from .attention import UnsupportedModel, require_plain_layers
 from .packing import pack
-from .token_head import head_log_probs, token_log_probs
+from .token_head import head_log_probs, scoring_head, token_log_probs
 from .tolerance import PACKED_FORWARD, dtype_name
 
 
@@ -143,6 +143,10 @@ class Ragged(nn.Module):
 
 class PolicyModel(Ragged):
     """A causal language model as a function from ragged sequences to log-probs."""
+
+    def __init__(self, model: nn.Module, attention: str) -> None:
+        super().__init__(model, attention)
+        scoring_head(self.core.get_output_embeddings())
 
     def forward(
         self,

@@ -49,8 +49,8 @@ class QHead(nn.Module):
 
     def scored(self, hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q and its log-softmax over the vocabulary at ``actions``, both (R,) float32; no (R, V) tensor is kept."""
-        states = torch.relu(self.inner(hidden))
-        return self.out(states, actions).float(), head_log_probs(self.out, states, actions, 1.0, False)[0]
+        q, log_softmax = self.out(torch.relu(self.inner(hidden)), actions, True)
+        return q, log_softmax
 
 
 class ValueHeads(nn.Module):

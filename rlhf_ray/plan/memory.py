@@ -72,16 +72,26 @@ def layer_activations(s: Shape, dtype: str, wide: bool = False) -> float:
     return norms + b * (width + inner * s.inner) + (4 if wide else b) * 2 * (width + keys)
 
 
-def head_activations(s: Shape, scored: float, dtype: str) -> float:
-    """Bytes of the head's passes over ``scored`` positions: a chunk's logits (8 bytes each; 12 where the next chunk's are made
-    before they are gone), and the gradient of its weights."""
-    rows = head_chunk(s.vocab)
-    each = 8.0 if scored <= rows else 12.0
-    return each * min(scored, rows) * s.vocab + BYTES[dtype] * s.head
+def head_activations(s: Shape, scored: float, dtype: str, on_gpu: bool = False) -> float:
+    """Bytes of the head's passes over ``scored`` positions: a chunk's logits, and the gradient of its weights.
+
+    Logits are 8 bytes each; 12 if the next chunk's are made before they are gone. With more than one chunk the gradient
+    is summed in float32, and each bfloat16 product is added to it.
+    """
+    rows = head_chunk(s.vocab, on_gpu)
+    one_chunk = scored <= rows
+    gradient = BYTES[dtype] if one_chunk or BYTES[dtype] == 4 else 4 + BYTES[dtype]
+    return (8.0 if one_chunk else 12.0) * min(scored, rows) * s.vocab + gradient * s.head
 
 
 def activations(
-    s: Shape, tokens: float, scored: float, dtype: str, checkpointing: bool, wide: bool = False
+    s: Shape,
+    tokens: float,
+    scored: float,
+    dtype: str,
+    checkpointing: bool,
+    wide: bool = False,
+    on_gpu: bool = False,
 ) -> dict[str, float]:
     """Bytes at the peak of one micro-batch's forward and backward pass, head included.
 
@@ -93,7 +103,7 @@ def activations(
     last = (
         (28.0 if b == 4 else 22.0 if s.gated else 16.0) * s.hidden * tokens
     )  # final norm, and the states the head reads
-    head = head_activations(s, scored, dtype) + last
+    head = head_activations(s, scored, dtype, on_gpu) + last
     backward = b * ((1.0 if INNER.get(s.family) == 2 else 2.0) * s.inner + 2.0 * s.hidden) * tokens
     if wide:
         gone = (4 if s.gated else INNER[s.family]) * b * s.inner

@@ -71,7 +71,7 @@ def learner(job_needs: JobNeeds, models: Models, cpu: bool) -> Need:
     if training.has_reference and m.lora is None:
         resident["reference"] = memory.frozen(p.num_parameters, m.dtype, stage, ranks)
     wide = cpu and m.dtype == "bfloat16"  # of sequences that are short: the larger need
-    acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing, wide)
+    acts = memory.activations(p, tokens, scored, m.dtype, m.gradient_checkpointing, wide, on_gpu=not cpu)
     working = {**actor.working, **acts}
     if models.critic is not None:
         critic = memory.states(

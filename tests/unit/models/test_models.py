@@ -1,5 +1,7 @@
 """Log-probs of ragged sequences: packed as one by one, in chunks as whole, and with adapters, heads and dropout as they should be."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -23,7 +25,8 @@ from rlhf_ray.models.load import (
 )
 from rlhf_ray.models.log_probs import PolicyModel, ScalarModel
 from rlhf_ray.models.packing import pack
-from rlhf_ray.models.token_head import head_log_probs, token_log_probs
+from rlhf_ray.models.token_head import head_log_probs, scoring_head, token_log_probs
+from rlhf_ray.models.value_heads import ValueModel
 from rlhf_ray.toy import world as toy
 from tests.helpers import TINY
 
@@ -159,44 +162,94 @@ def test_gradients_of_packed_and_padded_are_the_same():
         torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("bias", [False, True])  # without one: the head's own backward; with one: autograd's
+class OtherLinear(torch.nn.Linear):
+    """A head of a class that is not known."""
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [torch.nn.Linear, OtherLinear])  # the head's own backward, and autograd's
 @pytest.mark.parametrize("elements", [1 << 24, 1])  # one chunk; chunks of 128
-def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(monkeypatch, bias, elements):
+def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(
+    monkeypatch, kind, bias, frozen, elements, entropy_coef
+):
     torch.manual_seed(0)
-    layer, targets = torch.nn.Linear(8, 50, bias=bias), torch.randint(0, 50, (300,))
+    layer, targets = kind(8, 50, bias=bias), torch.randint(0, 50, (300,))
+    layer.requires_grad_(not frozen)
+    head = scoring_head(copy.deepcopy(layer))
     monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", elements)
-    states, factors, results = torch.randn(300, 8), torch.randn(300), []
-    for way in (
-        lambda x: token_log_probs(layer(x), targets, 0.7, False),
-        lambda x: head_log_probs(layer, x, targets, 0.7, False),
+    states, factors, results, entropy_grad = torch.randn(300, 8), torch.randn(300), [], entropy_coef > 0
+    for module, scores in (
+        (layer, lambda x: token_log_probs(layer(x), targets, 0.7, entropy_grad)),
+        (head, lambda x: head_log_probs(head, x, targets, 0.7, entropy_grad)),
     ):
         x = states.clone().requires_grad_()
-        layer.zero_grad()
-        found, entropy = way(x)
-        (found * factors).sum().backward()
-        results.append((found.detach(), entropy.detach(), x.grad, layer.weight.grad.clone()))
+        log_probs, entropy = scores(x)
+        assert entropy.requires_grad is entropy_grad
+        ((log_probs * factors).sum() + entropy_coef * (entropy * factors).sum()).backward()
+        grads = [] if frozen else [p.grad for p in module.parameters()]
+        results.append((log_probs.detach(), entropy.detach(), x.grad, *grads))
     for whole, chunks in zip(*results, strict=True):
-        torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(chunks, whole, atol=2e-5, rtol=1e-5)
     with torch.no_grad():
-        scored, _ = head_log_probs(layer, states, targets, 0.7, False)
+        scored, entropy = head_log_probs(head, states, targets, 0.7, entropy_grad)
     torch.testing.assert_close(scored, results[0][0], atol=1e-5, rtol=1e-5)
+    assert entropy.isnan().all()
+    torch.testing.assert_close(head(states), layer(states))  # still an output layer
 
 
-def test_the_gradient_of_the_entropy_is_that_of_whole_logits(monkeypatch):
-    torch.manual_seed(0)
-    layer, targets = torch.nn.Linear(8, 50, bias=False), torch.randint(0, 50, (300,))
+def test_a_head_is_called_once_however_many_chunks_it_makes(monkeypatch):
+    """At ZeRO-3 each call gathers the head from all ranks, which have different numbers of chunks."""
     monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)
-    states, results = torch.randn(300, 8), []
-    for way in (
-        lambda x: token_log_probs(layer(x), targets, 0.7, True),
-        lambda x: head_log_probs(layer, x, targets, 0.7, True),
-    ):
-        x = states.clone().requires_grad_()
-        found, entropy = way(x)
-        (found.sum() + 0.1 * entropy.sum()).backward()
-        results.append((entropy.detach(), x.grad))
-    for whole, chunks in zip(*results, strict=True):
-        torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
+    tokens, lengths = torch.arange(400) % 50, torch.tensor([400])
+    adapted = wrap_model("policy", made("llama"), attention="packed", lora=LoraConfig(rank=2, targets=["lm_head"]))
+    for model in (PolicyModel(made("llama"), "packed"), adapted, ValueModel(made("llama"), "packed")):
+        heads = [model.core.get_output_embeddings()]
+        if isinstance(model, ValueModel):
+            heads += [head.out for head in (*model.heads.q, *model.heads.target)]
+        calls = [0] * len(heads)
+        for i, head in enumerate(heads):
+            head.register_forward_hook(lambda *_, i=i, calls=calls: calls.__setitem__(i, calls[i] + 1))
+        extra = (True,) if isinstance(model, ValueModel) else ()
+        for count in (0, 100, 399):  # scored tokens: none, one chunk, four
+            calls[:] = [0] * len(heads)
+            model(tokens, lengths, torch.arange(1, count + 1), *extra)
+            assert calls == [1] * len(heads)
+
+
+def test_an_adapter_on_the_head_learns_as_with_whole_logits(monkeypatch):
+    monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)
+    grads = []
+    for attention in ("packed", "padded"):  # padded: whole logits
+        torch.manual_seed(0)
+        lora = LoraConfig(rank=2, targets=["lm_head", "q_proj"])
+        model = wrap_model("policy", made("llama"), attention=attention, lora=lora)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(std=0.1)
+        tokens, lengths = torch.arange(300) % 50, torch.tensor([300])
+        model(tokens, lengths, torch.arange(1, 300))[0].sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert any("lm_head.lora_B" in name for name in grads[0])
+    for name, grad in grads[1].items():
+        torch.testing.assert_close(grads[0][name], grad, atol=1e-3, rtol=1e-3)
+
+
+def test_the_gradient_of_a_bfloat16_head_is_summed_over_chunks_in_float32(monkeypatch):
+    """128 chunks of one direction: sums in bfloat16 stop growing where a summand is below half of the last digit."""
+    monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 50, bias=False)
+    states, targets = (torch.rand(128 * 600, 8) + 0.5).bfloat16(), torch.zeros(128 * 600, dtype=torch.long)
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        head = scoring_head(copy.deepcopy(layer).bfloat16().to(dtype))
+        log_probs, _ = head_log_probs(head, states.to(dtype), targets, 1.0, False)
+        log_probs.sum().backward()
+        grads.append(head.weight.grad.float())
+    error = float((grads[1] - grads[0]).norm() / grads[0].norm())
+    assert error < 0.005
 
 
 def test_entropy_has_a_gradient_only_when_asked():

@@ -11,7 +11,6 @@ from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig, RolloutConfig, parse
 from rlhf_ray.learner import zero
-from rlhf_ray.models import token_head
 from rlhf_ray.models.load import load_model, wrap_model
 from rlhf_ray.models.value_heads import ActionLinear, ValueModel, guide_model, save_heads
 from rlhf_ray.rollout.chunk import Chunk
@@ -158,10 +157,8 @@ def test_all_but_the_targets_learn_and_chunks_change_nothing(monkeypatch):
     wanted = gradients(model, batch)
     assert set(wanted) == {n for n, _ in model.named_parameters() if not n.startswith("heads.target.")}
     monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)  # 180 tokens in two chunks
-    for whole in (True, False):  # False: as where ZeRO-3 holds the heads in shards
-        monkeypatch.setattr(token_head, "_is_one_matrix", lambda head, whole=whole: whole)
-        for name, gradient in gradients(model, batch).items():
-            torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
+    for name, gradient in gradients(model, batch).items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
 
 
 def test_new_heads_say_zero_and_are_the_same_everywhere():
@@ -182,6 +179,9 @@ def test_new_heads_say_zero_and_are_the_same_everywhere():
 def test_a_linear_layer_answers_for_one_output_a_row():
     layer, x, actions = ActionLinear(6, 9), torch.randn(4, 6), torch.tensor([8, 0, 3, 3])
     torch.testing.assert_close(layer(x, actions), layer(x)[torch.arange(4), actions])
+    outputs, log_softmax = layer(x, actions, True)
+    torch.testing.assert_close(outputs, layer(x, actions))
+    torch.testing.assert_close(log_softmax, layer(x).log_softmax(-1)[torch.arange(4), actions])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -90,6 +90,6 @@ def test_memory_that_was_measured_on_a_gpu():
     model = a_benchmarks_shape("0.5B")
     num = float(model.num_parameters)
     states = memory.states(num, num, "bfloat16", 1, 1, cpu=False)
-    acts = memory.activations(model, 22867.0, 20800.0, "bfloat16", False)
+    acts = memory.activations(model, 22867.0, 20800.0, "bfloat16", False, on_gpu=True)
     need = memory.Need("learner", states.resident, {**states.working, **acts}, states.step)
     assert need.stays(cpu=False) + need.comes(cpu=False) == pytest.approx(48.57 * GIB, rel=0.25)

@@ -12,7 +12,7 @@ from ..algorithms import kl, losses
 from ..algorithms.registry import ALGORITHMS, Algorithm, PolicyTensors
 from ..batch import Batch
 from ..config import AlgorithmConfig
-from ..models.log_probs import before
+from ..models.positions import predicting_positions
 from .objectives import Columns, Loss, PerToken
 
 
@@ -103,5 +103,5 @@ class ValueObjective(PerToken):
     def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss:
         """Half the squared error, summed over response tokens."""
         c = Columns(batch, device)
-        values = c.spread(model(c.tokens, c.lengths, before(c.sampled), c.shared_prompts))
+        values = c.spread(model(c.tokens, c.lengths, predicting_positions(c.sampled), c.shared_prompts))
         return losses.value_loss(values, c.values, c.returns, c.response_mask, self.clip)

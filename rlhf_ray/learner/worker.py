@@ -24,7 +24,7 @@ from ..models.load import (
     read_tensors,
     wrap_model,
 )
-from ..models.log_probs import before
+from ..models.positions import predicting_positions
 from ..models.value_heads import save_heads
 from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
@@ -146,7 +146,7 @@ class LearnerWorker:
         self.widths[role.name] = width
         module.train(is_trained)
         if role.target_rate is not None:
-            self.averages[role.name] = zero.PolyakAverages(module.heads.averaged(), role.target_rate)
+            self.averages[role.name] = zero.PolyakAverages(module.heads.parameter_pairs(), role.target_rate)
         info = {"num_parameters": num_parameters, "width": width, "num_layers": num_layers}
         if config.attention == "auto":
             info["packed_difference"] = module.check(vocab_size)
@@ -183,7 +183,7 @@ class LearnerWorker:
             with self._reference() as reference:
                 annotated["ref_log_probs"] = c.spread(reference(*inputs)[0])
         if "values" in columns:
-            positions = torch.cat([before(c.sampled), final_positions(c.lengths)])
+            positions = torch.cat([predicting_positions(c.sampled), final_positions(c.lengths)])
             values = self.engines["critic"](c.tokens, c.lengths, positions, c.shared_prompts)
             annotated["values"] = c.spread(values[: len(c.sampled)])
             annotated["final_values"] = values[len(c.sampled) :]

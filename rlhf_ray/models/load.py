@@ -1,7 +1,7 @@
-"""Models from a local Hugging Face directory: causal LMs, models with a head, random ones.
+"""Loads models from local Hugging Face directories, and creates random ones.
 
-Everything that runs is loaded from a directory, so that every role and every ZeRO stage starts from the same bytes. A
-model's ``kind`` names its head: policy, scalar, masked, classes, tags, span, values or seq2seq.
+Every model is loaded from a directory, also a random one, so that every role and every ZeRO stage starts from the same
+bytes. The ``kind`` of a model names its head: policy, scalar, masked, classes, tags, span, values or seq2seq.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ AUTO_CLASSES: dict[str, Any] = {
     "values": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-LANGUAGE_MODELS = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)  # their head is part of what is pre-trained
-COMPILED = ("RMSNorm", "MLP")  # ends of class names in transformers
+LANGUAGE_MODELS = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)  # their head is pre-trained with the model
+COMPILED_LAYERS = ("RMSNorm", "MLP")  # ends of class names in transformers
 WRAPPERS: dict[str, type[Ragged]] = {
     "policy": PolicyModel,
     "scalar": ScalarModel,
@@ -60,11 +60,14 @@ WRAPPERS: dict[str, type[Ragged]] = {
 
 
 def find_local_model(path: str) -> str | None:
-    """The absolute directory of a model; None for a name that may be a Hugging Face id. Raises BadInput if it is neither."""
+    """The absolute directory of a model; None for a name that may be a Hugging Face id.
+
+    Raises BadInput if it is neither.
+    """
     local = Path(path).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file() and not (local / "adapter_config.json").is_file():
-            raise BadInput(f"{path}: no config.json there; a model directory in Hugging Face format is needed")
+            raise BadInput(f"{path}: has no config.json; expected a model directory in Hugging Face format")
         return str(local.resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise BadInput(f"{path}: no such model directory")
@@ -80,21 +83,22 @@ def resolve_model(path: str, revision: str | None = None) -> str:
         return snapshot_download(path, revision=revision)
     except Exception as error:
         raise BadInput(
-            f"{path}: neither a directory nor a model that could be downloaded ({type(error).__name__}: {error})"
+            f"{path}: is not a directory, and cannot be downloaded as a Hugging Face id ({type(error).__name__}: {error})"
         ) from None
 
 
 def create_model(
     config: ModelConfig, directory: str, tokenizer: Any, seed: int, kind: str = "policy", labels: tuple[str, ...] = ()
 ) -> str:
-    """Writes a random model of ``config.init`` with the tokenizer's vocabulary to ``directory``, and returns that.
+    """Writes a random model of ``config.init`` with the tokenizer's vocabulary to ``directory``; returns ``directory``.
 
-    Raises BadInput if transformers does not know the model type or a value.
+    ``labels`` are the classes of a head. Raises BadInput if transformers does not know the model type, or refuses a
+    value.
     """
     values = {**(config.init or {}), **label_config(kind, labels)}
     architecture = values.pop("model_type")
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-    if kind == "seq2seq":  # a target begins with the padding token, as T5's and Marian's do, and no end is forced on it
+    if kind == "seq2seq":  # a target begins with the padding token, as in T5 and Marian, and no end is forced
         pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
         ids |= {"pad_token_id": pad, "decoder_start_token_id": pad, "forced_eos_token_id": None}
     try:
@@ -103,7 +107,7 @@ def create_model(
         model = AUTO_CLASSES[kind].from_config(transformers_config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise BadInput(f"model.init: {error}") from None
-    disable_progress_bar()  # of a single file
+    disable_progress_bar()  # it would show one file
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -118,16 +122,16 @@ def load_model(
     attention: str = "packed",
     lora: LoraConfig | None = None,
 ) -> Any:
-    """The wrapped model of a local directory, without dropout: a PolicyModel, ScalarModel, ValueModel (new heads) and so on.
+    """The model of a local directory in the wrapper of its kind (see WRAPPERS), without dropout.
 
-    Raises BadInput if the architecture has no such head.
+    The value heads of a ValueModel are new. Raises BadInput if the architecture has no such head.
     """
     model = load_pretrained(kind, path, dtype=dtype, trust_remote_code=trust_remote_code)
     return wrap_model(kind, model, attention=attention, lora=lora)
 
 
 def label_config(kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Values of transformers' config for a head with one output, or with one for each label."""
+    """Options of transformers' config for the head: one output for a scalar model, else one for each label."""
     if kind == "scalar":
         return {"num_labels": 1}
     return {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
@@ -136,22 +140,25 @@ def label_config(kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
 def load_pretrained(
     kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, labels: tuple[str, ...] = ()
 ) -> Any:
-    """The transformers model of a local directory; an adapter is merged into its base. ``labels`` are a head's classes.
+    """The transformers model of a local directory; an adapter is merged into its base.
 
-    Raises BadInput if the directory cannot be loaded as this kind.
+    ``labels`` are the classes of a head. Raises BadInput if the directory cannot be loaded as this kind.
     """
-    extra = label_config(kind, labels)
+    head_options = label_config(kind, labels)
     if (Path(path) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM
 
         if AUTO_CLASSES[kind] not in LANGUAGE_MODELS:
             raise BadInput(
-                f"{path}: an adapter cannot be a scalar model; save it merged first (peft: merge_and_unload)"
+                f"{path}: is an adapter, which only language models may be; merge it into its base first (peft: "
+                "merge_and_unload) and save the result"
             )
-        adapted = AutoPeftModelForSeq2SeqLM if kind == "seq2seq" else AutoPeftModelForCausalLM
-        return adapted.from_pretrained(path, dtype=dtype).merge_and_unload()
+        adapter_class = AutoPeftModelForSeq2SeqLM if kind == "seq2seq" else AutoPeftModelForCausalLM
+        return adapter_class.from_pretrained(path, dtype=dtype).merge_and_unload()
     try:
-        return AUTO_CLASSES[kind].from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+        return AUTO_CLASSES[kind].from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, **head_options
+        )
     except (ValueError, OSError) as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -159,28 +166,34 @@ def load_pretrained(
 def build_skeleton(
     kind: str, path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, labels: tuple[str, ...] = ()
 ) -> Any:
-    """The architecture of a local directory without its weights, to be built under ``zero.Init`` at ZeRO-3.
+    """The architecture of a local directory without its weights; ZeRO-3 builds it under ``zero.Init``.
 
-    Raises BadInput for an adapter, whose merged weights are in no file that could be read tensor by tensor.
+    Raises BadInput for an adapter: its merged weights are in no file, so they cannot be read tensor by tensor.
     """
     if (Path(path) / "adapter_config.json").is_file():
         raise BadInput(
-            f"{path} is an adapter, and learner.zero_stage: 3 reads whole models only; take stage 2 or less, or merge the "
-            "adapter into its base first"
+            f"{path}: is an adapter, which learner.zero_stage: 3 cannot read; set learner.zero_stage to 2 or less, or merge "
+            "the adapter into its base first"
         )
-    extra = label_config(kind, labels)
-    transformers_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
-    with no_init_weights():  # a shard may lack the row of the padding token that would be set to 0
+    head_options = label_config(kind, labels)
+    transformers_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **head_options)
+    with no_init_weights():  # it would set the row of the padding token to 0, which a shard may lack
         model = AUTO_CLASSES[kind].from_config(transformers_config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()
     return model
 
 
 def read_tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The saved tensors of a local directory, one in memory at a time. Raises BadInput without safetensors files."""
+    """Name and tensor of everything saved in a local directory, with one tensor in memory at a time.
+
+    Raises BadInput if there are no safetensors files.
+    """
     files = sorted(Path(path).glob("*.safetensors"))
     if not files:
-        raise BadInput(f"{path}: no .safetensors files there; ZeRO-3 reads weights tensor by tensor from them")
+        raise BadInput(
+            f"{path}: has no .safetensors files, from which learner.zero_stage: 3 reads the weights; save the model as "
+            "safetensors"
+        )
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)
@@ -188,12 +201,14 @@ def read_tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def wrap_model(kind: str, model: Any, *, attention: str, lora: LoraConfig | None = None) -> Any:
-    """The wrapper of this kind on a freshly built transformers model, with adapters and without dropout.
+    """A newly built transformers model in the wrapper of its kind, with adapters if ``lora`` is given, without dropout.
 
     Raises BadInput if the model has no head of this kind.
     """
     if kind == "scalar" and not isinstance(getattr(model, "score", None), nn.Linear):
-        raise BadInput(f"{type(model).__name__} has no 'score' head to read at every token; use a decoder-only model")
+        raise BadInput(
+            f"{type(model).__name__} has no 'score' head that can be read at every token; use a decoder-only model"
+        )
     disable_dropout(model)
     if lora is not None:
         from peft import LoraConfig as PeftLora
@@ -215,18 +230,18 @@ def wrap_model(kind: str, model: Any, *, attention: str, lora: LoraConfig | None
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compiles normalisation layers and MLPs, whose many small operations wait for memory.
+    """Compiles each normalisation layer and each MLP by itself, for any number of tokens.
 
-    Each is compiled by itself, for any number of tokens: attention over packed sequences, which lies between them, changes
-    from pass to pass.
+    Their many small operations are limited by memory bandwidth. Attention between them is not compiled, since the shapes
+    of packed sequences change with every pass.
     """
     for module in model.modules():
-        if type(module).__name__.endswith(COMPILED):
+        if type(module).__name__.endswith(COMPILED_LAYERS):
             module.compile(dynamic=True)
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability to 0, in modules and in attributes such as ``attention_dropout`` or ``layerdrop``."""
+    """Sets every dropout probability to 0: in modules, and in attributes such as ``attention_dropout``, ``layerdrop``."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -236,7 +251,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def base_directory(path: str) -> str:
-    """The local directory whose config.json describes the model: ``path``, or the base of the adapter it holds."""
+    """The local directory whose config.json describes the model: ``path``, or the base model of the adapter in it."""
     if (Path(path) / "config.json").is_file():
         return path
     adapter = json.loads((Path(path) / "adapter_config.json").read_text())
@@ -244,7 +259,10 @@ def base_directory(path: str) -> str:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """config.json of a local directory, or of the base model if the directory holds an adapter; text_config's values on top."""
+    """config.json of a local directory, or of the base model if it holds an adapter.
+
+    Values of its ``text_config`` override those of the top level.
+    """
     values = json.loads((Path(base_directory(path)) / "config.json").read_text())
     return {**values, **values.get("text_config", {})}
 
@@ -260,18 +278,18 @@ def is_encoder_decoder(path: str) -> bool:
 
 
 def read_context_length(path: str) -> int:
-    """Most tokens that the model takes, from its config; 2^30 if the config does not say."""
+    """The longest sequence that the model takes, in tokens, from its config; 2^30 if the config has no limit."""
     values = read_config(path)
     return int(values.get("max_position_embeddings") or values.get("n_positions") or 1 << 30)
 
 
 def read_vocab_size(path: str) -> int:
-    """Rows of the embedding, from the config."""
+    """The number of rows of the embedding, from the config."""
     return int(read_config(path)["vocab_size"])
 
 
 def read_generation_eos(path: str) -> list[int]:
-    """End tokens that the model's generation config names, if it has one."""
+    """The end tokens in the model's generation config; empty if it has none."""
     file = Path(path) / "generation_config.json"
     eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,4 +1,4 @@
-"""Token log-probabilities, entropies and scalars of ragged sequences; the only place that shifts by one.
+"""Token log-probabilities, entropies and scalars of ragged sequences.
 
 ``log_probs[i]`` belongs to predicting token i from the tokens before it, and so do ``values[i]``: both are read from the
 hidden state of position i - 1.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .attention import NAME as PACKED
 from .attention import UnsupportedModel, require_plain_layers
 from .packing import pack
+from .positions import predicting_positions
 from .token_head import head_log_probs, scoring_head, token_log_probs
 from .tolerance import PACKED_FORWARD, dtype_name
 
@@ -73,16 +74,16 @@ class Ragged(nn.Module):
         body = self.core.base_model
         if self.packed:
             packing = pack(lengths, shared)
-            with self._noisy(None if noise is None else noise[packing.kept][None]):
+            with self._noisy(None if noise is None else noise[packing.source][None]):
                 out = body(
-                    input_ids=tokens[packing.kept][None],
+                    input_ids=tokens[packing.source][None],
                     position_ids=packing.positions[None],
                     sequence_lengths=packing.lengths,
                     sequence_prefixes=packing.prefixes,
                     use_cache=False,
                     return_dict=True,
                 )
-            return out.last_hidden_state[0, packing.place[at]]
+            return out.last_hidden_state[0, packing.index[at]]
         ids, mask, row, column = rectangle(tokens, lengths, at)
         with self._noisy(None if noise is None else padded(noise, lengths)):
             out = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
@@ -167,12 +168,12 @@ class PolicyModel(Ragged):
         if self.packed:
             return head_log_probs(
                 self.core.get_output_embeddings(),
-                self.hidden(tokens, lengths, before(at), shared, noise),
+                self.hidden(tokens, lengths, predicting_positions(at), shared, noise),
                 tokens[at],
                 temperature,
                 entropy_grad,
             )
-        ids, mask, row, column = rectangle(tokens, lengths, before(at))
+        ids, mask, row, column = rectangle(tokens, lengths, predicting_positions(at))
         with self._noisy(None if noise is None else padded(noise, lengths)):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
         return token_log_probs(logits, tokens[at], temperature, entropy_grad)
@@ -188,11 +189,6 @@ class ScalarModel(Ragged):
     def forward(self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None) -> Tensor:
         """Scalars (R,) float32 read from the hidden states of flat positions ``at`` (R,)."""
         return self.core.score(self.hidden(tokens, lengths, at, shared)).squeeze(-1).float()
-
-
-def before(at: Tensor) -> Tensor:
-    """The positions whose hidden states predict the tokens at ``at``."""
-    return at - 1
 
 
 def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

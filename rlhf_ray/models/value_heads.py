@@ -1,7 +1,8 @@
-"""A causal language model with heads for the values of its tokens, and the language model guided by them.
+"""Value heads on a causal language model (ILQL), and the language model that they guide.
 
-Snell et al. 2022, arXiv 2206.11871: two Q heads and a V head of two layers each, twice as wide as the model. The targets are
-Polyak averages of the Q heads; they read the trunk as it is (the paper averages the trunk too).
+Snell et al. 2022, arXiv 2206.11871: two Q heads and a V head, each of two layers and twice as wide as the model. The
+target heads are Polyak averages of the Q heads. They read the hidden states of the model that is trained; the paper
+averages the model too.
 """
 
 from __future__ import annotations
@@ -14,28 +15,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import BadInput
-from .log_probs import PolicyModel, before
+from .log_probs import PolicyModel
+from .positions import predicting_positions
 from .token_head import ActionLinear, head_log_probs
 
-FILE = Path("value_heads") / "model.safetensors"  # a folder of its own: engines load every file beside the model's
-AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+HEADS_FILE = Path("value_heads") / "model.safetensors"  # in a folder, since engines load every file next to the model's
+LOGIT_OPTIONS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 class Estimates(NamedTuple):
-    """What a ValueModel says of R tokens: all (R,) float32, but ``q`` and ``q_log_softmax`` (2, R), one row a Q head."""
+    """Outputs of a ValueModel for R tokens, all float32. A Q or V is in units of reward."""
 
     log_probs: Tensor | None
-    """Of the language model, in nats; None where they were not asked for."""
+    """(R,) the language model's log-probs in nats; None if they were not asked for."""
     q: Tensor
+    """(2, R) each Q head's value of the token."""
     q_log_softmax: Tensor
-    """Of each head's Q over the vocabulary, at the token: what the conservative term reads."""
+    """(2, R) log-softmax of each head's Q over the vocabulary, at the token; the conservative term uses it."""
     target_q: Tensor
-    """The smaller of the two target heads'; no gradient."""
+    """(R,) the smaller Q of the two target heads; no gradient."""
     values: Tensor
+    """(R,) V of the state before the token."""
 
 
 class QHead(nn.Module):
-    """Hidden states (R, H) to the Q of every token (R, V), or of ``actions`` (R,) alone: (R,)."""
+    """Q of tokens from hidden states (R, H). A new head gives 0."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -44,17 +48,21 @@ class QHead(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, actions: Tensor | None = None) -> Tensor:
-        found: Tensor = self.out(torch.relu(self.inner(hidden)), actions)
-        return found
+        """Q of every token (R, V), or (R,) of ``actions`` (R,) alone."""
+        q: Tensor = self.out(torch.relu(self.inner(hidden)), actions)
+        return q
 
-    def scored(self, hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q and its log-softmax over the vocabulary at ``actions``, both (R,) float32; no (R, V) tensor is kept."""
         q, log_softmax = self.out(torch.relu(self.inner(hidden)), actions, True)
         return q, log_softmax
 
 
 class ValueHeads(nn.Module):
-    """Two Q heads, their targets (never trained by gradients) and a V head. New ones are the same on every rank, and say 0."""
+    """Two Q heads, their targets (which no gradient trains) and a V head.
+
+    New heads are the same on every rank and give 0.
+    """
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -70,55 +78,59 @@ class ValueHeads(nn.Module):
         self.target.requires_grad_(False)
 
     def restore(self, path: str) -> bool:
-        """Takes the heads that a model directory holds. Returns whether there are any."""
-        file = Path(path) / FILE
+        """Loads the heads from a model directory. Returns whether it has any."""
+        file = Path(path) / HEADS_FILE
         if file.is_file():
             self.load_state_dict(load_file(file))
         return file.is_file()
 
-    def averaged(self) -> list[tuple[Any, Any]]:
-        """Each parameter of the Q heads with the target that follows it."""
+    def parameter_pairs(self) -> list[tuple[Any, Any]]:
+        """Each parameter of the Q heads with its moving average, the parameter of the target head."""
         return list(zip(self.q.parameters(), self.target.parameters(), strict=True))
 
-    def least(self, hidden: Tensor, actions: Tensor | None = None) -> Tensor:
-        """The smaller of the targets' Q, float32: of every token (R, V), or of ``actions`` (R,)."""
-        one, other = (head(hidden, actions).float() for head in self.target)
-        return torch.minimum(one, other)
+    def smaller_target_q(self, hidden: Tensor, actions: Tensor | None = None) -> Tensor:
+        """The smaller Q of the two target heads, float32: (R, V) of every token, or (R,) of ``actions`` (R,)."""
+        first, second = (head(hidden, actions).float() for head in self.target)
+        return torch.minimum(first, second)
 
 
 class ValueModel(PolicyModel):
-    """A causal language model and ValueHeads on its last hidden states. Called as a model it gives Estimates."""
+    """A causal language model with ValueHeads on its last hidden states; a call returns Estimates."""
 
     def __init__(self, model: nn.Module, attention: str) -> None:
         super().__init__(model, attention)
-        self.heads = heads_for(self.core).to(next(model.parameters()).dtype)
+        self.heads = new_heads(self.core).to(next(model.parameters()).dtype)
 
     def forward(  # type: ignore[override]
         self, tokens: Tensor, lengths: Tensor, at: Tensor, log_probs: bool
     ) -> Estimates:
-        """Estimates of the tokens at flat positions ``at`` (R,); shapes as in :class:`PolicyModel`. One pass of the trunk."""
-        hidden, actions = self.hidden(tokens, lengths, before(at)), tokens[at]
+        """Estimates of the tokens at the flat positions ``at`` (R,), in one pass of the model.
+
+        Shapes are those of :class:`PolicyModel`. ``log_probs``: whether the language model's are computed too.
+        """
+        hidden, actions = self.hidden(tokens, lengths, predicting_positions(at)), tokens[at]
         head = self.core.get_output_embeddings()
-        scored = [q.scored(hidden, actions) for q in self.heads.q]
+        q, q_log_softmax = zip(*(q_head.score(hidden, actions) for q_head in self.heads.q), strict=True)
         with torch.no_grad():
-            target = self.heads.least(hidden, actions)
+            target_q = self.heads.smaller_target_q(hidden, actions)
         return Estimates(
-            head_log_probs(head, hidden, actions, 1.0, False)[0] if log_probs else None,
-            torch.stack([q for q, _ in scored]),
-            torch.stack([log_softmax for _, log_softmax in scored]),
-            target,
-            self.heads.v(hidden).squeeze(-1).float(),
+            log_probs=head_log_probs(head, hidden, actions, 1.0, False)[0] if log_probs else None,
+            q=torch.stack(q),
+            q_log_softmax=torch.stack(q_log_softmax),
+            target_q=target_q,
+            values=self.heads.v(hidden).squeeze(-1).float(),
         )
 
     def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
-        """The language model's log-probs (R,): packed and padded passes are compared by them."""
+        """The language model's log-probs (R,), by which packed and padded passes are compared."""
         return super().forward(tokens, lengths, at)[0]
 
 
 class GuidedHead(nn.Module):
-    """The output layer of a guided language model: logits + beta (Qhat - V), up to a constant of the position.
+    """The output layer of a guided language model: logits + beta Qhat, with the smaller target Q as Qhat.
 
-    softmax(log pi + beta (Qhat - V)) is the paper's policy (section 4); neither V nor log pi's normaliser changes it.
+    The paper's policy (section 4) is softmax(log pi + beta (Qhat - V)). V and the normaliser of log pi are the same for
+    all tokens of a position, so the softmax does not depend on them.
     """
 
     def __init__(self, head: nn.Module, heads: ValueHeads, beta: float) -> None:
@@ -126,33 +138,39 @@ class GuidedHead(nn.Module):
         self.head, self.heads, self.beta = head, heads, beta
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) float32 of hidden states (..., H)."""
         logits: Tensor = self.head(hidden)
-        return logits.float() + self.beta * self.heads.least(hidden)
+        return logits.float() + self.beta * self.heads.smaller_target_q(hidden)
 
 
-def heads_for(model: Any) -> ValueHeads:
-    """New heads of a causal model's shape. Raises BadInput where its logits are not those of its output layer alone."""
+def new_heads(model: Any) -> ValueHeads:
+    """New heads of a causal model's shape. Raises BadInput if the model changes logits after its output layer."""
     config = model.config.get_text_config()
-    more = [name for name in AFTER_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
-    if more:
+    options = [name for name in LOGIT_OPTIONS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if options:
         raise BadInput(
-            f"{type(model).__name__} changes logits after its output layer ({more[0]}); values need a model without"
+            f"{type(model).__name__} changes logits after its output layer ({options[0]}); value heads need a model that "
+            "does not"
         )
     return ValueHeads(config.hidden_size, config.vocab_size)
 
 
 def guide_model(model: Any, path: str, beta: float) -> None:
-    """Makes the causal ``model`` of a local directory answer with its logits + beta (Qhat - V). Raises BadInput without heads."""
-    heads = heads_for(model)
+    """Gives the causal ``model`` of a local directory a GuidedHead with the directory's value heads.
+
+    Raises BadInput if the directory has no value heads.
+    """
+    heads = new_heads(model)
     if not heads.restore(path):
         raise BadInput(
-            f"{path}: no {FILE} there, so there are no values to guide by; train them with job: ilql, or set rollout.engine.guide to 0"
+            f"{path}: has no {HEADS_FILE}, and rollout.engine.guide needs value heads; train them with job: ilql, or set "
+            "rollout.engine.guide to 0"
         )
     model.set_output_embeddings(GuidedHead(model.get_output_embeddings(), heads.to(model.device, model.dtype), beta))
 
 
-def save_heads(named: dict[str, Tensor], directory: str) -> None:
-    """Writes heads by their names (as of :class:`ValueHeads`) into a model directory."""
-    file = Path(directory) / FILE
+def save_heads(tensors: dict[str, Tensor], directory: str) -> None:
+    """Writes the state dict of :class:`ValueHeads` into a model directory."""
+    file = Path(directory) / HEADS_FILE
     file.parent.mkdir()
-    save_file(named, file)
+    save_file(tensors, file)

@@ -1,7 +1,7 @@
-"""Decoders: what an engine asks for the next token's logits, and the choice of the fastest one.
+"""Decoders give an engine the next token's logits; the choice of the fastest one.
 
-A model decodes with a KV cache if that gives the log-probs of its own forward pass, on a GPU through CUDA graphs if a
-decode step can be captured. Any other causal model recomputes the whole prefix for every token, which is slow.
+A model decodes with a KV cache if the log-probs equal those of its own forward pass. On a GPU a decode step runs as a
+CUDA graph if it can be captured. Any other causal model recomputes the whole prefix for every token, which is slow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .engine import Decoding
 from .kv_cache import CachedDecoder
 
 CHECKED_PROMPTS = (3, 6)  # lengths of the two prompts on which a cached decoder is compared with the plain model
-WIDE_WINDOW = 64  # a sliding window above this is not left by the few steps of the comparison
+WIDE_WINDOW = 64  # tokens; the comparison's steps do not go past a sliding window above this
 
 
 class Decoder(Protocol):
@@ -41,12 +41,12 @@ class Decoder(Protocol):
         ...
 
     def free(self) -> None:
-        """Gives device memory back. No row may be alive."""
+        """Releases device memory. No row may be alive."""
         ...
 
 
 class RecomputingDecoder:
-    """No cache: the whole prefix again for every token. Right for any causal model, and slow."""
+    """No cache: it computes the whole prefix again for every token. Correct for any causal model, and slow."""
 
     def __init__(self, model: Any, max_rows: int, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -68,7 +68,7 @@ class RecomputingDecoder:
             self.rows[t] = list(self.rows[s])
 
     def free(self) -> None:
-        """Nothing: no device memory is held between steps."""
+        """Does nothing: between steps there is no device memory to release."""
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
         lengths = [len(row) for row in rows]
@@ -83,9 +83,9 @@ class RecomputingDecoder:
 
 
 def choose_decoder(model: Any, max_rows: int, device: torch.device) -> tuple[Decoder, Decoding]:
-    """The fastest decoder that gives the log-probs of ``model``'s own forward pass, and the reason if it is a slow one.
+    """The fastest decoder with the log-probs of ``model``'s own forward pass, and the reason if it is a slow one.
 
-    A candidate is passed over only if it raises UnsupportedModel or computes something else; other errors propagate.
+    A candidate is skipped only if it raises UnsupportedModel or its log-probs differ; other errors propagate.
     """
     plain_attention = getattr(model.config, "_attn_implementation", "sdpa")
     tolerance = CACHED_DECODING[dtype_name(model.dtype)]
@@ -112,7 +112,7 @@ def choose_decoder(model: Any, max_rows: int, device: torch.device) -> tuple[Dec
 def largest_difference(decoder: CachedDecoder) -> float:
     """Largest difference in nats of next-token log-probs, cached against plain, on two sequences of different length.
 
-    They go a few tokens past a small sliding window.
+    The sequences go a few tokens past a small sliding window.
     """
     model, device = decoder.model, decoder.device
     window = decoder.window or 0
@@ -129,9 +129,9 @@ def largest_difference(decoder: CachedDecoder) -> float:
     cached = torch.stack(logits, 1).float().log_softmax(-1)
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    worst = 0.0
+    largest = 0.0
     for row, ids in enumerate(sequences):
         plain = model(input_ids=ids[None], use_cache=False).logits[0, -steps - 1 :].float().log_softmax(-1)
-        worst = max(worst, float((plain - cached[row]).abs().max()))
+        largest = max(largest, float((plain - cached[row]).abs().max()))
     model.set_attn_implementation(attention)
-    return worst
+    return largest

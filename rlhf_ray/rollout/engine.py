@@ -1,4 +1,4 @@
-"""The Engine protocol: requests in, completions out, one decode step at a time. Tokens only, no templates."""
+"""The Engine protocol: token requests in, completions out, one decode step at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """What all requests of an engine share: the whole softmax at ``temperature``, ended by any of ``eos_token_ids``."""
+    """What all requests of an engine share.
+
+    Tokens are drawn from the whole softmax at ``temperature``. Any of ``eos_token_ids`` ends a response.
+    """
 
     max_new_tokens: int
     temperature: float
@@ -23,7 +26,7 @@ class Sampling:
 class Request:
     """One sequence to sample after ``prompt`` (P,). ``seed`` fixes its random numbers.
 
-    Neighbours of one ``group`` may share a prompt. ``max_new_tokens`` is a limit below that of Sampling.
+    Neighbours of the same ``group`` and prompt share a prefill. ``max_new_tokens`` may lower the limit of Sampling.
     """
 
     id: int
@@ -34,7 +37,7 @@ class Request:
     max_new_tokens: int | None = None
 
     def limit(self, sampling: Sampling) -> int:
-        """Most tokens of the response."""
+        """The most tokens that the response may have."""
         return min(self.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
 
 
@@ -42,7 +45,7 @@ class Request:
 class Completion:
     """A finished response: tokens (C,) int32 with the end token, and their log_probs (C,) float32 as sampled.
 
-    ``truncated``: it reached its limit without an end token.
+    ``truncated``: the response reached its limit without an end token.
     """
 
     id: int
@@ -71,14 +74,14 @@ class Counters:
         self.seconds = 0.0
 
     def count_step(self, rows: int, seconds: float, finished: Sequence[Completion]) -> None:
-        """Counts one decode step of ``rows`` sequences, and the tokens of what finished in it."""
+        """Counts one decode step of ``rows`` sequences, and the tokens of the responses that ``finished`` in it."""
         self.rows += rows
         self.steps += 1
         self.seconds += seconds
         self.tokens += sum(len(c.tokens) for c in finished)
 
     def take(self) -> dict[str, float]:
-        """Tokens of finished responses, seconds, and the share of rows that idled; then counts from zero."""
+        """Tokens of finished responses, seconds, and the idle share of the rows. The counts begin again at zero."""
         idle_share = 1.0 - self.rows / max(1, self.steps * self.max_rows)
         counts = {"tokens": float(self.tokens), "seconds": self.seconds, "idle_share": idle_share}
         self._clear()
@@ -86,7 +89,7 @@ class Counters:
 
 
 class Engine(Protocol):
-    """Generation is a loop over :meth:`add` and :meth:`step`, so that a caller can do other work between two steps."""
+    """Generation is a loop over :meth:`add` and :meth:`step`: a caller can work between two steps."""
 
     decoding: Decoding
 
@@ -100,15 +103,18 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Completion]:
-        """One decode step. Returns what finished in it."""
+        """Runs one decode step. Returns the completions that finished in it."""
         ...
 
     def load_weights(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """New weights by transformers' names. Raises ValueError naming a missing, unknown or mis-shaped tensor."""
+        """Loads new weights by transformers' names.
+
+        Raises ValueError that names a tensor that is missing, unknown or of another shape.
+        """
         ...
 
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
-        """Log-probs (T,) of a sequence's tokens at the sampling temperature, 0 for the first: the probe of a sync."""
+        """Log-probs (T,) float32 of ``tokens`` (T,) at the sampling temperature, 0 for the first; the probe of a sync."""
         ...
 
     def take_counters(self) -> dict[str, float]:
@@ -116,7 +122,7 @@ class Engine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Gives device memory back."""
+        """Releases device memory."""
         ...
 
     def wake(self) -> None:

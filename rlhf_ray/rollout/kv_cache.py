@@ -1,4 +1,4 @@
-"""Decoding with a preallocated KV cache whose rows have their own lengths, on GPUs through CUDA graphs."""
+"""Decoding with a preallocated KV cache of rows of different lengths, on GPUs through CUDA graphs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def decode_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention that is two batched matrix products for one query token, and torch's own for more.
+    """Attention over a KV cache: two batched matrix products for one query token, torch's function for more.
 
     ``query`` (rows, heads, n, d), ``key`` (rows, kv_heads, width, d) and ``value`` (rows, kv_heads, width, d'); returns
-    (rows, n, heads, d'). ``attention_mask`` (rows, 1, 1, width) is added. Keys and values may have another dtype than the
-    query (:func:`cache_dtype`). One-token scaled_dot_product_attention is 1.3 times slower on CPUs in float32, and 3 to 7
-    times in bfloat16. Raises UnsupportedModel.
+    (rows, n, heads, d'). ``attention_mask`` (rows, 1, 1, width) is added to the scores. Keys and values may have another
+    dtype than the query (:func:`cache_dtype`). torch's function with one token was 1.3 times slower on CPUs in float32,
+    and 3 to 7 times slower in bfloat16. Raises UnsupportedModel for a mask with heads or an option that is not softmax.
     """
     require_plain_attention(module, kwargs, "decoding with a KV cache")
     if query.shape[2] != 1 or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if attention_mask.shape[1] != 1:
         raise UnsupportedModel(
-            f"{type(module).__name__} has a mask for each head, which decoding with a KV cache has not"
+            f"{type(module).__name__} has a mask for each head, which decoding with a KV cache does not have"
         )
     rows, heads, _, size = query.shape
     kv_heads, width = key.shape[1], key.shape[2]
@@ -52,7 +52,7 @@ def decode_attention(
 
 
 def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of keys and values: float32 on a CPU, where batched products of one bfloat16 row are twice as slow."""
+    """The dtype of cached keys and values: float32 on a CPU, whose products of one bfloat16 row are twice as slow."""
     return torch.float32 if device.type == "cpu" else dtype
 
 
@@ -77,10 +77,10 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token of each row, (rows, kv_heads, 1, d); returns what is cached, (rows, kv_heads, width, d)."""
+        """Writes one token of each row (rows, kv_heads, 1, d); returns all keys and values (rows, kv_heads, width, d)."""
         rows, kv_heads, new_tokens, _ = key_states.shape
         if new_tokens != 1:
-            raise UnsupportedModel(f"the model adds {new_tokens} tokens to the KV cache where it was given one")
+            raise UnsupportedModel(f"the model adds {new_tokens} tokens to the KV cache for one input token")
         slots, width = self.cache.slot_indices[kv_heads], self.cache.width
         for cached, new in ((self.keys, key_states), (self.values, value_states)):
             cached.view(-1, cached.shape[-1]).index_copy_(0, slots, new.reshape(-1, new.shape[-1]).to(cached.dtype))
@@ -94,7 +94,7 @@ class _Layer(CacheLayerMixin):
         self.values[first : first + len(source), :, : values.shape[2]] = values[source]
 
     def grow(self) -> None:
-        """Takes on the cache's new capacity. Keys and values move."""
+        """Grows to the cache's new capacity. Keys and values move in memory."""
         added = self.cache.capacity - self.keys.shape[2]
         self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, added)) for x in (self.keys, self.values))
 
@@ -116,7 +116,7 @@ class RaggedCache(Cache):
         row 0   k0 k1 k2 __   writes at position 3, slot 0 * 4 + 3 = 3
         row 1   k0 __ .. ..   writes at position 1, slot 1 * 4 + 1 = 5      width 4: the longest row with its new token
 
-    The mask of a decode step hides what lies behind a row's own position (``..``).
+    The mask of a decode step hides the slots after a row's new token (``..``).
     """
 
     def __init__(self, num_layers: int, max_rows: int, capacity: int) -> None:
@@ -126,9 +126,9 @@ class RaggedCache(Cache):
         self.layers: Any
 
     def set_write_positions(self, positions: Tensor, width: int) -> None:
-        """Must be called before each forward pass: ``positions`` (rows,) of the new tokens, and the ``width`` to attend to.
+        """Sets the ``positions`` (rows,) of the new tokens, and the ``width`` to attend to; call it before each pass.
 
-        ``slot_indices`` has, for each number of heads that layers have, the flat slots (rows * heads,) of a layer.
+        ``slot_indices`` maps each number of heads that a layer has to the flat slots (rows * heads,) in such a layer.
         """
         self.width = width
         row = torch.arange(len(positions), device=positions.device)[:, None]
@@ -140,9 +140,9 @@ class RaggedCache(Cache):
 class CachedDecoder:
     """Implements Decoder with the model's own forward pass and a RaggedCache.
 
-    ``graphed``: a decode step is a CUDA graph, which costs the host one launch instead of some hundred. There is one graph
-    for each of a few numbers of rows and widths, both powers of two.
-    Raises UnsupportedModel, here or when a method first runs the model.
+    ``graphed``: a decode step is a CUDA graph, which costs the host one launch instead of some hundred. There is one
+    graph for each number of rows and each width; both are powers of two, so there are few. Raises UnsupportedModel, here
+    or when a method first runs the model.
     """
 
     def __init__(self, model: Any, max_rows: int, device: torch.device, graphed: bool = False) -> None:
@@ -159,7 +159,7 @@ class CachedDecoder:
         self.free()
 
     def free(self) -> None:
-        """Forgets the cache's memory. The next prefill allocates it again, as large as it was."""
+        """Releases the cache's memory. The next prefill allocates it again at the same size."""
         self.cache = RaggedCache(self.num_layers, self.max_rows, self.capacity)
         self.lengths = torch.zeros(self.max_rows, dtype=torch.long, device=self.device)
         self.host_lengths = np.zeros(self.max_rows, np.int64)  # a copy that is read without waiting for the device
@@ -197,7 +197,7 @@ class CachedDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         n = len(tokens)
         width = int(self.host_lengths[:n].max()) + 1
-        if self.graphs:  # few shapes; rows that pad the batch write at position 0, and nobody reads them
+        if self.graphs:  # few shapes; rows that pad the batch write at position 0, and are never read
             rows = min(self.max_rows, _power_of_two(n))
             width = min(self.cache.capacity, _power_of_two(max(width, CAPACITY_STEP)))
             self.lengths[n:rows] = 0
@@ -216,7 +216,7 @@ class CachedDecoder:
         self.host_lengths[target] = self.host_lengths[source]
 
     def _reserve(self, length: int) -> None:
-        """Makes rows of ``length`` tokens possible. The layers' memory moves, so graphs that write to it are gone."""
+        """Grows the cache to rows of ``length`` tokens if needed. Memory moves then, so graphs are captured again."""
         cache = self.cache
         if length <= cache.capacity:
             return
@@ -228,7 +228,7 @@ class CachedDecoder:
             self.graphs.clear()
 
     def _decode(self, width: int, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits (rows, V) after ``tokens`` (rows,) at ``positions`` (rows,), which see the cache's first ``width``."""
+        """Logits (rows, V) after ``tokens`` (rows,) at ``positions`` (rows,), over the first ``width`` slots of each row."""
         self.cache.set_write_positions(positions, width)
         out = self.model(
             input_ids=tokens[:, None],
@@ -241,7 +241,7 @@ class CachedDecoder:
         return logits
 
     def _masks(self, width: int, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the tokens at ``positions`` see: one additive mask for all layers, or one for each kind of layer."""
+        """Additive masks for tokens at ``positions`` (rows,): one for all layers, or one for each kind of layer."""
         column = torch.arange(width, device=self.device)
         past = column[None, :] <= positions[:, None]
         near = past if self.window is None else past & (column[None, :] > positions[:, None] - self.window)
@@ -259,7 +259,7 @@ class CachedDecoder:
 class Graphs:
     """CUDA graphs of ``function(size, *tensors) -> tensor``, each captured when its size and shapes first occur.
 
-    What is returned is overwritten by the next call. Call ``clear`` after moving memory that the function reads or writes.
+    The next call overwrites the returned tensor. Call ``clear`` after memory that the function uses has moved.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -267,7 +267,7 @@ class Graphs:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all graphs and their memory."""
+        """Drops all graphs and their memory."""
         self.captured: dict[tuple[int, ...], tuple[Any, tuple[Tensor, ...], Tensor]] = {}
         self.pool: Any = None
 
@@ -282,11 +282,11 @@ class Graphs:
         return out
 
     def _capture(self, size: int, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...], Tensor]:
-        """Raises UnsupportedModel if ``function`` does what a graph cannot hold, such as waiting for the device."""
+        """Raises UnsupportedModel if ``function`` does something that a graph cannot, such as waiting for the device."""
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
-            self.function(size, *inputs)  # once outside: libraries allocate their workspaces in a first call
+            self.function(size, *inputs)  # once without capture: libraries allocate workspaces in their first call
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
@@ -295,19 +295,19 @@ class Graphs:
                 out = self.function(size, *inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # the function has just run outside, so this is the capture's own
+        except RuntimeError as error:  # it ran without capture just now, so the capture is the cause
             raise UnsupportedModel(f"a decode step cannot be captured ({str(error).splitlines()[0]})") from error
         return graph, inputs, out
 
 
 def require_key_value_layers(model: Any) -> None:
-    """Raises UnsupportedModel if tokens pass on another state than keys and values, or attention has a bias of its own."""
+    """Raises UnsupportedModel if the model keeps a state other than keys and values, or if its attention uses ALiBi."""
     require_plain_layers(model, "decoding with a KV cache")
     name, config = type(model).__name__, model.config.get_text_config()
     if model._is_stateful:
-        raise UnsupportedModel(f"{name} passes on a recurrent state from token to token, not only keys and values")
+        raise UnsupportedModel(f"{name} keeps a recurrent state, not only keys and values")
     if getattr(config, "alibi", False) or hasattr(model.base_model, "build_alibi_tensor"):
-        raise UnsupportedModel(f"{name} uses ALiBi, whose bias needs all rows to have their tokens in the same columns")
+        raise UnsupportedModel(f"{name} uses ALiBi, whose bias needs the tokens of all rows in the same columns")
 
 
 def _power_of_two(n: int) -> int:

@@ -1,4 +1,4 @@
-"""Seq2SeqEngine: responses of encoder-decoders, a batch at a time, for evaluation and sampling."""
+"""Seq2SeqEngine: generation with encoder-decoders, a batch at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .transformers_engine import sample_tokens, uniform_numbers
 
 
 class SeededSampling(LogitsProcessor):
-    """Samples a token for each row, or takes the likeliest, and lets transformers choose no other.
+    """Chooses a token for each row, sampled or the most likely, and gives all others a score of minus infinity.
 
     ``log_probs`` has one (B, 1) tensor for each step: the log-probs of these tokens.
     """
@@ -43,9 +43,9 @@ class SeededSampling(LogitsProcessor):
 class Seq2SeqEngine:
     """Implements Engine for ``model`` (an encoder-decoder in eval mode on ``device``) with transformers' generate.
 
-    One step generates the whole responses of up to ``max_rows`` requests. The model's generation config applies, except for
-    beams and sampling. Weights come from the model's directory alone: RL on encoder-decoders is refused before anything
-    starts, so nothing syncs them.
+    One step generates the whole responses of up to ``max_rows`` requests. The model's generation config applies, except
+    for beams and sampling. Weights come from the model's directory only: preflight refuses RL on encoder-decoders, so
+    there are no weight syncs.
     """
 
     decoding = Decoding("generate")
@@ -84,15 +84,16 @@ class Seq2SeqEngine:
         finished = []
         for request, response, log_prob in zip(rows, responses, log_probs, strict=True):
             tokens = until_end(response, eos).numpy().astype(np.int32)
-            finished.append(Completion(request.id, tokens, log_prob[: len(tokens)], int(tokens[-1]) not in eos))
+            truncated = int(tokens[-1]) not in eos
+            finished.append(Completion(request.id, tokens, log_prob[: len(tokens)], truncated))
         self.counters.count_step(len(rows), time.monotonic() - began, finished)
         return finished
 
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        raise NotImplementedError("the weights of an encoder-decoder are those of its directory")
+        raise NotImplementedError("an encoder-decoder's weights come from its directory only")
 
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
-        raise NotImplementedError("a sequence alone does not say where an encoder-decoder's source ends")
+        raise NotImplementedError("an encoder-decoder needs the source's length, which a sequence does not have")
 
     def take_counters(self) -> dict[str, float]:
         return self.counters.take()

@@ -1,7 +1,7 @@
-"""The embedded engine: continuous batching over any causal LM of transformers, wherever torch runs.
+"""The embedded engine: continuous batching over any causal language model of transformers.
 
-Rows are refilled as sequences finish, a prompt is prefilled once for all samples of its group, and each row's random
-numbers come from its own seed, so that they do not depend on what shares the batch.
+Free rows are refilled as sequences finish. A prompt is prefilled once for all samples of its group. Each row's random
+numbers come from the seed of its request, so they do not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from .decoders import choose_decoder
 from .engine import Completion, Counters, Request, Sampling
 
-REFILL_SHARE = 8  # rows are refilled when one in so many is free: a prefill costs as much as a decode step
+REFILL_SHARE = 8  # rows are refilled when one in 8 is free, since a prefill costs as much as a decode step
 
 
 def uniform_numbers(seed: int, count: int) -> np.ndarray:
@@ -31,8 +31,8 @@ def sample_tokens(
 ) -> tuple[Tensor, Tensor]:
     """A token (B, 1) of each row's softmax(logits (B, V) / temperature), and its log-prob (B, 1).
 
-    The token is where the cumulative softmax reaches the row's number ``uniform`` (B, 1), or the likeliest one if the row
-    is ``greedy``; ``greedy_mask`` (B, 1) says the same on the device.
+    The token is the first whose cumulative probability exceeds the row's number ``uniform`` (B, 1), or the most likely
+    one if the row is ``greedy``. ``greedy_mask`` (B, 1) is ``greedy`` on the device.
 
     Example: probabilities 0.5, 0.3, 0.2 have the cumulative sums 0.5, 0.8, 1.0; the number 0.6 gives token 1.
     """
@@ -41,7 +41,7 @@ def sample_tokens(
         token = logits.argmax(-1, keepdim=True)
     else:
         cumulative = probability.cumsum(-1)
-        total = cumulative[:, -1:]  # the target stays below it: rounding must not reach a last token of probability 0
+        total = cumulative[:, -1:]  # the target stays below it, so rounding never selects a last token of probability 0
         target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1)
         if any(greedy):
@@ -90,7 +90,7 @@ class TransformersEngine:
         return finished
 
     def _refill(self) -> None:
-        """Fills free rows from the queue once they are worth a prefill. Neighbours that share a prompt share its prefill."""
+        """Fills free rows from the queue if they are worth a prefill. Neighbours with the same prompt share its prefill."""
         free = min(self.max_rows - len(self.rows), len(self.waiting))
         enough = min(len(self.waiting), self.max_rows // REFILL_SHARE if self.rows else 1)
         if not free or free < enough:
@@ -99,8 +99,8 @@ class TransformersEngine:
         prompts: list[np.ndarray] = []
         copies: list[int] = []
         for i, request in enumerate(requests):
-            before = requests[i - 1] if i else None
-            if before is not None and request.group == before.group and np.array_equal(request.prompt, before.prompt):
+            last = requests[i - 1] if i else None
+            if last is not None and request.group == last.group and np.array_equal(request.prompt, last.prompt):
                 copies[-1] += 1
             else:
                 prompts.append(request.prompt)
@@ -116,7 +116,7 @@ class TransformersEngine:
         self._sample(self.decoder.prefill(prompts, copies, first, max_length), first)
 
     def _sample(self, logits: Tensor, first: int) -> None:
-        """The next token of rows from ``first`` on, by each row's own uniform number."""
+        """Samples the next token of the rows from ``first`` on, each by its next uniform number."""
         rows = slice(first, first + len(logits))
         column = self.count[rows, None]
         greedy = [r.greedy for r in self.rows[rows]]
@@ -127,7 +127,7 @@ class TransformersEngine:
         self.count[rows] += 1
 
     def _take_finished(self) -> list[Completion]:
-        """Completions of the rows that are done, which are free afterwards."""
+        """The completions of the rows that are done; frees these rows."""
         alive = len(self.rows)
         last = self.tokens[:alive].gather(1, self.count[:alive, None] - 1)
         ended = (last == self.eos).any(1)
@@ -144,7 +144,10 @@ class TransformersEngine:
         return finished
 
     def _free_rows(self, done: list[int]) -> None:
-        """Moves the last live rows into the places of those that are ``done``, so that live rows come first."""
+        """Moves the last live rows over the rows that are ``done``, so that live rows come first.
+
+        Example: of rows 0 to 4, rows 1 and 4 are done; row 3 moves to row 1, and rows 0 to 2 are alive.
+        """
         alive = len(self.rows) - len(done)
         target = [r for r in done if r < alive]
         source = [r for r in range(alive, len(self.rows)) if r not in set(done)]

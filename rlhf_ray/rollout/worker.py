@@ -1,4 +1,4 @@
-"""RolloutWorker: prompts in, a Batch of completions out; it knows which policy version it holds."""
+"""RolloutWorker: generates a Batch of completions from prompts, with a known policy version."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .vllm_engine import VLLMEngine
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a worker's engine runs: on ``device``, with ``num_threads``, for sequences of up to ``max_length`` tokens."""
+class EngineResources:
+    """What a worker's engine has: a device, CPU threads, and room for sequences of up to ``max_length`` tokens."""
 
     device: str
     num_threads: int
@@ -49,11 +49,13 @@ class LoadedWeights:
 
 
 class RolloutWorker:
-    """Generates chunks with an engine. Stateless but for the weights it holds and their version."""
+    """Generates chunks with an engine. Between chunks its only state is the weights and their version."""
 
-    def __init__(self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], place: Place) -> None:
-        torch.set_num_threads(place.num_threads)
-        self.config, self.model, self.place = config, model, place
+    def __init__(
+        self, config: RolloutConfig, model: ModelConfig, eos: tuple[int, ...], resources: EngineResources
+    ) -> None:
+        torch.set_num_threads(resources.num_threads)
+        self.config, self.model, self.resources = config, model, resources
         self.version, self.awake = -1, True
         self.buckets: list[Bucket] = []  # of a sync that is not loaded yet
         self.loaded: LoadedWeights | None = None
@@ -61,18 +63,18 @@ class RolloutWorker:
 
     @cached_property
     def engine(self) -> Engine:
-        """Built when first used, so that its BadInput is a call's and not the death of an actor."""
-        return ENGINES[self.config.engine.type](self.config.engine, self.model, self.sampling, self.place)
+        """Built when it is first used: then a BadInput fails a call and does not kill the actor."""
+        return ENGINES[self.config.engine.type](self.config.engine, self.model, self.sampling, self.resources)
 
     def check(self) -> Decoding:
         """Builds the engine, and says how it decodes. Raises BadInput if the engine cannot run here."""
         return self.engine.decoding
 
     def receive(self, message: SyncMessage) -> SyncResult | None:
-        """Takes one message of a sync; the last one returns the result, and from then on the new version is served.
+        """Takes one message of a sync. The last one returns the result, and the worker then serves the new version.
 
-        On a CPU the engine may go on reading the buckets themselves, so they must not change. Raises StaleWeights, and
-        then no version is served.
+        On a CPU the engine may use the memory of the buckets, so they must not change. Raises StaleWeights; the worker
+        then serves no version.
         """
         match message:
             case Begin():
@@ -97,60 +99,57 @@ class RolloutWorker:
         return LoadedWeights(manifest=manifest, log_probs=log_probs, hash_s=hash_s, loaded_at=loaded_at)
 
     def _confirm(self, answer: ProbeAnswer) -> SyncResult:
-        """Compares the probe's log-probs, and begins to serve the version."""
+        """Compares the log-probs of the probe, then serves the version."""
         loaded = self.loaded
         if loaded is None or loaded.manifest.version != answer.version:
-            raise StaleWeights(f"version {answer.version} was not loaded: its buckets were refused or never came")
+            raise StaleWeights(f"version {answer.version} was not loaded: its buckets were refused or did not arrive")
         difference = verify_probe(loaded.log_probs, loaded.manifest, answer)
         self.version = answer.version
         verify_s = loaded.hash_s + time.monotonic() - loaded.loaded_at
         return SyncResult(probe_difference=difference, verify_s=verify_s, num_bytes=loaded.manifest.num_bytes)
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
-        """Yields the chunk's rows as they finish, at least ``piece`` at a time but for the last; all samples of a prompt together,
-        since a reward may compare them.
+        """Yields the chunk's rows as they finish: Batches of at least ``piece`` rows, except for the last one.
 
-        Raises StaleWeights where this worker does not hold ``version`` (an actor restarted after a crash holds none).
+        All rows of a prompt are in one Batch, since a reward may compare them. Raises StaleWeights if this worker does
+        not hold ``version``; an actor that was restarted after a crash holds none.
         """
         if not self.awake:
-            raise RuntimeError("asked to generate while asleep: the stage that asks must wake the rollout workers")
+            raise RuntimeError("asked to generate while asleep: call wake() before this stage")
         if version != self.version:
             raise StaleWeights(f"asked for policy version {version}, holding {self.version}")
-        rows = _rows(chunk)
-        self.engine.add([request for request, _ in rows])
-        per, finished = chunk.samples + chunk.greedy_extra, []
-        groups: dict[int, list[Completion]] = defaultdict(list)
+        requests = _requests(chunk)
+        self.engine.add(requests)
+        finished: list[Completion] = []
+        completions_by_prompt: dict[int, list[Completion]] = defaultdict(list)
         while self.engine.busy:
             for completion in self.engine.step():
-                group = groups[completion.id // per]
-                group.append(completion)
-                finished.extend(group if len(group) == per else [])
+                completions = completions_by_prompt[completion.id // chunk.rows_per_prompt]
+                completions.append(completion)
+                finished.extend(completions if len(completions) == chunk.rows_per_prompt else [])
             if len(finished) >= piece or not self.engine.busy:
-                yield self._batch(chunk, [rows[c.id] for c in finished], finished)
+                yield self._batch(chunk, [requests[c.id] for c in finished], finished)
                 finished = []
 
-    def _batch(self, chunk: Chunk, rows: list[tuple[Request, int]], completions: list[Completion]) -> Batch:
-        """The Batch of finished completions; ``rows`` are their requests and places in the chunk."""
-        per = chunk.samples + chunk.greedy_extra
-        prompt_of = [place // per for _, place in rows]
-        sample = [chunk.first_sample[p] + place % per for p, (_, place) in zip(prompt_of, rows, strict=True)]
-        baseline = [chunk.greedy_extra and place % per == chunk.samples for _, place in rows]
+    def _batch(self, chunk: Chunk, requests: list[Request], completions: list[Completion]) -> Batch:
+        """The Batch of finished completions of ``requests``, whose ids are their rows in the chunk."""
+        pairs = list(zip(requests, completions, strict=True))
+        prompt_index = [r.id // chunk.rows_per_prompt for r in requests]
+        row_in_prompt = [r.id % chunk.rows_per_prompt for r in requests]
+        learns = [int(not (chunk.greedy_extra and row == chunk.samples)) for row in row_in_prompt]
         return from_sequences(
-            [np.concatenate([r.prompt, c.tokens]) for (r, _), c in zip(rows, completions, strict=True)],
+            [np.concatenate([r.prompt, c.tokens]) for r, c in pairs],
             response_mask=[
-                np.concatenate([np.zeros(len(r.prompt)), np.full(len(c.tokens), 0 if b else 1)])
-                for (r, _), c, b in zip(rows, completions, baseline, strict=True)
+                np.concatenate([np.zeros(len(r.prompt)), np.full(len(c.tokens), mask)])
+                for (r, c), mask in zip(pairs, learns, strict=True)
             ],
-            rollout_log_probs=[
-                np.concatenate([np.zeros(len(r.prompt)), c.log_probs])
-                for (r, _), c in zip(rows, completions, strict=True)
-            ],
-            prompt_length=[len(r.prompt) for r, _ in rows],
-            group=[chunk.group[p] for p in prompt_of],
-            example_id=[chunk.example_id[p] for p in prompt_of],
-            sample=sample,
-            seed=np.array([r.seed for r, _ in rows], dtype=np.uint64),
-            policy_version=[self.version] * len(rows),
+            rollout_log_probs=[np.concatenate([np.zeros(len(r.prompt)), c.log_probs]) for r, c in pairs],
+            prompt_length=[len(r.prompt) for r in requests],
+            group=[chunk.group[p] for p in prompt_index],
+            example_id=[chunk.example_id[p] for p in prompt_index],
+            sample=[chunk.first_sample[p] + row for p, row in zip(prompt_index, row_in_prompt, strict=True)],
+            seed=np.array([r.seed for r in requests], dtype=np.uint64),
+            policy_version=[self.version] * len(requests),
             truncated=[c.truncated for c in completions],
         )
 
@@ -159,50 +158,49 @@ class RolloutWorker:
         return self.engine.take_counters()
 
     def sleep(self) -> None:
-        """Gives device memory to whoever shares it."""
+        """Releases device memory for the other roles on this device."""
         self.engine.sleep()
         self.awake = False
 
     def wake(self) -> None:
-        """Takes it back."""
+        """Takes device memory again."""
         self.engine.wake()
         self.awake = True
 
 
-def _transformers(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
-    path, sides = str(model.path), is_encoder_decoder(str(model.path))
-    loaded = load_pretrained(
-        "seq2seq" if sides else "policy", path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code
-    )
-    disable_dropout(loaded)
-    device = torch.device(place.device)
-    loaded = loaded.to(device).eval()
-    if sides:
-        return Seq2SeqEngine(loaded, sampling, config.max_rows, device)
-    engine = TransformersEngine(loaded, sampling, config.max_rows, device)
-    if config.guide:  # after the engine has compared its cache with the model: beta would magnify what they differ by
-        guide_model(loaded, path, config.guide)
+def _transformers(config: Any, model: ModelConfig, sampling: Sampling, resources: EngineResources) -> Engine:
+    path = str(model.path)
+    kind = "seq2seq" if is_encoder_decoder(path) else "policy"
+    module = load_pretrained(kind, path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code)
+    disable_dropout(module)
+    device = torch.device(resources.device)
+    module = module.to(device).eval()
+    if kind == "seq2seq":
+        return Seq2SeqEngine(module, sampling, config.max_rows, device)
+    engine = TransformersEngine(module, sampling, config.max_rows, device)
+    if config.guide:  # only now: beta would magnify the differences when the engine compares its cache with the model
+        guide_model(module, path, config.guide)
     return engine
 
 
-def _vllm(config: Any, model: ModelConfig, sampling: Sampling, place: Place) -> Engine:
-    return VLLMEngine(config, model, sampling, place.device, place.max_length)
+def _vllm(config: Any, model: ModelConfig, sampling: Sampling, resources: EngineResources) -> Engine:
+    return VLLMEngine(config, model, sampling, resources.device, resources.max_length)
 
 
-ENGINES: dict[str, Callable[[Any, ModelConfig, Sampling, Place], Engine]] = {
+ENGINES: dict[str, Callable[[Any, ModelConfig, Sampling, EngineResources], Engine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
 }
 
 
-def _rows(chunk: Chunk) -> list[tuple[Request, int]]:
-    """The chunk's requests with their places: the samples of a prompt side by side, a greedy one last."""
-    rows = []
-    per = chunk.samples + chunk.greedy_extra
+def _requests(chunk: Chunk) -> list[Request]:
+    """The chunk's requests; ids are their indices. The samples of a prompt are neighbours, the greedy one last."""
+    requests: list[Request] = []
     for index, prompt in enumerate(chunk.prompts):
-        for j in range(per):
+        for j in range(chunk.rows_per_prompt):
             seed = sample_seed(chunk.run_seed, chunk.step, chunk.example_id[index], chunk.first_sample[index] + j)
             greedy = chunk.greedy or (chunk.greedy_extra and j == chunk.samples)
-            place = index * per + j
-            rows.append((Request(id=place, prompt=prompt, seed=seed, group=chunk.group[index], greedy=greedy), place))
-    return rows
+            requests.append(
+                Request(id=len(requests), prompt=prompt, seed=seed, group=chunk.group[index], greedy=greedy)
+            )
+    return requests

@@ -28,7 +28,7 @@ from ..data.prompts import Prompts, load_prompts
 from ..data.sampler import Mixture, Sampler
 from ..models.load import read_context_length, read_vocab_size, resolve_model
 from ..rewards.worker import RewardWorker
-from ..rollout.worker import Place, RolloutWorker
+from ..rollout.worker import EngineResources, RolloutWorker
 from ..run.events import notice
 from ..tasks import language_model
 from ..weights.manifest import PROBE_LENGTH
@@ -149,12 +149,12 @@ def rollout_group(
     placement: Placement,
 ) -> WorkerGroup:
     """The rollout workers, for sequences of up to ``longest`` tokens; until the first sync they hold the model's own weights."""
-    place = Place(placement.plan.device_of("rollout"), placement.plan.num_threads, longest)
+    resources = EngineResources(placement.plan.device_of("rollout"), placement.plan.num_threads, longest)
     return WorkerGroup(
         "rollout",
         RolloutWorker,
         config.num_workers,
-        arguments=lambda _: {"config": config, "model": model, "eos": eos, "place": place},
+        arguments=lambda _: {"config": config, "model": model, "eos": eos, "resources": resources},
         options=lambda index: placement.options("rollout", index),
         deadline_s=cluster.deadline_s,
         max_restarts=cluster.max_restarts,

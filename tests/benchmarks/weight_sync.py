@@ -22,7 +22,7 @@ from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_pla
 from rlhf_ray.actors.session import ray_session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
-from rlhf_ray.rollout.worker import Place, RolloutWorker
+from rlhf_ray.rollout.worker import EngineResources, RolloutWorker
 from rlhf_ray.train.learner_group import LearnerGroup
 from rlhf_ray.train.step_metrics import sync_metrics
 from rlhf_ray.weights.messages import Bucket
@@ -66,12 +66,12 @@ def syncs(job, model, rounds):
     """Syncs ``rounds`` times, a copy of the same bytes after each; returns the seconds of both and the metrics."""
     demand = Demand(counts={"learner": 1, "rollout": 1})
     placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
-    place = Place(placement.plan.device, placement.plan.num_threads, 64)
+    resources = EngineResources(placement.plan.device, placement.plan.num_threads, 64)
     worker = WorkerGroup(
         "rollout",
         Probed,
         1,
-        arguments=lambda i: {"config": job.rollout, "model": model, "eos": (1,), "place": place},
+        arguments=lambda i: {"config": job.rollout, "model": model, "eos": (1,), "resources": resources},
         options=lambda i: placement.options("rollout", i),
         deadline_s=600.0,
         max_restarts=0,

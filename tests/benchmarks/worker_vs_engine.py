@@ -15,7 +15,7 @@ from rlhf_ray.batch import cat
 from rlhf_ray.config import ClusterConfig, ModelConfig, RolloutConfig
 from rlhf_ray.rollout.chunk import Chunk, sample_seed
 from rlhf_ray.rollout.engine import Request
-from rlhf_ray.rollout.worker import Place
+from rlhf_ray.rollout.worker import EngineResources
 from tests.benchmarks import workload
 from tests.benchmarks.duel import arguments
 from tests.benchmarks.ours import NEVER, WORKERS
@@ -54,12 +54,21 @@ def measure(size, vocab, kind, precision, rounds):
 
     draw, count = np.random.default_rng(1), size.samples // 4
     prompts = [draw.integers(3, vocab, workload.PROMPT).astype(np.int32) for _ in range(count)]
-    chunk = Chunk(0, 0, prompts, list(range(count)), list(range(count)), [0] * count, SAMPLES)
+    numbers = list(range(count))
+    chunk = Chunk(
+        step=0,
+        run_seed=0,
+        prompts=prompts,
+        example_id=numbers,
+        group=numbers,
+        first_sample=[0] * count,
+        samples=SAMPLES,
+    )
     engine = {"dtype": precision, "max_rows": size.samples}
     config = RolloutConfig(prompts_per_step=count, max_new_tokens=size.longest, engine=engine)
-    place = Place("cpu", os.cpu_count() or 1, workload.PROMPT + size.longest)
+    resources = EngineResources("cpu", os.cpu_count() or 1, workload.PROMPT + size.longest)
     model = ModelConfig(path=workload.model(size.shape, vocab))
-    arguments = {"config": config, "model": model, "eos": NEVER, "place": place}
+    arguments = {"config": config, "model": model, "eos": NEVER, "resources": resources}
     options = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count())}}}
     group = WorkerGroup(
         "rollout",

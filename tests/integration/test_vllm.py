@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.config import ModelConfig, RolloutConfig
 from rlhf_ray.rollout.engine import Request
-from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
+from rlhf_ray.rollout.worker import Chunk, EngineResources, RolloutWorker
 from rlhf_ray.weights.manifest import StaleWeights, verify_probe
 from tests.helpers import TINY, rl_job
 from tests.sync import sequence_log_probs, sync_messages
@@ -104,7 +104,7 @@ def bench(tied, tmp_path_factory):
     actor = (
         ray.remote(Bench)
         .options(num_cpus=1, runtime_env=environment)
-        .remote(config, ModelConfig(path=str(path)), EOS, Place("cpu", 1, 64))
+        .remote(config, ModelConfig(path=str(path)), EOS, EngineResources("cpu", 1, 64))
     )
     ray.get(actor.check.remote(), timeout=300)
 
@@ -183,7 +183,16 @@ def test_completions_come_as_they_finish(bench):
 
 def test_a_chunk_comes_in_pieces(bench):
     prompts = [np.array([5, 6, 9]), np.array([8, 4])]
-    chunk = Chunk(0, 1, prompts, [11, 12], [0, 1], [0, 0], 3, greedy_extra=True)
+    chunk = Chunk(
+        step=0,
+        run_seed=1,
+        prompts=prompts,
+        example_id=[11, 12],
+        group=[0, 1],
+        first_sample=[0, 0],
+        samples=3,
+        greedy_extra=True,
+    )
     pieces = bench("pieces", chunk)
     assert len(pieces) > 1
     assert sorted(
@@ -220,7 +229,9 @@ def test_a_head_size_that_vllm_cannot_run_is_bad_input(tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY)).save_pretrained(tmp_path)
     config = RolloutConfig(engine={"type": "vllm", "dtype": "float32"})
-    actor = ray.remote(RolloutWorker).remote(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64))
+    actor = ray.remote(RolloutWorker).remote(
+        config, ModelConfig(path=str(tmp_path)), EOS, EngineResources("cpu", 1, 64)
+    )
     with pytest.raises(RayTaskError, match=r"head_dim=16.*rollout\.engine\.type=transformers"):
         ray.get(actor.check.remote(), timeout=300)
     ray.kill(actor)

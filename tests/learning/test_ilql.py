@@ -62,7 +62,7 @@ def learned_q(path):
     places = torch.arange(chain.SIZE)
     with torch.no_grad():
         hidden = model.hidden(places + chain.FIRST, torch.ones_like(places), places)
-        return model.heads.least(hidden).numpy()
+        return model.heads.smaller_target_q(hidden).numpy()
 
 
 def test_values_near_the_optimum_and_guidance_takes_the_best_walks(tmp_path):

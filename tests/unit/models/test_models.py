@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlhf_ray import flops
 from rlhf_ray.config import BadInput, LoraConfig, ModelConfig
-from rlhf_ray.models.attention import flash, packed_attention
+from rlhf_ray.models.attention import flash_attention, key_layout, packed_attention
 from rlhf_ray.models.load import (
     build_skeleton,
     compile_layers,
@@ -114,9 +114,21 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
     for found, wanted in zip(grads, whole_grads, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     packing = pack(lengths, shared)
-    assert sum(packing.lengths) == len(packing.kept) == len(tokens) - int(shared.sum())
+    assert sum(packing.lengths) == len(packing.source) == len(tokens) - int(shared.sum())
     assert packing.lengths == (6, 4, 1, 4, 3, 7, 5, 5)
     assert packing.prefixes == (-1, 0, 0, 0, -1, 4, 4, -1)
+
+
+def test_the_worked_examples_of_a_shared_prompt():
+    packing = pack(torch.tensor([3, 4, 2]), torch.tensor([0, 2, 0]))
+    assert (packing.lengths, packing.prefixes) == ((2, 1, 2, 2), (-1, 0, 0, -1))
+    assert packing.source.tolist() == [0, 1, 2, 5, 6, 7, 8]
+    assert packing.index.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6]
+    assert packing.positions.tolist() == [0, 1, 2, 2, 3, 0, 1]
+    layout = key_layout((3, 2, 2), (-1, 0, 0), torch.device("cpu"))
+    assert layout.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6]
+    assert layout.query_ends.tolist() == [0, 3, 5, 7]
+    assert (layout.key_ends.tolist(), layout.max_keys) == ([0, 3, 8, 13], 5)
 
 
 def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
@@ -149,7 +161,7 @@ def test_one_flash_kernel_gets_what_the_sequences_apart_get(monkeypatch, kernel,
     draw, lengths = torch.Generator().manual_seed(3), (6, 3, 9, 5)
     q, k, v = (torch.randn(1, heads, sum(lengths), 8, generator=draw) for heads in (4, 2, 2))
     apart, _ = packed_attention(torch.nn.Module(), q, k, v, None, 0.3, lengths, prefixes, sliding_window=window)
-    torch.testing.assert_close(flash(q, k, v, lengths, prefixes, 0.3, window), apart)
+    torch.testing.assert_close(flash_attention(q, k, v, lengths, prefixes, 0.3, window), apart)
 
 
 def test_gradients_of_packed_and_padded_are_the_same():

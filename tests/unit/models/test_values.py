@@ -14,7 +14,7 @@ from rlhf_ray.learner import zero
 from rlhf_ray.models.load import load_model, wrap_model
 from rlhf_ray.models.value_heads import ActionLinear, ValueModel, guide_model, save_heads
 from rlhf_ray.rollout.chunk import Chunk
-from rlhf_ray.rollout.worker import Place, RolloutWorker
+from rlhf_ray.rollout.worker import EngineResources, RolloutWorker
 from rlhf_ray.tasks.ilql import ImplicitQObjective
 from tests import chain
 from tests.helpers import TINY, rl_job
@@ -187,20 +187,20 @@ def test_a_linear_layer_answers_for_one_output_a_row():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_targets_follow_as_polyak_averages_whatever_the_dtype(dtype):
     model = ValueModel(plain().to(dtype), "packed")
-    averages = zero.PolyakAverages(model.heads.averaged(), 0.005)
+    averages = zero.PolyakAverages(model.heads.parameter_pairs(), 0.005)
     with torch.no_grad():
-        for source, _ in model.heads.averaged():
+        for source, _ in model.heads.parameter_pairs():
             source.fill_(1.0)
-    before = [t.float().clone() for _, t in model.heads.averaged()]
+    before = [t.float().clone() for _, t in model.heads.parameter_pairs()]
     for _ in range(40):
         averages.update()
-    for (_, target), start in zip(model.heads.averaged(), before, strict=True):
+    for (_, target), start in zip(model.heads.parameter_pairs(), before, strict=True):
         wanted = 1 + (start - 1) * 0.995**40
         torch.testing.assert_close(
             target.detach().float(), wanted, atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0
         )
     fresh = ValueModel(plain().to(dtype), "packed")
-    again = zero.PolyakAverages(fresh.heads.averaged(), 0.005)
+    again = zero.PolyakAverages(fresh.heads.parameter_pairs(), 0.005)
     again.load(averages.values)
     for one, other in zip(fresh.heads.target.parameters(), model.heads.target.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -244,11 +244,21 @@ def test_saved_heads_come_back_and_the_directory_is_a_plain_model(saved):
 def generated(path, guided, greedy=True):
     """Four answers of a rollout worker, as a Batch."""
     config = RolloutConfig(max_new_tokens=6, engine={"type": "transformers", "guide": guided})
-    worker = RolloutWorker(config, ModelConfig(path=str(path)), (2,), Place("cpu", 1, 32))
+    worker = RolloutWorker(config, ModelConfig(path=str(path)), (2,), EngineResources("cpu", 1, 32))
     worker.check()
     prompts = [np.array(p) for p in ([5, 6, 7], [8], [9, 3], [4, 4, 4, 4])]
-    asked = Chunk(0, 0, prompts, [0, 1, 2, 3], [0, 1, 2, 3], [0] * 4, 1, greedy=greedy)
-    return next(worker.generate(-1, asked, 4)).sorted()
+    order = [0, 1, 2, 3]
+    chunk = Chunk(
+        step=0,
+        run_seed=0,
+        prompts=prompts,
+        example_id=order,
+        group=order,
+        first_sample=[0] * 4,
+        samples=1,
+        greedy=greedy,
+    )
+    return next(worker.generate(-1, chunk, 4)).sorted()
 
 
 @pytest.mark.parametrize("beta", [0.0, 3.0])
@@ -274,7 +284,7 @@ def test_guidance_changes_greedy_answers(saved):
 
 def test_guidance_without_heads_is_bad_input(tmp_path):
     plain().save_pretrained(tmp_path)
-    with pytest.raises(BadInput, match="no values to guide by"):
+    with pytest.raises(BadInput, match=r"has no value_heads.*needs value heads"):
         generated(tmp_path, 1.0)
     with pytest.raises(BadInput, match="final_logit_softcapping"):
         guide_model(plain(final_logit_softcapping=30.0), str(tmp_path), 1.0)

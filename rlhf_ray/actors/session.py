@@ -1,4 +1,4 @@
-"""The Ray session of a command: it starts or joins Ray, handles signals, and leaves nothing behind."""
+"""The Ray session of a command: it starts or joins Ray, handles signals, leaves nothing."""
 
 from __future__ import annotations
 
@@ -8,56 +8,143 @@ import os
 import re
 import secrets
 import signal
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from .._compat import WORKER_SETUP
 from ..config import BadInput, ClusterConfig
+from ..run.outcome import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REPEAT_S = 1.0  # a signal that comes so soon after the first is the same request
 
 
 class Stop:
-    """A signal handler for SIGTERM and SIGINT that sets ``requested``, which the loops read between steps.
+    """The handler of the signals that end a command: SIGTERM, SIGINT and SIGHUP.
 
-    A second signal raises KeyboardInterrupt at once.
+    A signal raises Stopped, or in a block of :meth:`deferred` it only sets ``requested``, which loops read between
+    steps. A second signal raises KeyboardInterrupt. What follows within REPEAT_S is the same request: `timeout` signals
+    its command and then the command's process group, systemd sends SIGHUP after SIGTERM.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._is_deferred = False
+        self._first_s = 0.0
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In the block a signal only sets ``requested``."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested and now - self._first_s >= REPEAT_S:
             raise KeyboardInterrupt
-        self.requested = True
-        print("stopping after this step, with a checkpoint (send the signal again to stop at once)", flush=True)
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if self.requested:
+            return
+        self.requested, self._first_s = True, now
+        if not self._is_deferred:
+            raise Stopped(
+                f"stopped by {signal.Signals(number).name}; the same command goes on from its last checkpoint"
+            )
+        with contextlib.suppress(OSError, RuntimeError):  # no reader is left, or the signal interrupts another print
+            print("stopping after this step, with a checkpoint (send the signal again to stop at once)", flush=True)
 
 
 @contextlib.contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[Stop]:
+    """A Stop that handles SIGTERM, SIGINT and SIGHUP in the block; SIGHUP stays ignored if it is, as under `nohup`."""
+    stop = Stop()
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    if earlier[signal.SIGHUP] == signal.SIG_IGN:
+        del earlier[signal.SIGHUP]
+    for number in earlier:
+        signal.signal(number, stop)
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
     """Ray during the block: the cluster of ``config.address`` or RAY_ADDRESS, or else a local one with a token.
 
+    The processes of a local Ray block SIGTERM and SIGHUP, because both may be sent to the whole process group, or to
+    all processes of a batch job or service: only this process ends the session. It keeps its own signal handlers.
     environment.authenticate must have run before Ray was imported, so that Ray writes nothing to the user's home.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
-    stop = Stop()
-    earlier_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"runtime_env": {"worker_process_setup_hook": WORKER_SETUP}}
     options |= {"address": address} if address else {"include_dashboard": False, "address": "local"}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    earlier_children = set(psutil.Process().children())
+    daemons: list[psutil.Process] = []
     try:
-        with _private_umask():
-            ray.init(
-                logging_level=logging.WARNING, log_to_driver=bool(os.environ.get("RLHF_RAY_WORKER_LOGS")), **options
-            )
-        for number in earlier_handlers:
-            signal.signal(number, stop)  # after ray.init, which installs handlers of its own
-        yield stop
+        # Processes that are started in the block inherit the mask; a signal that arrives waits for its end.
+        with _private_umask(), contextlib.nullcontext() if address else _blocked({signal.SIGTERM, signal.SIGHUP}):
+            try:
+                ray.init(
+                    logging_level=logging.WARNING, log_to_driver=bool(os.environ.get("RLHF_RAY_WORKER_LOGS")), **options
+                )
+            finally:
+                daemons = [child for child in psutil.Process().children() if child not in earlier_children]
+                for number, handler in handlers.items():  # Ray installs a handler of SIGTERM
+                    signal.signal(number, handler)
+        yield
     finally:
-        ray.shutdown()
-        for number, handler in earlier_handlers.items():
-            signal.signal(number, handler)
+        with _blocked(set(SIGNALS)):
+            _shut_down(daemons)
+
+
+def _shut_down(daemons: list[psutil.Process]) -> None:
+    """Disconnects from Ray, and kills the processes of a local one with all that they have started."""
+    started: list[psutil.Process] = []
+    for daemon in daemons:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += [daemon, *daemon.children(recursive=True)]
+    node: Any = ray._private.worker._global_node
+    for processes in node.all_processes.values() if node is not None else ():
+        for info in processes:  # Ray would send each a SIGTERM, which it blocks, and wait a second
+            info.process.terminate = info.process.kill
+    ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _leave_terminal() -> None:
+    """Sends stdout and stderr to /dev/null if they are a terminal: after SIGHUP it is gone, and a print would fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)
+
+
+@contextlib.contextmanager
+def _blocked(numbers: set[signal.Signals]) -> Iterator[None]:
+    """Signals of this thread wait for the end of the block; a process that is started in it blocks them for good."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def check_run_dir(run_dir: str, submitted: bool) -> None:

@@ -26,18 +26,18 @@ NOT_THE_RESULT = re.compile(
 def run(job: Job, console: Console) -> None:
     """Runs a job in a Ray session of its own, or on the cluster that it names. A finished run only says so.
 
-    Raises BadInput (nothing has run yet), Failed (something has), Stopped (a checkpoint was written), or what went wrong.
+    Raises BadInput (nothing has run yet), Failed (something has), Stopped (by a signal), or what went wrong.
     """
     if is_finished(job):
         console.print(f"finished already, nothing to do: {Path(job.run.dir).absolute()}")
         return
-    from ..actors.session import check_run_dir, check_shared, ray_session
+    from ..actors.session import check_run_dir, check_shared, ray_session, stop_on_signals
 
     check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
-    with RunDir(job) as run_dir:
+    with stop_on_signals() as stop, RunDir(job) as run_dir:
         preflight.check_job(job)
         notice("starting Ray")
-        with ray_session(job.cluster) as stop:
+        with ray_session(job.cluster):
             import ray
 
             check_shared(run_dir.path)

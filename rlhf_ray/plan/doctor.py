@@ -19,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from ..config import ClusterConfig, parse
+from ..run.outcome import Stopped
 
 LEAST_DISK, LEAST_MEMORY = 10e9, 4e9
 BANDWIDTH_ELEMENTS = 1 << 22  # of the all-reduce: 16 MB of float32
@@ -64,6 +65,8 @@ def attempt(name: str, remedy: str, check: Callable[[], Iterable[Finding]]) -> I
     """The findings of a check that may raise: what it raises is a finding too."""
     try:
         yield from check()
+    except Stopped:
+        raise
     except Exception as error:
         lines = str(error).strip().splitlines()
         yield Finding(name, False, f"{type(error).__name__}: {lines[0] if lines else ''}", remedy)
@@ -169,9 +172,9 @@ def ray_checks(cluster: ClusterConfig) -> Iterator[Finding]:
     """Reachability, and the bandwidth of a collective between two workers (one a node, where there are several)."""
     import ray
 
-    from ..actors.session import ray_session
+    from ..actors.session import ray_session, stop_on_signals
 
-    with ray_session(cluster):
+    with stop_on_signals(), ray_session(cluster):
         have = ray.cluster_resources()
         nodes = [n for n in ray.nodes() if n["Alive"]]
         gpus = int(have.get("GPU", 0))

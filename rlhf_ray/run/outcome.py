@@ -9,7 +9,7 @@ from ..config import BadInput
 
 
 class Stopped(Exception):
-    """The command was asked to stop and has written a checkpoint; exit code 3."""
+    """A signal ended the command, in a training with a checkpoint of the last step; exit code 3."""
 
 
 class Failed(Exception):

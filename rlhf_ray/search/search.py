@@ -16,7 +16,7 @@ from ray import tune
 from rich.console import Console
 
 from ..actors.placement import cluster_nodes
-from ..actors.session import Stop, check_run_dir, check_shared, ray_session
+from ..actors.session import Stop, check_run_dir, check_shared, ray_session, stop_on_signals
 from ..config import Search, TuneConfig, parse, set_values
 from ..config.tune import values_to_check
 from ..jobs import preflight
@@ -49,7 +49,7 @@ def run_search(search: Search, console: Console) -> None:
     require_searcher(search.tune.searcher.type)
     job = base_job(search)
     check_hyperband(search.tune, num_evaluations(job, job.num_steps))
-    with RunDir(search) as run:
+    with stop_on_signals() as stop, RunDir(search) as run:
         trials = Trials(
             tree=job_tree(search),
             directory=run.path / "trials",
@@ -60,7 +60,7 @@ def run_search(search: Search, console: Console) -> None:
         for values in values_to_check(search.tune.space):
             preflight.check_job(parse(set_values(dict(trials.tree), values), "tune"))
         # Under `ray job submit` the working directory may be removed: two raylets on one machine unpack the same one.
-        with ray_session(search.cluster) as stop, contextlib.chdir(run.path):
+        with ray_session(search.cluster), stop.deferred(), contextlib.chdir(run.path):
             check_shared(run.path)
             console.print(f"search: {objective.describe()}; {_describe(search.tune)}")
             tried = trial_results(run_trials(search, trials), trials, job.num_steps)
@@ -124,7 +124,7 @@ def _new_tuner(trainable: Any, search: Search, objective: SearchObjective, state
 
 
 class StopWhenRequested(tune.Callback):
-    """Interrupts Ray Tune after the session got SIGTERM or SIGINT.
+    """Interrupts Ray Tune after the session got SIGTERM, SIGINT or SIGHUP.
 
     Tune saves its state and leaves running trials unfinished, so that they can be continued, only if its own signal
     handler was called. It listens to SIGUSR1, and to SIGINT, whose handler would take the place of the session's. A

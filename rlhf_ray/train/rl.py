@@ -90,7 +90,8 @@ class RL:
 
     def _work(self) -> None:
         self.restore()
-        self.loop()
+        with self.step_end.stop.deferred():
+            self.loop()
         self.learners.export(self.run.path / "model", self.setup.tokenizer.save_pretrained)
 
     def loop(self) -> None:

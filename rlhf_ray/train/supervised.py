@@ -87,7 +87,8 @@ class SupervisedRun:
         if self.heldout is not None:
             self.heldout = self.task.with_reference(self.heldout, log_probs)
         self._restore(learners)
-        self._loop(learners)
+        with self.stop.deferred():
+            self._loop(learners)
         if job.evaluate.best is not None and (best := self.best.latest()) is not None:
             learners.load(best / "learner")
             notice(f"the model is that of {best.name}, the best by {job.evaluate.best}")

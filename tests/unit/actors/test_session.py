@@ -1,9 +1,12 @@
-"""Run directories that a submitted job may not have."""
+"""Run directories that a submitted job may not have, and what signals do."""
+
+import signal
 
 import pytest
 
-from rlhf_ray.actors.session import check_run_dir
+from rlhf_ray.actors.session import SIGNALS, check_run_dir, stop_on_signals
 from rlhf_ray.config import BadInput
+from rlhf_ray.run.outcome import Stopped
 
 
 @pytest.mark.parametrize("directory", ["runs/ppo", "ppo", "./ppo", "../shared/ppo"])
@@ -24,3 +27,32 @@ def test_a_run_directory_within_rays_session_is_refused_under_ray_job_submit():
 def test_any_directory_within_rays_session_is_refused_under_ray_job_submit(inside):
     with pytest.raises(BadInput, match="session directory"):
         check_run_dir(inside, submitted=True)
+
+
+def test_a_signal_raises_stopped_outside_a_deferred_block():
+    with pytest.raises(Stopped, match="stopped by SIGTERM; the same command goes on"), stop_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_a_deferred_block_only_sets_a_flag_and_a_later_one_interrupts(monkeypatch, capsys):
+    seconds = iter([10.0, 10.9, 11.1])
+    monkeypatch.setattr("rlhf_ray.actors.session.time.monotonic", lambda: next(seconds))
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop, stop.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        signal.raise_signal(signal.SIGTERM)  # the same request again, as `timeout` sends it
+        assert capsys.readouterr().out.count("stopping after this step") == 1
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_are_restored_and_an_ignored_sighup_stays_ignored():
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under `nohup`
+    try:
+        before = [signal.getsignal(number) for number in SIGNALS]
+        with stop_on_signals() as stop:
+            assert signal.getsignal(signal.SIGTERM) is stop
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    finally:
+        signal.signal(signal.SIGHUP, earlier)

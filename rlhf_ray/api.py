@@ -13,6 +13,7 @@ from ._compat import hide_sklearn
 from .actors.environment import authenticate
 from .config import BadInput, Job, apply_overrides, load, parse
 from .run import reader
+from .run.directory import correct_state
 from .run.events import PACKAGE, TerminalHandler
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """'running', 'finished', 'stopped' or 'failed', as RUN/manifest.json says."""
+        """'running', 'finished', 'stopped' or 'failed': RUN/manifest.json, corrected if a running command vanished."""
+        correct_state(self.path)
         return str(reader.read_manifest(self.path).get("state", "unknown"))
 
     @property

@@ -280,8 +280,10 @@ def _report(args: argparse.Namespace) -> int:
     from .report.console import plain_console
     from .report.evaluations import compare_first_and_last, comparison_tables
     from .report.usage import report_usage, usage_table
+    from .run.directory import correct_state
 
     directory, console = Path(args.directory), plain_console()
+    correct_state(directory)
     comparison, usage = compare_first_and_last(directory), report_usage(directory)
     if comparison is not None:
         for table in comparison_tables(comparison, args.samples):

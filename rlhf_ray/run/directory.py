@@ -84,6 +84,8 @@ BEFORE_STEP_1 = (
     "usage.json",
     "prints",
 )
+VANISHED = "ended without a record of how: it was killed, or its machine was lost"
+CORRECTION_S = 0.3  # correct_state holds a run's lock for a moment
 PACKAGES = ("rlhf-ray", "torch", "transformers", "ray", "deepspeed", "peft", "pyarrow", "numpy")
 
 
@@ -117,6 +119,8 @@ class RunDir:
         write_json(self.path / "config.json", job.model_dump(mode="json"))
         self.opened = time.time()
         self.events = EventLog(self.path / "log.jsonl", self.id, job.job)
+        if self.manifest.get("state") == "running":
+            log.info("the command before this one %s", VANISHED)
         if not (keep_finished and self.manifest.get("state") == "finished"):
             self.record("running")
 
@@ -200,6 +204,17 @@ class RunDir:
         self._lock.close()
 
 
+def correct_state(path: Path) -> None:
+    """Records "failed" in the manifest of a run that says "running" although no process holds its directory."""
+    if read_manifest(path).get("state") != "running":
+        return
+    with contextlib.suppress(OSError), (path / ".lock").open("r+") as file:  # in use, or of another user
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        manifest = read_manifest(path)
+        if manifest.get("state") == "running":
+            write_json(path / "manifest.json", {**manifest, "state": "failed", "error": f"the command {VANISHED}"})
+
+
 def _locked_file(path: Path, wait_s: float) -> Any:
     """Makes the directory ``path`` and locks its file ``.lock``; the lock lasts until the returned file is closed."""
     try:
@@ -207,7 +222,7 @@ def _locked_file(path: Path, wait_s: float) -> Any:
         file = (path / ".lock").open("a+")
     except OSError as error:
         raise BadInput(f"run.dir: cannot write to {path}: {error.strerror}") from None
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + max(wait_s, CORRECTION_S)
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,7 +232,7 @@ def _locked_file(path: Path, wait_s: float) -> Any:
                 file.seek(0)
                 holder = file.read().strip() or "another run"
                 raise BadInput(f"run.dir: {path} is in use by {holder}; choose another run.dir") from None
-        time.sleep(0.5)
+        time.sleep(0.1)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -35,11 +35,17 @@ def start(tmp_path, monkeypatch):
     file.write_text(yaml.safe_dump(rl_job(num_steps=100000)))
     monkeypatch.setenv("RLHF_RAY_TEST", str(tmp_path))  # Ray's processes inherit it
 
+    processes = []
+
     def run(*before, **options):
         defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        return subprocess.Popen([*before, *command(file, tmp_path / "run")], cwd=ROOT, **(defaults | options))
+        line = [*before, *command(file, tmp_path / "run")]
+        processes.append(subprocess.Popen(line, cwd=ROOT, **(defaults | options)))
+        return processes[-1]
 
-    return run
+    yield run
+    for process in processes:
+        process.kill()  # if a test has failed
 
 
 def wait_for_steps(run_dir, count, process):
@@ -47,7 +53,8 @@ def wait_for_steps(run_dir, count, process):
     goal = len(read_metrics(run_dir)) + count
     until = time.monotonic() + 120
     while len(read_metrics(run_dir)) < goal:
-        assert process.poll() is None and time.monotonic() < until, process.communicate(timeout=10)
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
         time.sleep(0.1)
 
 

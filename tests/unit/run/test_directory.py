@@ -9,8 +9,9 @@ from subprocess import PIPE
 import numpy as np
 import pytest
 
+from rlhf_ray.api import Run
 from rlhf_ray.config import BadInput, apply_overrides, load, parse
-from rlhf_ray.run.directory import RunDir, differences
+from rlhf_ray.run.directory import RunDir, correct_state, differences
 from tests.helpers import ROOT, rl_job
 
 
@@ -59,6 +60,36 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
         holder.kill()
         holder.communicate(timeout=30)
     RunDir(job(tmp_path)).close()
+
+
+def test_a_run_whose_process_vanished_is_corrected_and_one_that_is_going_is_not(tmp_path):
+    code = f"""if True:
+        import os
+        from rlhf_ray.run.directory import RunDir
+        from tests.unit.run.test_directory import job
+        from pathlib import Path
+        RunDir(job(Path({str(tmp_path)!r})))
+        os._exit(9)  # as SIGKILL ends it
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)
+    assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "running"
+    assert Run(tmp_path).state == "failed"
+    assert "ended without a record of how" in json.loads((tmp_path / "manifest.json").read_text())["error"]
+    with RunDir(job(tmp_path)) as run:
+        assert Run(tmp_path).state == "running"
+        assert "error" not in run.manifest
+
+
+def test_the_next_command_logs_that_the_one_before_vanished(tmp_path):
+    RunDir(job(tmp_path)).close()
+    assert "ended without a record" not in (tmp_path / "log.jsonl").read_text()
+    RunDir(job(tmp_path)).close()
+    assert "the command before this one ended without a record of how" in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_directory_without_a_run_is_left_alone(tmp_path):
+    correct_state(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_the_config_in_a_run_directory_makes_the_same_job(tmp_path):

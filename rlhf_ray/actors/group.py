@@ -9,27 +9,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
 from ..run.events import notice
+from .errors import DEAD, GangTimeout, StageTimeout, WorkerLost, gang_error, index_of_cause, unwrap
 
-DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
-
-
-class WorkerLost(RuntimeError):
-    """A worker died. ``group`` is its role, ``index`` its number in the group."""
-
-    def __init__(self, group: str, index: int, cause: BaseException) -> None:
-        super().__init__(f"{group} worker {index} died: {str(cause).splitlines()[0]}")
-        self.group, self.index = group, index
-
-
-class StageTimeout(RuntimeError):
-    """A stage passed its deadline. The message has the stage, the workers it waits for, and their Python stacks."""
+GRACE_S = 10.0  # for the other workers to return or fail too, after the first error of a call
 
 
 class WorkerGroup:
@@ -38,6 +27,10 @@ class WorkerGroup:
     ``arguments(index)`` are the keyword arguments of its constructor, ``options(index)`` Ray's options of the actor.
     ``deadline_s`` limits each call, ``max_restarts`` the replacements of the whole group. ``on_start(actor)``, if it is
     set, prepares each replacement before it serves.
+
+    Workers of a ``gang`` wait for each other within a call, so an error of one leaves the others stuck. Its calls raise
+    WorkerLost or GangTimeout if a restart of all may help. They raise a worker's BadInput as it is, any other error as
+    WorkerFailed, and then the workers that are stuck have been killed.
     """
 
     def __init__(
@@ -50,9 +43,11 @@ class WorkerGroup:
         options: Callable[[int], dict[str, Any]],
         deadline_s: float,
         max_restarts: int,
+        gang: bool = False,
     ) -> None:
         self.role, self.cls, self.arguments, self.options = role, cls, arguments, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
+        self.gang = gang
         self.lock = threading.RLock()  # two threads may see the same death
         self.on_start: Callable[[Any], None] | None = None
         self.ended = False
@@ -83,15 +78,32 @@ class WorkerGroup:
         The caller owns the values, which stay in the object store, so that they outlive the worker.
         """
         streams = [getattr(actor, method).options(num_returns="streaming").remote(*args) for actor in self.actors]
-        while True:
-            if not ray.wait([streams[0]], timeout=self.deadline_s)[0]:
-                raise StageTimeout(self.describe_hang(method, [0]))
+        running: dict[Any, int] = {stream: index for index, stream in enumerate(streams)}
+        newest: dict[int, Any] = {}  # a generator's error is the last thing that it yields
+        errors: dict[int, RayError] = {}
+        deadline = time.monotonic() + self.deadline_s
+        while running and not _has_death(errors):
+            ready = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))[0]
+            if not ready:
+                if errors:
+                    break
+                raise self.timeout(method, sorted(running.values()))
+            index = running[ready[0]]
             try:
-                reference = next(streams[0])
+                newest[index] = next(streams[index])
             except StopIteration:
-                break
-            yield reference
-        self.collect([stream.completed() for stream in streams], method)
+                del running[ready[0]]
+            else:
+                if index == 0:  # not looked into: it may be large, and on another node
+                    yield newest[index]
+                    deadline = time.monotonic() + (GRACE_S if errors else self.deadline_s)
+                    continue
+            error = _error_of(newest[index]) if index in newest else None
+            if error is not None:
+                errors.setdefault(index, error)
+            deadline = time.monotonic() + (GRACE_S if errors else self.deadline_s)
+        if errors:
+            self._raise(errors, list(running.values()), method)
 
     def host(self, index: int) -> str:
         """Address at which Ray's other nodes reach the node of a worker."""
@@ -107,37 +119,58 @@ class WorkerGroup:
             except DEAD:
                 dead.append(index)
             except GetTimeoutError:
-                raise StageTimeout(self.describe_hang(method, [index])) from None
+                raise self.timeout(method, [index]) from None
         for index in dead:
             self.replace(index)
         if dead:
             self.call_with_restart(method, *args)
 
     def collect(self, refs: list[Any], stage: str) -> list[Any]:
-        """Results of one call on each worker, in order. Raises what a worker raised, WorkerLost or StageTimeout."""
-        self._wait(refs, stage)
-        results = []
-        for index, ref in enumerate(refs):
-            try:
-                results.append(ray.get(ref))
-            except DEAD as error:
-                raise WorkerLost(self.role, index, error) from None
-            except RayTaskError as error:
-                raise unwrap(error) from None
-        return results
+        """Results of one call on each worker, in order.
 
-    def _wait(self, refs: list[Any], stage: str) -> None:
+        If a worker raises, the others have GRACE_S to end too; then the error that explains the others is raised. See
+        the class for what is raised. A death in the group, or an error of a worker that is not in a gang, is raised as
+        WorkerLost, or as it is.
+        """
+        errors, pending = self._wait(refs, stage)
+        if errors:
+            self._raise(errors, [refs.index(ref) for ref in pending], stage)
+        return ray.get(refs)
+
+    def _raise(self, errors: dict[int, RayError], stuck: list[int], stage: str) -> NoReturn:
+        """Raises the error that explains the others; see :meth:`collect`. ``stuck`` are workers that have not ended."""
+        index = index_of_cause(errors)
+        if isinstance(errors[index], DEAD):
+            raise WorkerLost(self.role, index, errors[index]) from None
+        if not self.gang:
+            raise unwrap(errors[index]) from None
+        for i in stuck:
+            ray.kill(self.actors[i])
+        raise gang_error(self.role, index, stage, errors[index])
+
+    def _wait(self, refs: list[Any], stage: str) -> tuple[dict[int, RayError], list[Any]]:
+        """Waits for all calls, or for GRACE_S after the first error; not at all after a death.
+
+        Returns the errors by worker, in the order in which they came, and the calls that have not ended. Raises
+        StageTimeout.
+        """
         deadline, pending = time.monotonic() + self.deadline_s, list(refs)
-        while pending:
+        errors: dict[int, RayError] = {}
+        while pending and not _has_death(errors):
             done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                raise StageTimeout(self.describe_hang(stage, [refs.index(ref) for ref in pending]))
-            try:
-                ray.get(done, timeout=0)  # not in order: while one rank is dead, the others wait in a collective
-            except DEAD as error:
-                raise WorkerLost(self.role, refs.index(done[0]), error) from None
-            except (RayTaskError, GetTimeoutError):
-                pass  # raised in order, by collect
+                if errors:
+                    break
+                raise self.timeout(stage, [refs.index(ref) for ref in pending])
+            error = _error_of(done[0])
+            if error is not None:
+                errors[refs.index(done[0])] = error
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+        return errors, pending
+
+    def timeout(self, stage: str, waiting: list[int]) -> StageTimeout:
+        """The error of a stage that passed its deadline while it waited for these workers."""
+        return (GangTimeout if self.gang else StageTimeout)(self.describe_hang(stage, waiting))
 
     def describe_hang(self, stage: str, waiting: list[int]) -> str:
         """One line with the stage and the workers that it waits for, then their Python stacks if they can be read."""
@@ -194,9 +227,19 @@ def _host(worker: Any) -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def unwrap(error: RayTaskError) -> BaseException:
-    """The exception that a worker raised, without Ray's wrapping: BadInput of a worker stays BadInput."""
-    return error.cause if isinstance(error.cause, BaseException) else error.as_instanceof_cause()
+def _has_death(errors: dict[int, RayError]) -> bool:
+    return any(isinstance(error, DEAD) for error in errors.values())
+
+
+def _error_of(ref: Any) -> RayError | None:
+    """The error of a call that has ended; None if it returned, which includes a result that is still on its way here."""
+    try:
+        ray.get(ref, timeout=0)
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        return error
+    return None
 
 
 def stacks(type_name: str) -> list[str]:

@@ -93,7 +93,7 @@ def texts(rows: Rows) -> pa.Table:
 
 def judged(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:
     """Scores (n, k), each worker a share; one that dies is replaced, and all of it done again."""
-    from ..actors.group import WorkerLost
+    from ..actors.errors import WorkerLost
 
     cuts = np.array_split(np.arange(len(rows)), len(reward))
     while True:

@@ -30,9 +30,11 @@ from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
+from .memory_errors import explains_memory
 from .mfu import HEADS, num_elements, peak_flops, training_flops
 from .objectives import Columns, LossTerm, Objective, final_positions
 
+COLLECTIVE_MARGIN_S = 120.0  # a collective fails so much later than the driver gives a stage up, and names its stacks
 LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
 
 
@@ -86,6 +88,7 @@ class LearnerWorker:
         self.engines: dict[str, Any] = {}
         self.averages: dict[str, zero.PolyakAverages] = {}
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
+        self.micro_batch: Batch | None = None  # the one that is computed
 
     def free_port(self) -> int:
         """A free port on this host, at which the ranks meet."""
@@ -93,6 +96,7 @@ class LearnerWorker:
             listener.bind(("", 0))
             return int(listener.getsockname()[1])
 
+    @explains_memory
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
         """Joins the other ranks and builds the roles.
 
@@ -107,7 +111,7 @@ class LearnerWorker:
             address=address,
             port=port,
             device=self.device,
-            timeout_s=self.deadline_s,
+            timeout_s=self.deadline_s + COLLECTIVE_MARGIN_S,
         )
         info = {role.name: self._build(role) for role in self.roles.values()}
         dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
@@ -155,6 +159,7 @@ class LearnerWorker:
             info["padded_reason"] = module.padded_reason
         return info
 
+    @explains_memory
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """``columns`` of this rank's share of the rows: old_log_probs, ref_log_probs, values (with final_values).
 
@@ -193,6 +198,7 @@ class LearnerWorker:
         """:meth:`update` of terms whose batches are arguments of their own, in the same order."""
         return self.update(role, [replace(term, batch=batch) for term, batch in zip(terms, batches, strict=True)])
 
+    @explains_memory
     def update(self, role: str, terms: Sequence[LossTerm]) -> Sums:
         """Optimizer steps on the sum of ``terms``: coefficient times loss over weight. Returns this rank's metric sums.
 
@@ -222,6 +228,7 @@ class LearnerWorker:
         sums.append({f"{role}/mfu": (flops, seconds * self.peak_flops)})
         return merge_sums(sums)
 
+    @explains_memory
     @torch.no_grad()
     def evaluate(self, role: str, objective: Objective, batch: Batch) -> Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
@@ -233,6 +240,7 @@ class LearnerWorker:
                 sums.append(loss_metrics)
         return merge_sums(sums)
 
+    @explains_memory
     @torch.no_grad()
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
         """The predictions of this rank's share: 'rows' (n,) of ``batch``, and as many arrays in 'predictions'."""
@@ -328,6 +336,7 @@ class LearnerWorker:
             torch.save(averages.values, self._averages_file(directory, name))
         torch.save(torch.get_rng_state(), Path(directory) / f"rng-rank{self.rank:03d}.pt")
 
+    @explains_memory
     def load(self, directory: str) -> None:
         """Reads back what :meth:`save` wrote."""
         for name, role in self.roles.items():
@@ -347,11 +356,10 @@ class LearnerWorker:
         ``unit`` stay together. Without a unit, groups stay together if that leaves out enough of their prompts.
         """
         for rows in self._plan(role, batch, unit)[self.rank]:
-            if len(rows):
-                yield MicroBatch(batch.take(rows), rows)
-            else:
-                column = np.arange(len(batch)) if unit is None else getattr(batch, unit)
-                yield MicroBatch(batch.take(column == column[0]), rows)
+            column = np.arange(len(batch)) if unit is None else getattr(batch, unit)
+            self.micro_batch = batch.take(rows if len(rows) else column == column[0])
+            yield MicroBatch(self.micro_batch, rows)
+        self.micro_batch = None
 
     def _plan(self, role: str, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
         """Rows of each micro-batch of each rank: ``plan[rank][i]``, empty for a filler."""

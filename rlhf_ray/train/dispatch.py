@@ -19,7 +19,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
-from ..actors.group import DEAD, StageTimeout, WorkerGroup, unwrap
+from ..actors.errors import DEAD, StageTimeout, unwrap
+from ..actors.group import WorkerGroup
 from ..batch import Batch, cat
 from ..data.prompts import Prompts
 from ..rollout.chunk import Chunk

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from ..actors.group import WorkerGroup, WorkerLost
+from ..actors.errors import GangTimeout, WorkerLost
+from ..actors.group import WorkerGroup
 from ..actors.placement import Placement
 from ..batch import COLUMNS, Batch
 from ..config import Common, RLJob
@@ -44,8 +45,10 @@ class LearnerGroup:
             options=lambda index: placement.options("learner", index),
             deadline_s=job.cluster.deadline_s,
             max_restarts=job.cluster.max_restarts,
+            gang=True,
         )
         self.info: dict[str, Any] = {}
+        self.timed_out = False  # since the last checkpoint was written
 
     def start(self) -> None:
         """Joins the ranks and builds their models."""
@@ -75,7 +78,8 @@ class LearnerGroup:
     def recover(self, work: Callable[[], Result]) -> Result:
         """The result of ``work``.
 
-        If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint.
+        If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint. If a stage hangs, too,
+        but only once: a second hang before the next checkpoint is raised.
         """
         lost = False
         while True:
@@ -84,8 +88,13 @@ class LearnerGroup:
                     self.restart()
                 return work()
             except WorkerLost as error:
-                lost = True
                 notice(f"{error}; going back to the last checkpoint")
+            except GangTimeout as error:
+                if self.timed_out:
+                    raise
+                self.timed_out = True
+                notice(f"{error}\nall ranks are restarted; going back to the last checkpoint")
+            lost = True
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with ``columns`` (old_log_probs, ref_log_probs, values), of which each rank computes some rows."""
@@ -124,6 +133,7 @@ class LearnerGroup:
     def save(self, directory: Path) -> None:
         """Writes every rank's shards into ``directory``."""
         self.group.broadcast("save", str(directory))
+        self.timed_out = False
 
     def load(self, directory: Path) -> None:
         """Reads back what :meth:`save` wrote."""

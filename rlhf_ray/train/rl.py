@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from ..actors.group import DEAD, WorkerGroup
+from ..actors.errors import DEAD
+from ..actors.group import WorkerGroup
 from ..actors.placement import cluster_nodes, reserved_devices
 from ..actors.session import Stop
 from ..algorithms.estimate import estimate_advantages, mean_sequence_kl

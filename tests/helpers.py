@@ -1,6 +1,8 @@
 """Tiny jobs, and a way to run them in processes of their own, as a user would."""
 
 import contextlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,13 @@ def undescribed_metrics(run_dir):
     entries = {name: describe(name) for name in names}
     results_only = "evaluate/{term}"  # of job: evaluate, which has no metrics.jsonl; it would fit any held-out name
     return sorted(name for name, entry in entries.items() if entry is None or entry.name == results_only)
+
+
+def startup_parts(run_dir):
+    """The parts of a run's start that its log times, up to its first step."""
+    lines = [json.loads(line) for line in (Path(run_dir) / "log.jsonl").read_text().splitlines()]
+    timed = [re.fullmatch(r"start-up: (.*) took \d+\.\d s", line["message"]) for line in lines if line["step"] <= 1]
+    return list(dict.fromkeys(match[1] for match in timed if match))
 
 
 def weights_of(run_dir):

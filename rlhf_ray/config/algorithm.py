@@ -64,10 +64,12 @@ class Overlong(Section):
 class Algorithm(Section):
     """What all variants share.
 
-    ``greedy_baseline``: a greedy sample of each prompt comes on top of ``group_size``. ``token_advantages``: tokens of a
-    response may have different advantages, so that process rewards count.
+    ``greedy_baseline``: a greedy sample of each prompt comes on top of ``group_size``. ``has_critic``: a model of its own
+    predicts values. ``token_advantages``: tokens of a response may have different advantages, so that process rewards
+    count.
     """
 
+    has_critic: ClassVar[bool] = False
     greedy_baseline: ClassVar[bool] = False
     token_advantages: ClassVar[bool] = False
 
@@ -102,7 +104,7 @@ class Algorithm(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Algorithm:
-        if self.truncated == "bootstrap" and not isinstance(self, PPO):
+        if self.truncated == "bootstrap" and not self.has_critic:
             raise ValueError("truncated: bootstrap needs a critic, which only ppo has")
         if self.dynamic_sampling is not None and self.group_size < 2:
             raise ValueError("dynamic_sampling compares the samples of a prompt: group_size must be at least 2")
@@ -125,6 +127,7 @@ class TokenRatio(Algorithm):
 class PPO(TokenRatio):
     """PPO with a critic (Schulman et al., 2017; arXiv 1707.06347)."""
 
+    has_critic: ClassVar[bool] = True
     token_advantages: ClassVar[bool] = True
     type: Literal["ppo"] = "ppo"
     group_size: int = Field(1, ge=1, description="Samples of one prompt.")

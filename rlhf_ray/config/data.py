@@ -86,6 +86,11 @@ class DataConfig(Source):
         return self
 
     @property
+    def streamed(self) -> bool:
+        """Whether the rows are tokenised block by block into files, instead of held in memory."""
+        return False
+
+    @property
     def sources(self) -> Sequence[Source]:
         """The parts of the mixture, or the one source."""
         return self.mix or [self]
@@ -98,6 +103,11 @@ class TrainingData(DataConfig):
         False,
         description="Tokenise a block at a time into files of the run directory, so that memory does not grow with the data.",
     )
+
+    @property
+    def streamed(self) -> bool:
+        """See :attr:`DataConfig.streamed`."""
+        return self.stream
 
 
 class PromptConfig(DataConfig):

@@ -136,7 +136,7 @@ class RLJob(Common):
             found.append("old_log_probs")
         if a.kl.coef > 0:
             found.append("ref_log_probs")
-        if isinstance(a, PPO):
+        if a.has_critic:
             found.append("values")
         return found
 

@@ -9,23 +9,23 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from ..actors.group import WorkerGroup
-from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
+from ..actors.placement import worker_demand
 from ..batch import Batch
 from ..config import BadInput, GenerationJob, ModelConfig
 from ..data.prompts import Prompts, load_prompts
 from ..models.load import is_encoder_decoder, read_context_length, resolve_model
 from ..rewards.reward import scales
-from ..run.events import notice
-from ..train import evaluation as heldout
 from ..train import roles
 from ..train.dispatch import Dispatcher, RolloutRequest
-from ..train.setup import decoding_remarks, reward_group, rollout_group
+from ..train.evaluation import SEED_STEP, completions_table
+from ..train.startup import startup_part
+from ..train.workers import Workers, build_engines, build_reward_terms
 
 INITIAL = -1  # the version that a rollout worker holds before any sync: the model's own weights
 
 
 class Answers(NamedTuple):
-    """One row an answer, as :func:`rlhf_ray.train.evaluation.table` makes it, and the prompts."""
+    """One row an answer, as :func:`rlhf_ray.train.evaluation.completions_table` makes it, and the prompts."""
 
     table: pa.Table
     prompts: Prompts
@@ -51,32 +51,32 @@ def generate_answers(
             "set rollout.engine.type=transformers"
         )
     kind = "seq2seq" if seq2seq else "policy"
-    local_model, tokenizer = roles.prepare(model, run_dir, job.run.seed, kind)
-    directory = str(local_model.path)
-    tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-    max_new_tokens = job.rollout.max_new_tokens
-    context_length = read_context_length(directory)
-    prompts = load_prompts(job.data, tokenizer, context_length, max_new_tokens, "data", seq2seq)
-    check(prompts)
-    demand = worker_demand(rollout=job.rollout, rewards=job.rewards)
-    placement = Placement(plan_placement(job.cluster, demand, cluster_nodes()))
+    with startup_part("reading the model's files and the data"):
+        local_model, tokenizer = roles.prepare_model(model, run_dir, job.run.seed, kind)
+        directory = str(local_model.path)
+        tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+        max_new_tokens, context = job.rollout.max_new_tokens, read_context_length(directory)
+        prompts = load_prompts(job.data, tokenizer, context, max_new_tokens, "data", seq2seq)
+        check(prompts)
+        eos = roles.eos_ids(tokenizer, directory)
     max_tokens = job.data.max_prompt_tokens + max_new_tokens
-    reward = reward_group(job.rewards, run_dir, job.cluster, placement)
-    eos_ids = roles.eos_ids(tokenizer, directory)
-    rollout = rollout_group(job.rollout, local_model, eos_ids, max_tokens, job.cluster, placement)
-    try:
-        reward.broadcast("check", max_tokens)
-        for line in decoding_remarks(rollout):
-            notice(line)
+    with Workers(job.cluster, worker_demand(rollout=job.rollout, rewards=job.rewards)) as workers:
+        reward = workers.start_reward(job.rewards, run_dir)
+        rollout = workers.start_rollout(job.rollout, local_model, eos, max_tokens)
+        build_reward_terms(reward, max_tokens)
+        build_engines(rollout)
         batch = _collect(job, prompts, rollout=rollout, reward=reward, greedy=greedy)
-    finally:
-        for group in (rollout, reward):
-            group.kill()
-        placement.remove()
     # Scores of an ensemble's members are standardised, because it combines them; all other terms count as they score.
     members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}
-    statistics = {name: scale for name, scale in scales(batch.reward_parts, job.rewards).items() if name in members}
-    table = heldout.table(batch, job.rewards.terms, job.rewards, statistics, prompts.rows, tokenizer)
+    reward_scales = {name: scale for name, scale in scales(batch.reward_parts, job.rewards).items() if name in members}
+    table = completions_table(
+        batch,
+        terms=job.rewards.terms,
+        rewards=job.rewards,
+        reward_scales=reward_scales,
+        prompts=prompts.rows,
+        tokenizer=tokenizer,
+    )
     return Answers(table, prompts)
 
 
@@ -90,7 +90,7 @@ def _collect(job: GenerationJob, prompts: Prompts, *, rollout: WorkerGroup, rewa
         deadline_s=job.cluster.deadline_s,
     )
     request = RolloutRequest(
-        step=heldout.SEED_STEP,
+        step=SEED_STEP,
         version=INITIAL,
         prompts=range(len(prompts)),
         first_group=0,

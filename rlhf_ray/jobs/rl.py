@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import PPO, ModelConfig, RLJob
+from ..config import ModelConfig, RLJob
 from ..run.outcome import failing
 from .kind import (
     Generation,
@@ -42,7 +42,7 @@ def needs(job: RLJob) -> JobNeeds:
 
 def _critic(job: RLJob) -> ModelConfig | None:
     """The trunk of PPO's critic: critic.path, or else the first reward model, or else the policy."""
-    if not isinstance(job.algorithm, PPO):
+    if not job.algorithm.has_critic:
         return None
     if job.critic.path is not None:
         return ModelConfig(path=job.critic.path)
@@ -69,12 +69,11 @@ def describe(job: RLJob) -> list[str]:
 def run(job: RLJob, context: RunContext) -> Results:
     """Trains; returns each held-out measure before and after, with its interval."""
     from ..report.evaluations import compare_first_and_last, comparison_tables
-    from ..run.events import notice
     from ..train.rl import RL as Loop
-    from ..train.setup import setup
+    from ..train.setup import rl_setup
 
-    with setup(job, context.run.path, notice) as actors:
-        loop = Loop(job, context.run, actors, context.stop, context.watch)
+    with rl_setup(job, context.run.path) as setup:
+        loop = Loop(job, context.run, setup, context.stop, context.watch)
         with failing(lambda: loop.step > 0):
             loop.train()
     comparison = compare_first_and_last(context.run.path)

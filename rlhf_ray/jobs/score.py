@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ..actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
+from ..actors.placement import worker_demand
 from ..config import BadInput, ScoreJob
 from ..run.atomic import replace_file
 from .kind import JobKind, JobNeeds, Results, RunContext, log_packages
@@ -34,71 +34,73 @@ def run(job: ScoreJob, context: RunContext) -> Results:
 
     The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
     """
-    from ..train.setup import reward_group
+    from ..train.workers import Workers, build_reward_terms
 
-    placement = Placement(plan_placement(job.cluster, worker_demand(rewards=job.rewards), cluster_nodes()))
-    reward = reward_group(job.rewards, context.run.path, job.cluster, placement, has_policy=False)
     file = context.run.path / "scored.jsonl"
-    try:
-        reward.broadcast("check")
-        with replace_file(file) as part:
-            scores = _write_scores(job, reward, part)
-            found = scores[~np.isnan(scores)]
-            if not len(found):
-                raise BadInput(f"none of {len(scores)} texts got a score; see rewards.terms")
-    finally:
-        reward.kill()
-        placement.remove()
-    levels = ", ".join(
-        f"{q} % {v:.3g}" for q, v in zip((5, 25, 50, 75, 95), np.percentile(found, (5, 25, 50, 75, 95)), strict=True)
-    )
+    with Workers(job.cluster, worker_demand(rewards=job.rewards)) as workers, replace_file(file) as temporary:
+        reward = workers.start_reward(job.rewards, context.run.path, has_policy=False)
+        build_reward_terms(reward)
+        all_scores = _write_scores(job, reward, temporary)
+        scores = all_scores[~np.isnan(all_scores)]
+        if not len(scores):
+            raise BadInput(f"none of {len(all_scores)} texts got a score; see rewards.terms")
+    percents = (5, 25, 50, 75, 95)
+    quantiles = zip(percents, np.percentile(scores, percents), strict=True)
     context.console.print(
-        f"scored {len(found)} of {len(scores)} texts: mean {found.mean():.3g}, quantiles {levels}: {file}"
+        f"scored {len(scores)} of {len(all_scores)} texts: mean {scores.mean():.3g}, "
+        f"quantiles {', '.join(f'{percent} % {value:.3g}' for percent, value in quantiles)}: {file}"
     )
-    return {"scored": float(len(found)), "score/mean": float(found.mean())}
+    return {"scored": float(len(scores)), "score/mean": float(scores.mean())}
 
 
 def _write_scores(job: ScoreJob, reward: WorkerGroup, file: Path) -> np.ndarray:
-    """Writes the scored rows to ``file``, a JSON object a line; returns the scores of all rows, NaN for those left out."""
+    """Writes the scored rows to ``file``, a JSON object a line; returns the scores (n,) of all rows.
+
+    The score of a row that is left out is NaN.
+    """
     from ..data import examples
     from ..rewards.reward import combine
 
+    names = [f"score_{term.name}" for term in job.rewards.terms]
     scores = []
-    with file.open("w", encoding="utf-8") as out:
+    with file.open("w", encoding="utf-8") as lines:
         for key, source in examples.named(job.data, "data"):
             for block in examples.blocks(source, key):
-                parts = judged(reward, texts(block))
-                total = combine(parts, job.rewards, {})
-                for row, score, terms in zip(block, total.tolist(), parts.tolist(), strict=True):
+                parts = score_texts(reward, text_table(block))
+                totals = combine(parts, job.rewards, {})
+                for row, score, row_parts in zip(block, totals.tolist(), parts.tolist(), strict=True):
                     if not np.isnan(score):
-                        named = {f"score_{t.name}": s for t, s in zip(job.rewards.terms, terms, strict=True)}
-                        line = json.dumps({**row, "score": score, **named}, ensure_ascii=False, default=str)
-                        out.write(f"{line}\n")
-                scores.append(total)
+                        scored_row = {**row, "score": score, **dict(zip(names, row_parts, strict=True))}
+                        lines.write(json.dumps(scored_row, ensure_ascii=False, default=str) + "\n")
+                scores.append(totals)
     return np.concatenate(scores)
 
 
-def texts(rows: Rows) -> pa.Table:
-    """The rows as terms read them: prompt and completion, or an empty prompt and the text. Raises BadInput where there is neither."""
+def text_table(rows: Rows) -> pa.Table:
+    """The rows as terms read them: prompt and completion, or an empty prompt and the text.
+
+    Raises BadInput if a row has neither a completion nor a text.
+    """
     from ..data import examples
 
-    found: list[Row] = []
+    texts: list[Row] = []
     for i, row in enumerate(rows):
         column = "completion" if "completion" in row else "text"
         rows.require(i, column, *(["prompt"] if column == "completion" else []))
         prompt = row["prompt"] if column == "completion" else ""
-        found.append({**row, "prompt": prompt, "completion": rows.text(i, column)})
-    return examples.table(rows.changed(found), range(len(rows)))
+        texts.append({**row, "prompt": prompt, "completion": rows.text(i, column)})
+    return examples.table(rows.changed(texts), range(len(rows)))
 
 
-def judged(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:
-    """Scores (n, k), each worker a share; one that dies is replaced, and all of it done again."""
+def score_texts(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:
+    """Scores (n, k) by k terms; each worker takes a share. If one dies, it is replaced and all shares are repeated."""
     from ..actors.errors import WorkerLost
 
-    cuts = np.array_split(np.arange(len(rows)), len(reward))
+    shares = np.array_split(np.arange(len(rows)), len(reward))
+    slices = [(rows.slice(share[0] if len(share) else 0, len(share)),) for share in shares]
     while True:
         try:
-            return np.concatenate(reward.map("judge", [(rows.slice(c[0] if len(c) else 0, len(c)),) for c in cuts]))
+            return np.concatenate(reward.map("judge", slices))
         except WorkerLost as lost:
             reward.replace(lost.index)
 

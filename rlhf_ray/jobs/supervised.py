@@ -18,11 +18,13 @@ def describe(job: Supervised) -> list[str]:
 
 def run(job: Supervised, context: RunContext) -> Results:
     """Trains; returns the held-out metrics."""
+    from ..train.setup import supervised_setup
     from ..train.supervised import SupervisedRun
 
-    training = SupervisedRun(job, context.run, context.stop, context.watch)
-    with failing(lambda: training.step > 0):
-        return dict(training.train())
+    with supervised_setup(job, context.run.path) as setup:
+        training = SupervisedRun(job, context.run, setup, context.stop, context.watch)
+        with failing(lambda: training.step > 0):
+            return dict(training.train())
 
 
 def _kind(

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..train.evaluation import Difference, compare, first_and_last
+from ..train.evaluation import Difference, compare_evaluations, read_first_and_last
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ class StageResult:
 
 def compare_first_and_last(run_dir: Path) -> Comparison | None:
     """The comparison of a run's first and last evaluation; None if there are not two."""
-    pair = first_and_last(run_dir)
+    pair = read_first_and_last(run_dir)
     if pair is None:
         return None
     before, after = pair
     texts = (before["prompt"], before["completion"], after["completion"])
     rows = zip(*(column.to_pylist() for column in texts), strict=True)
-    return Comparison(run=run_dir.name, differences=compare(before, after), samples=[SamplePair(*row) for row in rows])
+    return Comparison(
+        run=run_dir.name, differences=compare_evaluations(before, after), samples=[SamplePair(*row) for row in rows]
+    )
 
 
 def comparison_tables(comparison: Comparison, num_samples: int) -> list[Table]:

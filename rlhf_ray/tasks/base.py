@@ -16,6 +16,7 @@ from ..data.sampler import Mixture, Sampler, Shares, balanced
 from ..data.stream import Stream
 from ..data.tokenizer import fingerprint
 from ..learner.objectives import Objective
+from ..learner.worker import Role
 from ..run.events import notice
 
 View = Callable[[Batch, Sequence[int]], Batch]
@@ -81,6 +82,11 @@ def no_labels(job: Any, rows: Rows | Stream) -> tuple[str, ...]:
     return ()
 
 
+def unchanged_role(job: Any, role: Role) -> Role:
+    """The role as it is for every task that does not say otherwise."""
+    return role
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """How one kind of supervised job becomes a Task."""
@@ -91,6 +97,8 @@ class TaskKind:
     """(job, rows, held-out rows or None, tokenizer) -> Task. Raises BadInput for rows that do not fit the job."""
     labels: Callable[[Any, Any], tuple[str, ...]] = no_labels
     """(job, rows) -> names of the head's classes: those of the config, else those of the training rows."""
+    adapt_role: Callable[[Any, Role], Role] = unchanged_role
+    """(job, role) -> the trained model's Role with what this kind of job changes in it."""
 
 
 def prepare_data(

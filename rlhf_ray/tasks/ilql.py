@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..data.encode import end_id, prompt_and_answer_ids, prompt_ids
 from ..data.examples import DataError, Rows, check_number
 from ..data.prepared import Example, Prepared, prepare_rows
 from ..learner.objectives import Columns, Loss, PerToken
+from ..learner.worker import Role
 from .base import Task, TaskKind, prepare_data
 
 
@@ -98,4 +99,9 @@ def build(job: ILQLJob, rows: Rows, heldout: Rows | None, tokenizer: Any) -> Tas
     return Task(objective=objective, data=prepare_data(job, prepare, rows, heldout, tokenizer))
 
 
-ILQL = TaskKind(model="values", build=build)
+def adapt_role(job: ILQLJob, role: Role) -> Role:
+    """Target heads follow the Q heads; without a behaviour loss the language model is frozen."""
+    return replace(role, frozen_trunk=job.behaviour_coef == 0, target_rate=job.target_rate)
+
+
+ILQL = TaskKind(model="values", build=build, adapt_role=adapt_role)

@@ -125,10 +125,13 @@ class LearnerGroup:
                 predictions[row] = prediction
         return predictions
 
-    def sync_weights(self, version: int, temperature: float, vocab_size: int) -> Iterator[Any]:
-        """References to the messages of a sync of the actor (weights/messages.py), each as soon as it is made."""
+    def sync_weights(self, version: int, temperature: float, vocab_size: int, tolerance: float) -> Iterator[Any]:
+        """References to the messages of a sync of the actor (weights/messages.py), each as soon as it is made.
+
+        ``tolerance``: by how many nats an engine may differ on the probe; see :func:`sync_tolerance`.
+        """
         probe = probe_tokens(version, vocab_size)
-        return self.group.stream("sync_weights", version, probe, temperature, sync_tolerance(self.job))
+        return self.group.stream("sync_weights", version, probe, temperature, tolerance)
 
     def save(self, directory: Path) -> None:
         """Writes every rank's shards into ``directory``."""
@@ -150,10 +153,9 @@ class LearnerGroup:
         self.group.kill()
 
 
-def sync_tolerance(job: Common) -> float:
+def sync_tolerance(job: RLJob) -> float:
     """By how many nats engine and learner may differ on the probe: the looser of their dtypes decides."""
-    engine = job.rollout.engine.dtype if isinstance(job, RLJob) else job.model.dtype
-    return max(WEIGHT_SYNC[job.model.dtype], WEIGHT_SYNC[engine])
+    return max(WEIGHT_SYNC[job.model.dtype], WEIGHT_SYNC[job.rollout.engine.dtype])
 
 
 def _scatter(batch: Batch, parts: Sequence[dict[str, np.ndarray]], name: str) -> np.ndarray:

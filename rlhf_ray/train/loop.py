@@ -18,10 +18,10 @@ from ..run.usage import Meter
 
 
 class StageTimer:
-    """Seconds of the step that is running, and of each of its stages; the event log shows the stage.
+    """Seconds of the current step and of each of its stages; the event log shows the stage.
 
-    A step begins with its first stage. What the first step after a start generates before the first evaluation belongs
-    to it, so the evaluation in between is subtracted from the step.
+    A step begins with its first stage. The first step after a start generates before the first evaluation, so the
+    seconds of that evaluation are subtracted from the step.
     """
 
     def __init__(self, events: EventLog) -> None:
@@ -57,10 +57,11 @@ class StageTimer:
 
 @dataclass(kw_only=True)
 class StepEnd:
-    """What follows every step: evaluation, usage, metrics, checkpoint, progress line, and the end of a run that is told to stop.
+    """What follows every step: evaluation, usage, metrics, checkpoint, progress line, and the end of a stopped run.
 
-    ``evaluate`` returns held-out metrics and ``save`` writes a checkpoint; both time themselves, as stages "evaluate" and
-    "checkpoint". ``progress_line`` says a step in one line, or None.
+    ``evaluate`` returns held-out metrics and ``save`` writes a checkpoint; both time themselves, as stages "evaluate"
+    and "checkpoint". ``progress_line`` describes a step in one line, which is printed every ``progress_every`` steps and
+    after the last.
     """
 
     job: RLJob | Supervised
@@ -71,7 +72,8 @@ class StepEnd:
     watch: Watch
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[], None]
-    progress_line: Callable[[int, dict[str, float]], str | None]
+    progress_line: Callable[[int, dict[str, float]], str]
+    progress_every: int = 1
     sinks: Sinks | None = None
 
     def open(self, num_steps_done: int) -> None:
@@ -96,16 +98,16 @@ class StepEnd:
             metrics |= self.evaluate()
         metrics |= self.timer.metrics() | self.meter.step(self.timer.seconds, tokens, **usage)
         self.timer.begin()
-        # The line precedes the checkpoint: a run that resumes from it keeps the lines before its step and needs all of them.
-        # So the line cannot hold this checkpoint's seconds. The next line does, and log.jsonl and usage.json the last one's.
+        # The line precedes the checkpoint: a run that resumes from it keeps the lines before its step and needs all
+        # of them. So the line cannot hold this checkpoint's seconds. They are in the next line; those of the last
+        # checkpoint are in log.jsonl and usage.json.
         self.sinks.write(step - 1, metrics)
         if last or stopping or is_due(step, self.job.checkpoint.every):
             self.save()
         if last or stopping:
             self.meter.finish(self.timer.seconds)
-        line = self.progress_line(step, metrics) if self.job.log.progress else None
-        if line is not None:
-            print(line, flush=True)
+        if self.job.log.progress and (last or is_due(step, self.progress_every)):
+            print(self.progress_line(step, metrics), flush=True)
         if evaluated:
             self.watch(step, metrics)
         self.timer.start()

@@ -35,32 +35,33 @@ from ..tasks.language_model import LanguageModelObjective
 from ..tasks.preference import PairObjective
 from ..weights.messages import SyncResult
 from ..weights.transport import ObjectStoreTransport, WeightTransport
-from . import evaluation as heldout
 from . import step_metrics
 from .dispatch import Dispatcher, RolloutRequest
-from .learner_group import LearnerGroup
+from .evaluation import SEED_STEP, completions_table, evaluation_metrics, remove_outdated, write_evaluation
+from .learner_group import LearnerGroup, sync_tolerance
 from .loop import StageTimer, StepEnd
 from .reward_scale import RewardScale
 from .rollout_queue import RolloutQueue
-from .setup import Setup
+from .setup import PretrainingText, RLSetup, use_importance_weights
+from .startup import startup_part
 
 
 class RL:
     """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
-    def __init__(self, job: RLJob, run: RunDir, setup: Setup, stop: Stop, watch: Watch = unwatched) -> None:
-        self.job, self.run, self.setup = job, run, setup
-        self.learners: LearnerGroup = setup.learners
-        self.rollout: WorkerGroup = setup.rollout
+    def __init__(self, job: RLJob, run: RunDir, setup: RLSetup, stop: Stop, watch: Watch = unwatched) -> None:
+        self.job, self.run, self.actors, self.data = job, run, setup.actors, setup.data
+        self.learners: LearnerGroup = setup.actors.learners
+        self.rollout: WorkerGroup = setup.actors.rollout
         self.dispatcher = Dispatcher(
-            rollout=setup.rollout,
-            reward=setup.reward,
+            rollout=self.rollout,
+            reward=self.actors.reward,
             chunk_prompts=job.rollout.chunk_prompts,
             run_seed=job.run.seed,
             deadline_s=job.cluster.deadline_s,
         )
         self.reward_scale = RewardScale(job.rewards)
-        self.rollouts = RolloutQueue(job, self.dispatcher, setup.prompts, self.reward_scale)
+        self.rollouts = RolloutQueue(job, self.dispatcher, self.data.prompts, self.reward_scale)
         self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
         self.transport: WeightTransport = ObjectStoreTransport(job.cluster.deadline_s)
         self.rollout.on_start = self.transport.resend
@@ -69,7 +70,7 @@ class RL:
         self.step_end = StepEnd(
             job=job,
             run=run,
-            meter=Meter(run, reserved_devices(setup.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour),
+            meter=Meter(run, reserved_devices(self.learners.plan, cluster_nodes()), job.cluster.price_per_gpu_hour),
             timer=self.timer,
             stop=stop,
             watch=watch,
@@ -93,7 +94,7 @@ class RL:
         self.restore()
         with self.step_end.stop.deferred():
             self.loop()
-        self.learners.export(self.run.path / "model", self.setup.tokenizer.save_pretrained)
+        self.learners.export(self.run.path / "model", self.data.tokenizer.save_pretrained)
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
@@ -121,48 +122,61 @@ class RL:
     def train_on(self, batch: Batch) -> dict[str, float]:
         """Annotates the step's rollouts, estimates advantages, writes the trajectories, learns. Returns the metrics."""
         with self.phase("annotate"):
-            batch = self.learners.annotate(batch, self.job.rollout.temperature, self.setup.columns_to_annotate)
+            batch = self.learners.annotate(batch, self.job.rollout.temperature, self.job.columns_to_annotate)
         metrics = step_metrics.rollout_metrics(batch, self.job, self.step, self.kl.coef, self.reward_scale.scales or {})
-        batch, found = estimate_advantages(batch, self.job.algorithm, self.kl.coef, self.job.rollout.max_new_tokens)
-        write_batch(trajectory_file(self.run.path, self.step), batch, self.setup.reward_names)
+        batch, estimate_metrics = estimate_advantages(
+            batch, self.job.algorithm, self.kl.coef, self.job.rollout.max_new_tokens
+        )
+        metrics |= estimate_metrics
+        names = [term.name for term in self.job.rewards.terms]
+        write_batch(trajectory_file(self.run.path, self.step), batch, names)
         with self.phase("learn"):
-            return metrics | found | (self.learn(batch) if len(batch) else {})
+            if len(batch):
+                metrics |= self.learn(batch)
+        return metrics
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Updates the critic and the actor on the step's samples; moves the KL coefficient."""
-        a, job = self.job.algorithm, self.job
+        job, algorithm = self.job, self.job.algorithm
         metrics: dict[str, float] = {}
         rows, reference = self.mini_batches(len(batch)), ray.put(batch)
-        if isinstance(a, PPO):
-            value = LossTerm(objective=ValueObjective(a.value_clip), coef=1.0, batch=reference, rows=rows)
-            metrics |= self.learners.update("critic", [value])
-        if not isinstance(a, PPO) or self.step >= job.critic.warmup_steps:
-            policy = actor_objective(job, self.kl.coef, self.setup.use_importance_weights)
+        match algorithm:
+            case PPO(value_clip=value_clip):
+                value = LossTerm(objective=ValueObjective(value_clip), coef=1.0, batch=reference, rows=rows)
+                metrics |= self.learners.update("critic", [value])
+        if not algorithm.has_critic or self.step >= job.critic.warmup_steps:
+            policy = actor_objective(job, self.kl.coef, use_importance_weights(job))
             terms = [LossTerm(objective=policy, coef=1.0, batch=reference, rows=rows)]
-            if self.setup.ptx is not None:
-                ptx = self.setup.ptx
-                text_rows = [ptx.rows(self.step, i, len(rows), len(mini)) for i, mini in enumerate(rows)]
-                terms.append(
-                    LossTerm(objective=LanguageModelObjective(), coef=a.ptx_coef, batch=ptx.batch, rows=text_rows)
-                )
+            if self.data.pretraining is not None:
+                terms.append(self._pretraining_term(self.data.pretraining, rows))
             metrics |= self.learners.update("actor", terms)
         if self.kl.adapts:
             self.kl.update(mean_sequence_kl(batch), len(batch))
         return step_metrics.with_effective_samples(metrics)
 
+    def _pretraining_term(self, text: PretrainingText, mini_batches: list[np.ndarray]) -> LossTerm:
+        """The cross-entropy on as many rows of text as each mini-batch has samples."""
+        return LossTerm(
+            objective=LanguageModelObjective(),
+            coef=self.job.algorithm.ptx_coef,
+            batch=text.batch,
+            rows=[text.rows(self.step, i, len(mini_batches), len(rows)) for i, rows in enumerate(mini_batches)],
+        )
+
     def mini_batches(self, num_rows: int) -> list[np.ndarray]:
         """Rows of each optimizer step of this step: for each epoch a shuffle, cut into num_mini_batches."""
-        a = self.job.algorithm
-        draw = np.random.default_rng([self.job.run.seed, self.step])
-        cut = [np.array_split(draw.permutation(num_rows), a.num_mini_batches) for _ in range(a.epochs)]
-        return [rows for epoch in cut for rows in epoch if len(rows)]
+        epochs, num_mini_batches = self.job.algorithm.epochs, self.job.algorithm.num_mini_batches
+        generator = np.random.default_rng([self.job.run.seed, self.step])
+        splits = [np.array_split(generator.permutation(num_rows), num_mini_batches) for _ in range(epochs)]
+        return [rows for split in splits for rows in split if len(rows)]
 
     # weights --------------------------------------------------------------------------------------------------------
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Sends the actor's weights to every rollout worker, verified. Returns the metrics of the sync."""
         began = time.monotonic()
-        messages = self.learners.sync_weights(version, self.job.rollout.temperature, self.setup.vocab_size)
+        temperature, tolerance = self.job.rollout.temperature, sync_tolerance(self.job)
+        messages = self.learners.sync_weights(version, temperature, self.data.vocab_size, tolerance)
         self.transport.send(messages, self.rollout.actors)
         results = [self._sync_result(index) for index in range(len(self.rollout))]
         return step_metrics.sync_metrics(results, time.monotonic() - began)
@@ -180,7 +194,7 @@ class RL:
     def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
         """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
         with self.timer.stage(name):
-            if self.setup.time_shared:
+            if self.actors.time_shared:
                 self.rollout.call_with_restart("wake" if self.rollout in groups else "sleep")
             yield
 
@@ -198,9 +212,9 @@ class RL:
             self.learners.load(checkpoint / "learner")
             self.rollouts.restore(checkpoint / "rollouts", state["rollouts"])
             notice(f"going on from {checkpoint.name} in {self.run.path}")
-        self.evaluated_steps = heldout.prune(self.run.path, self.step, self.job.evaluate)
+        self.evaluated_steps = remove_outdated(self.run.path, self.step, self.job.evaluate)
         self.step_end.open(self.step)
-        with self.phase("sync", self.rollout):
+        with startup_part("sending the weights to the rollout workers"), self.phase("sync", self.rollout):
             self.sync_weights(self.step)
 
     def finish_step(self, metrics: dict[str, float]) -> None:
@@ -230,27 +244,32 @@ class RL:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out prompts with the published weights, written to RUN/evaluations; nothing if there are none."""
-        setup, config = self.setup, self.job.evaluate
-        if setup.heldout is None:
+        heldout, config = self.data.heldout, self.job.evaluate
+        if heldout is None:
             return {}
         with self.phase("evaluate", self.rollout):
             request = RolloutRequest(
-                step=heldout.SEED_STEP,
+                step=SEED_STEP,
                 version=self.step,
-                prompts=range(len(setup.heldout)),
+                prompts=range(len(heldout)),
                 first_group=0,
                 samples=1,
                 greedy=config.greedy,
             )
-            batch = self.dispatcher.collect(request, setup.heldout)
+            batch = self.dispatcher.collect(request, heldout)
             self.dispatcher.take_counters()  # no step counts these rollouts as its own
             batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
-            rows = heldout.table(
-                batch, setup.terms, self.job.rewards, self.reward_scale.scales, setup.heldout.rows, setup.tokenizer
+            completions = completions_table(
+                batch,
+                terms=self.job.all_rewards.terms,
+                rewards=self.job.rewards,
+                reward_scales=self.reward_scale.scales,
+                prompts=heldout.rows,
+                tokenizer=self.data.tokenizer,
             )
-            heldout.write(evaluation_file(self.run.path, self.step), rows, config)
+            write_evaluation(evaluation_file(self.run.path, self.step), completions, config)
         self.evaluated_steps.append(self.step)
-        metrics = heldout.metrics(rows)
+        metrics = evaluation_metrics(completions)
         if self.job.log.progress:
             notice(step_metrics.evaluation_line(self.step, metrics))
         return metrics

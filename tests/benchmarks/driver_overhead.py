@@ -23,7 +23,7 @@ from rlhf_ray.jobs.kinds import demand_of
 from rlhf_ray.run.directory import RunDir
 from rlhf_ray.train.learner_group import LearnerGroup
 from rlhf_ray.train.rl import RL
-from rlhf_ray.train.setup import Setup
+from rlhf_ray.train.setup import RLActors, RLData, RLSetup
 from tests.benchmarks.paired import report
 from tests.benchmarks.zero_cost import PROMPT, RESPONSE, Engine, Learner, Scorer
 
@@ -42,6 +42,10 @@ class IdleLearners(LearnerGroup):
 
     def export(self, directory, save_tokenizer):
         pass
+
+    def annotate(self, batch, temperature, columns):
+        """Also if the job needs no column: the transfer of one belongs to the driver's cost."""
+        return super().annotate(batch, temperature, ["old_log_probs"])
 
 
 class Timed(RL):
@@ -72,10 +76,16 @@ def measure(job, groups, directory):
         [np.ones(PROMPT, np.int32)] * EXAMPLES, pa.table({"example_id": ids, "prompt": ["p"] * EXAMPLES}), ids
     )
     learner, rollout, reward = groups
-    setup = Setup(
-        IdleLearners(job, learner), rollout, reward, prompts, None, None, list(job.rewards.terms), 1, ["old_log_probs"], False,
-        False, 100, SimpleNamespace(save_pretrained=None),
-    )  # fmt: skip
+    setup = RLSetup(
+        actors=RLActors(learners=IdleLearners(job, learner), rollout=rollout, reward=reward, time_shared=False),
+        data=RLData(
+            prompts=prompts,
+            heldout=None,
+            pretraining=None,
+            tokenizer=SimpleNamespace(save_pretrained=None),
+            vocab_size=100,
+        ),
+    )
     with RunDir(job.model_copy(update={"run": job.run.model_copy(update={"dir": directory})})) as run:
         loop = Timed(job, run, setup, Stop())
         loop.marks = []

@@ -66,10 +66,10 @@ def main():
     from rich.console import Console
 
     from rlhf_ray.jobs import start
-    from rlhf_ray.train import setup as rl_setup
+    from rlhf_ray.train import workers
 
     sinks.Sinks = Sinks
-    rl_setup.RolloutWorker = WORKERS[sys.argv[2]]
+    workers.RolloutWorker = WORKERS[sys.argv[2]]
     with contextlib.suppress(Finished):
         start.run(job, Console(stderr=True))
 

@@ -23,7 +23,7 @@ from rlhf_ray.actors.session import ray_session
 from rlhf_ray.config import ModelConfig, RLJob
 from rlhf_ray.learner.worker import Role
 from rlhf_ray.rollout.worker import EngineResources, RolloutWorker
-from rlhf_ray.train.learner_group import LearnerGroup
+from rlhf_ray.train.learner_group import LearnerGroup, sync_tolerance
 from rlhf_ray.train.step_metrics import sync_metrics
 from rlhf_ray.weights.messages import Bucket
 from rlhf_ray.weights.transport import ObjectStoreTransport
@@ -83,7 +83,7 @@ def syncs(job, model, rounds):
     ours, theirs, found, cpu = [], [], [], []
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        transport.send(learners.sync_weights(version, 1.0, VOCABULARY), worker.actors)
+        transport.send(learners.sync_weights(version, 1.0, VOCABULARY, sync_tolerance(job)), worker.actors)
         result = transport.receive(worker.actors[0])
         took, spent = time.perf_counter() - began, cpu_seconds() - before
         if source is None:

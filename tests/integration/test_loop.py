@@ -19,8 +19,8 @@ from rlhf_ray.run.directory import RunDir
 from rlhf_ray.run.reader import evaluation_files, read_metrics
 from rlhf_ray.train.dispatch import RolloutRequest
 from rlhf_ray.train.rl import RL
-from rlhf_ray.train.setup import setup
-from tests.helpers import end_actor, metrics_of, rl_job, undescribed_metrics
+from rlhf_ray.train.setup import RLSetup, rl_setup
+from tests.helpers import end_actor, metrics_of, rl_job, startup_parts, undescribed_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -44,15 +44,16 @@ def done(tmp_path_factory):
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
     job = parse(apply_overrides(job, [f"run.dir={path}", "cluster.deadline_s=300", *CHANGES]), "job")
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    held = RunDir(job)
+    run = RunDir(job)
     try:
-        with setup(job, path, print) as made:
-            loop = RL(job, held, dataclasses.replace(made, time_shared=True), Stop())
+        with rl_setup(job, path) as setup:
+            actors = dataclasses.replace(setup.actors, time_shared=True)
+            loop = RL(job, run, RLSetup(actors=actors, data=setup.data), Stop())
             loop.checkpoints = Watched(path / "checkpoints", 2)
             loop.train()
-            yield SimpleNamespace(path=path, job=job, loop=loop, made=made, written=written)
+            yield SimpleNamespace(path=path, job=job, loop=loop, learners=actors.learners, written=written)
     finally:
-        held.close()
+        run.close()
         ray.shutdown()
 
 
@@ -67,6 +68,17 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
     assert slow == (info["peak_flops"] < info["float32_flops"])
     with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
         collect(done, [0], samples=1)
+
+
+def test_the_parts_of_the_start_are_timed(done):
+    assert startup_parts(done.path) == [
+        "reading the model's files and the data",
+        "reserving CPUs and GPUs",
+        "building the reward terms",
+        "loading the learner's models",
+        "building the rollout engines",
+        "sending the weights to the rollout workers",
+    ]
 
 
 def test_every_metric_is_in_the_glossary(done):
@@ -124,7 +136,7 @@ def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
 def collect(done, prompts, samples):
     """Rollouts of these prompts by the published version."""
     request = RolloutRequest(step=9, version=2, prompts=prompts, first_group=0, samples=samples)
-    return done.loop.dispatcher.collect(request, done.loop.setup.prompts)
+    return done.loop.dispatcher.collect(request, done.loop.data.prompts)
 
 
 def collect_awake(done):
@@ -160,7 +172,7 @@ def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
 
 
 def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
-    learners, calls = done.made.learners, []
+    learners, calls = done.learners, []
 
     def work():
         calls.append(learners.group.num_restarts)

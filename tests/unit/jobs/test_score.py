@@ -10,7 +10,7 @@ from rlhf_ray.data import examples
 from rlhf_ray.data.examples import DataError, Rows, load
 from rlhf_ray.data.sampler import Sampler
 from rlhf_ray.data.stream import Stream
-from rlhf_ray.jobs.score import texts
+from rlhf_ray.jobs.score import text_table
 from rlhf_ray.models.load import create_model
 from rlhf_ray.rewards.worker import RewardWorker
 from rlhf_ray.tasks.registry import task_kind
@@ -87,24 +87,24 @@ def test_terms_judge_texts_that_no_policy_wrote(tmp_path):
     terms = [SHARE, ModelReward(name="model", path=folder)]
     worker = RewardWorker(RewardsConfig(terms=terms), None)
     rows = Rows([{"text": "the view was great"}, {"text": "awful"}], "x")
-    found = worker.judge(texts(rows))
+    found = worker.judge(text_table(rows))
     assert found[:, 0].tolist() == [0.75, 0.0]
-    alone = worker.judge(texts(Rows(rows[1:], "x")))
+    alone = worker.judge(text_table(Rows(rows[1:], "x")))
     assert alone[0, 1] == pytest.approx(found[1, 1], abs=1e-5)
     assert found[0, 1] != pytest.approx(found[1, 1], abs=1e-5)
     split = Rows([{"prompt": "the view", "completion": " was great"}], "x")  # a model reads both, a rule the completion
-    both = worker.judge(texts(split))[0]
+    both = worker.judge(text_table(split))[0]
     assert both.tolist() == [1.0, pytest.approx(found[0, 1], abs=1e-5)]
-    assert worker.judge(texts(rows).slice(0, 0)).shape == (0, 2)
+    assert worker.judge(text_table(rows).slice(0, 0)).shape == (0, 2)
 
 
 def test_texts_that_cannot_be_judged_are_bad_input():
     with pytest.raises(DataError, match=r"x, row 1: no column 'text' \(it has review\)"):
-        texts(Rows([{"review": "a"}], "x"))
+        text_table(Rows([{"review": "a"}], "x"))
     with pytest.raises(DataError, match="x, row 1: no column 'prompt'"):
-        texts(Rows([{"completion": "a"}], "x"))
+        text_table(Rows([{"completion": "a"}], "x"))
     with pytest.raises(DataError, match="x, row 1: column 'text' is empty"):
-        texts(Rows([{"text": ""}], "x"))
+        text_table(Rows([{"text": ""}], "x"))
 
 
 def test_a_process_reward_scores_no_texts():

@@ -13,7 +13,7 @@ from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.jobs.preflight import find_function
 from rlhf_ray.run.outcome import Failed, failing
 from rlhf_ray.toy import world as toy
-from rlhf_ray.train.setup import local
+from rlhf_ray.train.workers import with_absolute_path
 from tests.helpers import ROOT
 
 
@@ -29,7 +29,7 @@ def test_dropped_prompts_are_reported_and_rows_keep_their_columns(tmp_path, noti
 def test_a_reward_file_is_that_of_the_users_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     term = FunctionReward(name="own", path="rewards/f.py:f")
-    assert local(term).path == f"{Path.cwd()}/rewards/f.py:f"
+    assert with_absolute_path(term).path == f"{Path.cwd()}/rewards/f.py:f"
 
 
 def term_of(tmp_path, name):

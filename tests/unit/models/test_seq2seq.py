@@ -149,12 +149,12 @@ def test_a_job_gets_the_kind_of_model_that_it_is_for(tmp_path):
     word = toy.tokenizer()
     both = create_model(ModelConfig(init=T5, tokenizer="toy"), str(tmp_path / "t5"), word, 0, "seq2seq")
     one = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / "llama"), word, 0)
-    made, _ = roles.prepare(ModelConfig(path=both), tmp_path, 0, "seq2seq")
+    made, _ = roles.prepare_model(ModelConfig(path=both), tmp_path, 0, "seq2seq")
     assert made.path == both
     assert read_config(both)["decoder_start_token_id"] == word.pad_token_id
     with pytest.raises(BadInput, match="is an encoder-decoder; job: seq2seq trains it"):
-        roles.prepare(ModelConfig(path=both), tmp_path, 0)
+        roles.prepare_model(ModelConfig(path=both), tmp_path, 0)
     with pytest.raises(BadInput, match="is no encoder-decoder"):
-        roles.prepare(ModelConfig(path=one), tmp_path, 0, "seq2seq")
+        roles.prepare_model(ModelConfig(path=one), tmp_path, 0, "seq2seq")
     with pytest.raises(BadInput, match=r"model\.init: .*AutoModelForSeq2SeqLM"):
-        roles.prepare(ModelConfig(init=TINY, tokenizer="toy"), tmp_path, 0, "seq2seq")
+        roles.prepare_model(ModelConfig(init=TINY, tokenizer="toy"), tmp_path, 0, "seq2seq")

@@ -24,7 +24,7 @@ def write_evaluation(run_dir, step, completions, rewards):
             "part/words": [2 * reward for reward in rewards],
         }
     )
-    evaluation.write(evaluation_file(run_dir, step), rows, EvaluateRL())
+    evaluation.write_evaluation(evaluation_file(run_dir, step), rows, EvaluateRL())
 
 
 def test_the_first_and_the_last_evaluation_are_compared(tmp_path):

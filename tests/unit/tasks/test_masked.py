@@ -65,7 +65,7 @@ def test_the_loss_of_tokens_is_that_of_each_sequence_alone(kind):
 
 
 def test_a_random_masked_model_gets_a_mask_token(tmp_path):
-    model, tokenizer = roles.prepare(ModelConfig(init=BERT, tokenizer="toy"), tmp_path, 0, "masked")
+    model, tokenizer = roles.prepare_model(ModelConfig(init=BERT, tokenizer="toy"), tmp_path, 0, "masked")
     assert tokenizer.mask_token == "<mask>"
     values = json.loads((tmp_path / "init" / "config.json").read_text())
     assert values["vocab_size"] == len(tokenizer) == len(toy.tokenizer()) + 1

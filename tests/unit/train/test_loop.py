@@ -88,7 +88,7 @@ class Trainer:
             watch=lambda step, metrics: self.record(f"watch {step}"),
             evaluate=lambda: self.record("evaluate") or {"evaluate/reward": 1.0},
             save=lambda: self.record("save"),
-            progress_line=lambda step, metrics: None,
+            progress_line=lambda step, metrics: f"step {step}",
         )
 
     def record(self, name):

@@ -9,17 +9,17 @@ from tests.helpers import TINY
 
 
 def test_a_random_model_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    config, made = ModelConfig(init=TINY, tokenizer="toy"), create_model
+    config = ModelConfig(init=TINY, tokenizer="toy")
 
-    def killed(config, directory, tokenizer, seed, *more):
-        made(config, directory, tokenizer, seed)
+    def interrupted(config, directory, tokenizer, seed, *options):
+        create_model(config, directory, tokenizer, seed)
         (tmp_path / directory / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(roles, "create_model", killed)
+    monkeypatch.setattr(roles, "create_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        roles.prepare(config, tmp_path, 1)
-    monkeypatch.setattr(roles, "create_model", made)
-    found, _ = roles.prepare(config, tmp_path, 1)
-    assert list(read_tensors(str(found.path)))
+        roles.prepare_model(config, tmp_path, 1)
+    monkeypatch.setattr(roles, "create_model", create_model)
+    model, _ = roles.prepare_model(config, tmp_path, 1)
+    assert list(read_tensors(str(model.path)))
     assert [p.name for p in tmp_path.iterdir()] == ["init"]

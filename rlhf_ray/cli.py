@@ -65,6 +65,17 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside (SIGTERM, Ctrl
 """
 
 
+PLAN_EPILOG = """\
+plan reports the same errors as train, with exit code 2: data files, model directories, the model's context, reward
+functions, rules and optional packages that are missing here. It loads no tokenizer and no weights, and starts no Ray.
+So only train finds rows that are too long or malformed, a vocabulary that does not fit, and a run directory that
+belongs to another job. With --gpus the job is for other machines, whose packages are not checked. The context of a
+`model.init` is checked only if it names max_position_embeddings, that of a model id only if its config.json can be
+downloaded. `rlhf-ray data` reads the rows.
+Exit codes: 0 it fits, or there is no estimate; 1 it does not fit; 2 bad input.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     args = parse_arguments(argv)
@@ -160,7 +171,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _add_plan(commands: Commands) -> None:
     text = "check a job and estimate it: batches, placement, memory, seconds of a step; yes or no, and what would help"
-    sub = _command(commands, "plan", _plan, text)
+    sub = _command(commands, "plan", _plan, text, PLAN_EPILOG)
     _add_job(sub)
     sub.add_argument("--gpus", metavar="8xH100-80GB", help="GPUs of each node; by default this machine's, or its cores")
     sub.add_argument("--nodes", type=int, default=1, help="number of such nodes (default 1)")
@@ -172,9 +183,11 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from .jobs.preflight import check_job
     from .plan import text as plan
 
     job = load(args.job, args.overrides)
+    check_job(job, packages=args.gpus is None)
     device = "cpu" if job.job == "tokenizer" else job.cluster.device
     answer = plan.answer(job, plan.hardware(args.gpus, args.nodes, device), args.run, args.scale, args.reward_seconds)
     _print_lines(answer.lines)
@@ -188,9 +201,12 @@ def _add_data(commands: Commands) -> None:
 
 def _data(args: argparse.Namespace) -> int:
     hide_sklearn()
-    from .jobs.preflight import data_report
+    from .jobs.data_report import data_report
+    from .jobs.preflight import check_job
 
-    return _print_lines(data_report(load(args.job, args.overrides)))
+    job = load(args.job, args.overrides)
+    check_job(job)
+    return _print_lines(data_report(job))
 
 
 def _add_doctor(commands: Commands) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..config import BadInput, PromptConfig
+from ..config import PromptConfig
 from ..run.events import notice
+from .context import check_prompt_context
 from .encode import check_text, prompt_ids, side_ids
 from .examples import DataError, Rows, load, table
 from .sampler import EQUAL, Shares
@@ -44,12 +45,7 @@ def load_prompts(
     ``context`` is the model's, in tokens. An ``encoder_decoder`` has one for the prompt and another for the answer.
     Raises BadInput if prompt and answer can exceed it, or for rows that are no prompts.
     """
-    sizes = (config.max_prompt_tokens, max_new_tokens)
-    if (max(sizes) if encoder_decoder else sum(sizes)) > context:
-        raise BadInput(
-            f"{option}.max_prompt_tokens {config.max_prompt_tokens} {'or' if encoder_decoder else '+'} "
-            f"rollout.max_new_tokens {max_new_tokens} exceed the model's context of {context} tokens; lower one of them"
-        )
+    check_prompt_context(option, config.max_prompt_tokens, max_new_tokens, context, encoder_decoder)
     rows = load(config, option)
     by_row = encode_prompts(rows, tokenizer, config.max_prompt_tokens, config.too_long, encoder_decoder)
     if len(by_row) < len(rows):

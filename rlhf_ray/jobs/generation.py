@@ -13,6 +13,7 @@ def generation_needs(
     return JobNeeds(
         data={"data": job.data},
         token_limits={"prompt": job.data.max_prompt_tokens},
+        prompt_limits={"data": job.data.max_prompt_tokens},
         model=job.model,
         model_paths=model_paths,
         generation=Generation(rollout=job.rollout, max_prompt_tokens=job.data.max_prompt_tokens),

@@ -66,18 +66,21 @@ class Generation:
 class JobNeeds:
     """What a job needs, as far as its config says: the checks before a start, `data`, `plan` and placement read it.
 
-    ``data``: sections by option, such as "evaluate.data"; None if the job leaves it out. ``token_limits``: most tokens of a
-    column, of "prompt" or of the whole "row", which `rlhf-ray data` compares lengths with. ``model`` is trained or
-    answers, and its tokenizer reads the data; ``critic`` is the critic's trunk, if there is one; ``model_paths`` are
-    other models that must exist.
-    ``packages``: optional packages by module name, with a sentence that says what needs them and how to install them.
+    ``data``: sections by option, such as "evaluate.data"; None if the job leaves it out. ``token_limits``: most tokens
+    of a column, of "prompt" or of the whole "row", which `rlhf-ray data` compares lengths with. ``prompt_limits``: most
+    tokens of a prompt for rollouts, by option. ``model`` is trained or answers, and its tokenizer reads the data;
+    ``critic`` is the critic's trunk, if there is one; ``model_paths`` are other models that must exist.
+    ``vocab_size``: tokens of the tokenizer that the job makes. ``packages``: optional packages by module name, with a
+    sentence that says what needs them and how to install them.
     """
 
     data: Mapping[str, DataConfig | None]
     token_limits: Mapping[str, int] = field(default_factory=dict)
+    prompt_limits: Mapping[str, int] = field(default_factory=dict)
     model: ModelConfig | None = None
     critic: ModelConfig | None = None
     model_paths: tuple[str, ...] = ()
+    vocab_size: int | None = None
     training: Training | None = None
     generation: Generation | None = None
     rewards: RewardsConfig | None = None

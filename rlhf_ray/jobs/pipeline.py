@@ -13,7 +13,7 @@ from ..run.directory import RunDir
 from ..run.outcome import failing
 from ..run.reader import read_manifest
 from .kind import JobKind, JobNeeds, Results, RunContext
-from .lineage import Lineage, is_done, set_aside, trace
+from .lineage import is_done, set_aside, trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,8 @@ def run_stages(job: PipelineJob, context: RunContext, kinds: Mapping[str, JobKin
                 console.print(f"{name} is finished already: {stage_run.path}")
                 results[name] = stage_run.manifest["results"]
                 continue
-            _begin(stage_run, lineage)
+            resources = run.manifest.get("resources", {})  # of the session: the stages share it
+            stage_run.record("running", inputs=lineage.inputs, files=lineage.files, resources=resources)
             with failing(lambda: bool(trained)):
                 stage_context = RunContext(run=stage_run, stop=context.stop, console=console)
                 results[name] = kinds[resolved.job].run_and_record(resolved, stage_context)
@@ -84,10 +85,6 @@ def run_stages(job: PipelineJob, context: RunContext, kinds: Mapping[str, JobKin
     run.record("running", usage=sum_usage(read_stage_usage(run.path).values()).to_json())
     console.print(stage_table(stage_results(results)))
     return results
-
-
-def _begin(stage_run: RunDir, lineage: Lineage) -> None:
-    stage_run.record("running", inputs=lineage.inputs, files=lineage.files)
 
 
 def resolve_stage(pipeline: PipelineJob, name: str, stage: SingleJob) -> SingleJob:

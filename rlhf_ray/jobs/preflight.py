@@ -1,81 +1,57 @@
-"""What is wrong before anything runs, as far as it can be seen without a model, Ray, or the user's code."""
+"""Checks of a job before anything runs, without a model, torch, Ray or the user's code.
+
+`rlhf-ray train`, `plan`, `data` and `tune` make them. What needs the tokenizer, the rows of the data or the weights is
+checked by `train` when it has loaded them: tokens outside the vocabulary, rows that are too long, an adapter at ZeRO-3.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, DataConfig, FunctionReward, Job, RuleReward, SingleJob
+from ..config import BadInput, DataConfig, FunctionReward, Job, ModelConfig, RuleReward, SingleJob
 from ..config.jobs import STAGE
-from ..data import check as data_check
 from ..data import examples
-from ..data import tokenizer as tokenizers
-from ..models.load import find_local_model, resolve_model
+from ..data.context import check_prompt_context, check_row_context
+from ..models.directory import context_length, fetch_config, find_local_model
 from ..rewards.rules import rule
 from ..run.reader import read_manifest
+from .kind import JobNeeds
 from .kinds import kind_of
 
+NO_VALUES: Mapping[str, Any] = {}
 
-def check_job(job: Job) -> None:
+
+def check_job(job: Job, *, packages: bool = True) -> None:
     """Raises BadInput for what a job, or any stage that is still to run, needs and does not find.
 
-    Looked for are: data, model directories, reward functions, rules and optional packages.
+    Checked are: data files, model directories, the model's context, reward functions, rules and, if ``packages``, the
+    optional packages that are installed here.
     """
-    for name, stage in kind_of(job).stages(job).items():
+    stages = kind_of(job).stages(job)
+    for name, stage in stages.items():
         if name and read_manifest(Path(job.run.dir).absolute() / name).get("state") == "finished":
             continue
         try:
-            _check_single(stage)
+            _check_single(stage, stages, packages)
         except BadInput as error:
             if not name:
                 raise
             raise BadInput(f"stages.{name}: {error}") from None
 
 
-def data_report(job: Job) -> Iterator[str]:
-    """Sentences on the data of a job, or of each stage of a pipeline; data that an earlier stage will write is left out."""
-    stages = kind_of(job).stages(job)
-    for name, stage in stages.items():
-        needs = kind_of(stage).needs(stage)
-        sections = {option: needs.data.get(option) for option in ("data", "evaluate.data")}
-        rows_by_option = {
-            option: examples.load(section, option)
-            for option, section in sections.items()
-            if section is not None and not _waits(section)
-        }
-        tokenizer = _tokenizer(stage, stages)
-        yield f"{name}: {stage.job}" if name else stage.job
-        for rows in rows_by_option.values():
-            if tokenizer is None:
-                yield f"{rows.source}: {len(rows)} rows (no tokenizer yet, so their lengths are not known)"
-            else:
-                yield from data_check.lines(rows, tokenizer, dict(needs.token_limits))
-        if len(rows_by_option) == 2:
-            yield data_check.leakage(rows_by_option["data"], rows_by_option["evaluate.data"])
-
-
-def _tokenizer(job: SingleJob, stages: Mapping[str, SingleJob]) -> Any:
-    """The tokenizer of a job's model, or that of the earlier stage that it comes from; None if it does not exist yet."""
-    while (model := kind_of(job).needs(job).model) is not None:
-        name = model.tokenizer or model.path or ""
-        if not name.startswith(STAGE):
-            return tokenizers.load(model, resolve_model(model.path) if model.path else None, ends=False)
-        job = stages[name.removeprefix(STAGE)]
-    return None
-
-
-def _check_single(job: SingleJob) -> None:
+def _check_single(job: SingleJob, stages: Mapping[str, SingleJob], packages: bool) -> None:
     needs = kind_of(job).needs(job)
     for option, section in needs.sections.items():
         _find(section, option)
-    for package, sentence in needs.packages.items():
+    for package, sentence in needs.packages.items() if packages else ():
         if importlib.util.find_spec(package) is None:
             raise BadInput(sentence)
-    own = [] if needs.model is None or needs.model.path is None else [needs.model.path]
-    for path in [*own, *needs.model_paths, *needs.reward_models]:
+    policy_paths = [] if needs.model is None or needs.model.path is None else [needs.model.path]
+    for path in [*policy_paths, *needs.model_paths, *needs.reward_models]:
         if not path.startswith(STAGE):
             find_local_model(path)
     for term in [] if needs.rewards is None else needs.rewards.terms:
@@ -83,11 +59,35 @@ def _check_single(job: SingleJob) -> None:
             find_function(term)
         if isinstance(term, RuleReward):
             rule(term.rule, term.options)  # its name and its options
+    _check_context(needs, stages)
 
 
-def _waits(section: DataConfig) -> bool:
-    """Whether a source of the section is what an earlier stage will write."""
-    return any(source.path.startswith(STAGE) for source in section.sources)
+def _check_context(needs: JobNeeds, stages: Mapping[str, SingleJob]) -> None:
+    """Raises BadInput if prompts and answers, or rows, can exceed the context that the model's config.json names."""
+    values = NO_VALUES if needs.model is None else _model_values(needs.model, stages)
+    context = context_length(values)
+    if needs.generation is not None:
+        encoder_decoder = needs.training is None and bool(values.get("is_encoder_decoder"))
+        max_new_tokens = needs.generation.rollout.max_new_tokens
+        for option, max_prompt_tokens in needs.prompt_limits.items():
+            check_prompt_context(option, max_prompt_tokens, max_new_tokens, context, encoder_decoder)
+    elif needs.training is not None:
+        check_row_context(needs.training.max_tokens, context)
+
+
+def _model_values(model: ModelConfig, stages: Mapping[str, SingleJob]) -> Mapping[str, Any]:
+    """The values of the model's config.json, or those of `model.init`; empty if there is no config.json to read yet."""
+    if model.init is not None:
+        return model.init
+    path = str(model.path)
+    if path.startswith(STAGE):
+        stage = stages[path.removeprefix(STAGE).partition("/")[0]]
+        earlier = kind_of(stage).needs(stage).model
+        return NO_VALUES if earlier is None else _model_values(earlier, stages)
+    try:
+        return fetch_config(path, model.revision)
+    except (OSError, ValueError):  # it cannot be downloaded now; `train` says so when it needs the model
+        return NO_VALUES
 
 
 def _find(section: DataConfig, option: str) -> None:
@@ -106,7 +106,7 @@ def find_function(term: FunctionReward) -> None:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
-        raise BadInput(f"reward '{term.name}': {file}:{getattr(error, 'lineno', 1)}: {error}; mend the file") from None
+        raise BadInput(f"reward '{term.name}': {file}:{getattr(error, 'lineno', 1)}: {error}; fix the file") from None
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -116,5 +116,7 @@ def find_function(term: FunctionReward) -> None:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
     if function not in names and "*" not in names:
-        own = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-        raise BadInput(f"reward '{term.name}': no function '{function}' in {file}; it has {', '.join(own) or 'none'}")
+        functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        raise BadInput(
+            f"reward '{term.name}': no function '{function}' in {file}; it has {', '.join(functions) or 'none'}"
+        )

@@ -21,9 +21,11 @@ def needs(job: RLJob) -> JobNeeds:
     """All sections that an RL job has."""
     algorithm, rollout = job.algorithm, job.rollout
     generation = Generation(rollout=rollout, max_prompt_tokens=job.data.max_prompt_tokens)
+    heldout = {} if job.evaluate.data is None else {"evaluate.data": job.evaluate.data.max_prompt_tokens}
     return JobNeeds(
         data={"data": job.data, "evaluate.data": job.evaluate.data, "ptx_data": job.ptx_data},
         token_limits={"prompt": job.data.max_prompt_tokens},
+        prompt_limits={"data": job.data.max_prompt_tokens, **heldout},
         model=job.model,
         critic=_critic(job),
         model_paths=() if job.critic.path is None else (job.critic.path,),

@@ -23,8 +23,8 @@ SPECIAL = {
 
 
 def needs(job: TokenizerJob) -> JobNeeds:
-    """The corpus."""
-    return JobNeeds(data={"data": job.data}, packages=log_packages(job.log))
+    """The corpus, and the size of the vocabulary that is made."""
+    return JobNeeds(data={"data": job.data}, vocab_size=job.vocab_size, packages=log_packages(job.log))
 
 
 def describe(job: TokenizerJob) -> list[str]:

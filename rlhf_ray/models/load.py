@@ -29,6 +29,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from ..config import BadInput, LoraConfig, ModelConfig
+from .directory import context_length, find_local_model
 from .log_probs import PolicyModel, Ragged, ScalarModel
 from .seq2seq import Seq2SeqModel
 from .task_heads import ClassModel, SpanModel, TokenModel
@@ -57,21 +58,6 @@ WRAPPERS: dict[str, type[Ragged]] = {
     "values": ValueModel,
     "seq2seq": Seq2SeqModel,
 }
-
-
-def find_local_model(path: str) -> str | None:
-    """The absolute directory of a model; None for a name that may be a Hugging Face id.
-
-    Raises BadInput if it is neither.
-    """
-    local = Path(path).expanduser()
-    if local.is_dir():
-        if not (local / "config.json").is_file() and not (local / "adapter_config.json").is_file():
-            raise BadInput(f"{path}: has no config.json; expected a model directory in Hugging Face format")
-        return str(local.resolve())
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise BadInput(f"{path}: no such model directory")
-    return None
 
 
 def resolve_model(path: str, revision: str | None = None) -> str:
@@ -279,8 +265,7 @@ def is_encoder_decoder(path: str) -> bool:
 
 def read_context_length(path: str) -> int:
     """The longest sequence that the model takes, in tokens, from its config; 2^30 if the config has no limit."""
-    values = read_config(path)
-    return int(values.get("max_position_embeddings") or values.get("n_positions") or 1 << 30)
+    return context_length(read_config(path))
 
 
 def read_vocab_size(path: str) -> int:

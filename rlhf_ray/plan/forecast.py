@@ -16,10 +16,10 @@ from ..jobs.kinds import demand_of, kind_of
 from ..run.reader import read_config, read_manifest
 from ..run.trajectories import read_batch, trajectory_files
 from . import calibrate, stages
-from . import model_shapes as shapes
 from . import requirements as needs
 from .hardware import Cluster
 from .memory import BYTES, GPU_PROCESS, Need
+from .model_shapes import job_models
 from .requirements import Lengths, Setting
 from .simulate import Layout
 
@@ -162,7 +162,7 @@ def calibrated(given: Setting, run: Path, stages_: Mapping[str, Any]) -> Setting
     seen = calibrate.lengths(responses, np.concatenate([b.prompt_length for b in batches]), run)
     where = placed(job, on)
     share = min(1.0, where.num_threads / on.cores) if on.device.is_cpu else 1.0
-    own_models = shapes.models(job, stages_)
+    own_models = job_models(job, stages_)
     assert own_models is not None
     own = Setting(own_models, on, seen, share=share)
     return replace(given, lengths=seen, factors=calibrate.factors(job, own, layout(where, on), lines))

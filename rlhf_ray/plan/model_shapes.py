@@ -1,4 +1,4 @@
-"""The shapes of a job's models without loading any: from config.json, from model.init, or from an earlier stage of the pipeline."""
+"""The shapes of a job's models, from config.json, model.init or an earlier stage; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -7,78 +7,80 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, SingleJob, TokenizerJob
+from ..config import ModelConfig, SingleJob
 from ..config.jobs import STAGE
 from ..jobs.kinds import kind_of
+from ..models.directory import fetch_config
 from ..toy import world as toy
 from .requirements import Models
 from .shape import FAMILIES, Shape, shape_of
 
+Stages = Mapping[str, SingleJob]
+
 
 class NoEstimate(Exception):
-    """Why there is no shape, in a sentence: the model is not there yet, or its architecture has no formula."""
+    """Why there is no shape, in a sentence: the model does not exist yet, or its architecture has no formula."""
 
 
-def models(job: SingleJob, stages: Mapping[str, Any]) -> Models | None:
-    """The shapes of a job, None if it has no model; ``stages`` are those of its pipeline. Raises NoEstimate."""
+def job_models(job: SingleJob, stages: Stages) -> Models | None:
+    """The shapes of a job's models; None if it has no model. ``stages`` are those of its pipeline.
+
+    Raises NoEstimate, and BadInput for sizes that no model can have.
+    """
     needs = kind_of(job).needs(job)
     if needs.model is None:
         return None
-    rewards = tuple(of(ModelConfig(path=path), stages) for path in needs.reward_models)
-    critic = None if needs.critic is None else of(needs.critic, stages)
-    return Models(of(needs.model, stages), critic, rewards)
+    rewards = tuple(model_shape(ModelConfig(path=path), stages) for path in needs.reward_models)
+    critic = None if needs.critic is None else model_shape(needs.critic, stages)
+    return Models(model_shape(needs.model, stages), critic, rewards)
 
 
-def of(model: ModelConfig, stages: Mapping[str, Any]) -> Shape:
+def model_shape(model: ModelConfig, stages: Stages) -> Shape:
     """The shape of one model. Raises NoEstimate, and BadInput for sizes that no model can have."""
+    path = str(model.path)
     if model.init is not None:
-        values, source = {"vocab_size": _tokens(str(model.tokenizer), stages), **model.init}, "model.init"
-    elif str(model.path).startswith(STAGE):
-        return of(stages[str(model.path).removeprefix(STAGE).partition("/")[0]].model, stages)
+        values, source = {"vocab_size": _vocab_size(str(model.tokenizer), stages), **model.init}, "model.init"
+    elif path.startswith(STAGE):
+        earlier = _named_stage(path, stages)
+        earlier_model = None if earlier is None else kind_of(earlier).needs(earlier).model
+        if earlier_model is None:
+            raise NoEstimate(f"{path} is no stage with a model")
+        return model_shape(earlier_model, stages)
     else:
-        values, source = _config(str(model.path), model.revision), f"{model.path}: config.json"
-    found = shape_of(values, source)
-    if found is None:
-        raise NoEstimate(f"no formula for model_type {values.get('model_type')}; there are {', '.join(FAMILIES)}")
-    return found
+        values, source = _config_values(path, model.revision), f"{path}: config.json"
+    shape = shape_of(values, source)
+    if shape is None:
+        raise NoEstimate(f"no formula for model_type {values.get('model_type')}; expected one of {', '.join(FAMILIES)}")
+    return shape
 
 
-def _config(path: str, revision: str | None) -> dict[str, Any]:
-    """config.json of a directory or Hugging Face id, of an adapter that of its base."""
-    directory = Path(path).expanduser()
-    adapter, file = directory / "adapter_config.json", directory / "config.json"
-    if not file.is_file() and adapter.is_file():
-        return _config(str(json.loads(adapter.read_text())["base_model_name_or_path"]), None)
-    if not file.is_file():
-        file = _download(path, revision)
-    values = json.loads(file.read_text())
-    return {**values, **values.get("text_config", {})}
+def _named_stage(path: str, stages: Stages) -> SingleJob | None:
+    """The stage that 'stage:NAME' or 'stage:NAME/FILE' names."""
+    return stages.get(path.removeprefix(STAGE).partition("/")[0])
 
 
-def _download(path: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise NoEstimate(f"no model at {path} yet")
+def _config_values(path: str, revision: str | None) -> dict[str, Any]:
     try:
-        return Path(hf_hub_download(path, "config.json", revision=revision))
-    except Exception as error:
+        return fetch_config(path, revision)
+    except FileNotFoundError:
+        raise NoEstimate(f"no model at {path} yet") from None
+    except (OSError, ValueError) as error:
         raise NoEstimate(
-            f"{path} is no directory, and its config.json cannot be had ({type(error).__name__})"
+            f"{path} is not a directory, and its config.json cannot be downloaded ({type(error).__name__})"
         ) from None
 
 
-def _tokens(name: str, stages: Mapping[str, Any]) -> int:
-    """How many tokens a tokenizer has."""
+def _vocab_size(name: str, stages: Stages) -> int:
+    """How many tokens a tokenizer has: the toy one, one that an earlier stage makes, or one in a directory."""
     if name == "toy":
         return len(toy.vocabulary())
-    stage = stages.get(name.removeprefix(STAGE).partition("/")[0]) if name.startswith(STAGE) else None
-    if isinstance(stage, TokenizerJob):
-        return stage.vocab_size
+    stage = _named_stage(name, stages) if name.startswith(STAGE) else None
+    if stage is not None and (vocab_size := kind_of(stage).needs(stage).vocab_size) is not None:
+        return vocab_size
     file = Path(name).expanduser() / "tokenizer.json"
     if not file.is_file():
-        raise NoEstimate(f"no tokenizer.json in {name}, which would say how many tokens the model embeds")
+        raise NoEstimate(f"{name} has no tokenizer.json, which would say how many tokens the model embeds")
     values = json.loads(file.read_text())
     vocab = values["model"]["vocab"]
-    known = set(vocab) if isinstance(vocab, dict) else {token for token, _ in vocab}
-    return len(known | {token["content"] for token in values.get("added_tokens", [])})
+    tokens = set(vocab) if isinstance(vocab, dict) else {token for token, _ in vocab}
+    return len(tokens | {token["content"] for token in values.get("added_tokens", [])})

@@ -13,10 +13,10 @@ from typing import Any
 from ..config import BadInput, Job, RLJob, SingleJob, Supervised
 from ..jobs.kinds import kind_of
 from . import forecast, suggestions
-from . import model_shapes as shapes
 from . import requirements as needs
 from .forecast import Forecast
 from .hardware import GIB, GPUS, Cluster, cluster, this_machine
+from .model_shapes import NoEstimate, job_models
 from .requirements import Models, Setting
 
 SCALES = (1, 4, 16, 64, 256)
@@ -84,8 +84,8 @@ def _stage(
 ) -> Answer:
     lines = kind_of(job).describe(job)
     try:
-        models = shapes.models(job, pipeline)
-    except shapes.NoEstimate as why:
+        models = job_models(job, pipeline)
+    except NoEstimate as why:
         return Answer([*lines, f"no estimate: {why}"])
     if models is None:
         return Answer(lines)

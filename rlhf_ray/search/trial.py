@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from rich.console import Console
 
@@ -86,6 +87,7 @@ def run_trial(trials: Trials, values: Mapping[str, Any]) -> None:
         contextlib.closing(TerminalHandler()),
         RunDir(job, parent_id=trials.run_id, wait_s=WAIT_S) as run,
     ):
+        run.record("running", resources=ray.cluster_resources())
         if donor is not None:
             clone_checkpoint(trials.directory / donor.run, donor.step, run_dir, job, values)
         console = Console(file=output, width=120, markup=False, emoji=False)

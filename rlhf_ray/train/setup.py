@@ -13,8 +13,9 @@ import ray
 
 from ..actors.group import WorkerGroup
 from ..actors.placement import worker_demand
-from ..config import BadInput, RLJob, Supervised
+from ..config import RLJob, Supervised
 from ..data import examples
+from ..data.context import check_row_context
 from ..data.prompts import Prompts, load_prompts
 from ..data.sampler import Mixture, Sampler
 from ..data.stream import Stream
@@ -155,9 +156,7 @@ def supervised_setup(job: Supervised, run_dir: Path) -> Iterator[SupervisedSetup
         kind = task_kind(job)
         labels = kind.labels(job, rows)
         model, tokenizer = roles.prepare_model(job.model, run_dir, job.run.seed, kind.model, labels)
-        context = read_context_length(str(model.path))
-        if job.max_length > context:
-            raise BadInput(f"max_length {job.max_length} exceeds the model's context of {context} tokens; lower it")
+        check_row_context(job.max_length, read_context_length(str(model.path)))
         task = kind.build(job, rows, heldout, tokenizer)
     with Workers(job.cluster, worker_demand(learner=job.learner)) as workers:
         learners = workers.start_learners(job, [roles.supervised_role(job, kind, model, labels)])

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf_ray.config import parse
 from rlhf_ray.plan import calibrate, forecast
-from rlhf_ray.plan import model_shapes as shapes
+from rlhf_ray.plan.model_shapes import job_models
 from rlhf_ray.plan.requirements import Setting
 from rlhf_ray.plan.text import hardware
 from tests.benchmarks.paired import report
@@ -64,7 +64,7 @@ def main():
         on = hardware(None, 1, "cpu")
         ran, found = run(base, Path(directory))
         parsed = parse(base, "benchmark")
-        given = Setting(shapes.models(parsed, {}), on, forecast.lengths(parsed))
+        given = Setting(job_models(parsed, {}), on, forecast.lengths(parsed))
         given = forecast.calibrated(given, ran, {})
     measured = {(1, 0): found}
     for workers, ahead in itertools.product(args.workers, args.ahead):

@@ -12,7 +12,7 @@ from rlhf_ray.cli import main
 from rlhf_ray.config import DataConfig
 from rlhf_ray.data import check, redact
 from rlhf_ray.data.examples import DataError, Rows, load
-from rlhf_ray.jobs.preflight import data_report
+from rlhf_ray.jobs.data_report import data_report
 from rlhf_ray.toy import world as toy
 from tests.helpers import ROOT, rl_job
 

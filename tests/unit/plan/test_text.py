@@ -1,12 +1,16 @@
 """`rlhf-ray plan` as a user runs it: the verdict, what would help, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from rlhf_ray.cli import main
+from rlhf_ray.config import parse
 from rlhf_ray.plan import text as plan
-from tests.helpers import rl_job
+from rlhf_ray.plan.hardware import this_machine
+from tests.helpers import ROOT, rl_job
 from tests.unit.plan.published import GIANTS
 
 
@@ -97,13 +101,69 @@ def test_numbers_that_mean_nothing_end_with_exit_code_2_and_a_sentence(tmp_path,
 def test_a_run_cannot_calibrate_a_job_that_is_not_ppo(tmp_path, capsys):
     file = tmp_path / "job.yaml"
     job = {"job": "pretrain", "model": rl_job()["model"], "data": {"path": "toy:reviews/text"}, "num_steps": 1}
+    job["max_length"] = 64
     file.write_text(json.dumps(job))
     assert main(["plan", str(file), "--from", "nonexistent"]) == 2
     assert "--from nonexistent: a run calibrates the estimate of a ppo job only" in capsys.readouterr().err
 
 
-def test_vllm_on_a_cpu_is_planned(tmp_path, capsys):
+def test_vllm_on_a_cpu_is_planned():
+    job = parse(rl_job(rollout={"engine": {"type": "vllm"}}, cluster={"device": "cpu"}), "job")
+    answer = plan.answer(job, this_machine())
+    assert answer.yes
+    assert any("a rollout worker's KV cache holds " in line for line in answer.lines)
+
+
+FUNCTION = "{name: own, type: function, path: 'gone.py:f'}"
+MISSING = [
+    ("data.path=gone.jsonl", "gone.jsonl: no such file; data.path"),
+    ("model={path: ./gone}", "./gone: no such model directory"),
+    ("rewards.terms.0={name: words, type: rule, rule: nonsense}", "no rule 'nonsense'"),
+    (f"rewards.terms.0={FUNCTION}", "reward 'own': no such file gone.py"),
+    (
+        "rollout.max_new_tokens=97",
+        "data.max_prompt_tokens 32 + rollout.max_new_tokens 97 exceed the model's context of 128",
+    ),
+    ("log.wandb=project", "log.wandb needs the package wandb: pip install 'rlhf-ray[wandb]'"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MISSING)
+def test_plan_and_data_refuse_what_train_refuses_with_the_same_message(
+    tmp_path, capsys, monkeypatch, override, message
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     file = tmp_path / "job.yaml"
-    file.write_text(json.dumps(rl_job(rollout={"engine": {"type": "vllm"}}, cluster={"device": "cpu"})))
-    assert main(["plan", str(file)]) == 0
-    assert "a rollout worker's KV cache holds " in capsys.readouterr().out
+    file.write_text(json.dumps(rl_job(run={"dir": str(tmp_path / "run")})))
+    errors = []
+    for command in ("train", "plan", "data"):
+        assert main([command, str(file), override]) == 2
+        errors.append(capsys.readouterr().err)
+    assert message in errors[0]
+    assert errors[1:] == [errors[0]] * 2
+
+
+def test_the_context_is_that_of_an_earlier_stage_or_of_config_json(tmp_path, capsys):
+    quickstart = str(ROOT / "jobs" / "quickstart.yaml")
+    assert main(["plan", quickstart, "stages.ppo.rollout.max_new_tokens=4000"]) == 2
+    assert "rlhf-ray: stages.ppo: data.max_prompt_tokens " in capsys.readouterr().err
+    file = written(tmp_path, {**GIANTS["qwen2-7b"], "max_position_embeddings": 39})
+    assert main(["plan", file, "--gpus", "8xH100-80GB"]) == 2
+    assert "exceed the model's context of 39 tokens" in capsys.readouterr().err
+
+
+def test_packages_of_other_machines_are_not_looked_for_here(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file = written(tmp_path, GIANTS["qwen2-7b"], log={"wandb": "project"})
+    assert main(["plan", file]) == 2
+    assert main(["plan", file, "--gpus", "8xH100-80GB", "learner.num_workers=8", "rollout.num_workers=8"]) == 0
+
+
+def test_a_plan_with_its_checks_imports_neither_torch_nor_ray(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(rl_job()))
+    code = (
+        f"import sys; from rlhf_ray.cli import main; assert main(['plan', {str(file)!r}]) == 0; "
+        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

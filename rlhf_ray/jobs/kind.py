@@ -36,17 +36,33 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The work of the learner in one optimizer step.
+    """The work of the learner in one optimizer step of a job of ``num_steps`` steps.
 
     ``sequences`` of at most ``max_tokens`` tokens each; the head computes logits for ``scored_share`` of the tokens.
     ``has_reference``: whether a frozen copy of the model scores the sequences too.
     """
 
     learner: LearnerConfig
+    num_steps: int
     sequences: int
     max_tokens: int
     scored_share: float = 1.0
     has_reference: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLStep:
+    """How an RL job makes and uses the samples of a step.
+
+    ``samples_per_prompt`` are generated, and ``group_size`` of them are learned from, ``epochs`` times in
+    ``num_mini_batches`` optimizer steps. ``columns_to_annotate``: what the learner computes before its updates.
+    """
+
+    group_size: int
+    samples_per_prompt: int
+    epochs: int
+    num_mini_batches: int
+    columns_to_annotate: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +85,9 @@ class JobNeeds:
     ``data``: sections by option, such as "evaluate.data"; None if the job leaves it out. ``token_limits``: most tokens
     of a column, of "prompt" or of the whole "row", which `rlhf-ray data` compares lengths with. ``prompt_limits``: most
     tokens of a prompt for rollouts, by option. ``model`` is trained or answers, and its tokenizer reads the data;
-    ``critic`` is the critic's trunk, if there is one; ``model_paths`` are other models that must exist.
-    ``vocab_size``: tokens of the tokenizer that the job makes. ``packages``: optional packages by module name, with a
-    sentence that says what needs them and how to install them.
+    ``critic`` is the critic's trunk, if there is one; ``model_paths`` are other models that must exist. ``rl_step`` is
+    None unless the job is an RL job. ``vocab_size``: tokens of the tokenizer that the job makes. ``packages``: optional
+    packages by module name, with a sentence that says what needs them and how to install them.
     """
 
     data: Mapping[str, DataConfig | None]
@@ -83,6 +99,7 @@ class JobNeeds:
     vocab_size: int | None = None
     training: Training | None = None
     generation: Generation | None = None
+    rl_step: RLStep | None = None
     rewards: RewardsConfig | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,7 +134,7 @@ class RunContext:
 
 
 def _itself(job: Any) -> dict[str, SingleJob]:
-    return {"": job}
+    return {"": job}  # of any kind but a pipeline, which names its stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from .kind import (
     JobKind,
     JobNeeds,
     Results,
+    RLStep,
     RunContext,
     Training,
     engine_packages,
@@ -31,12 +32,20 @@ def needs(job: RLJob) -> JobNeeds:
         model_paths=() if job.critic.path is None else (job.critic.path,),
         training=Training(
             learner=job.learner,
+            num_steps=job.num_steps,
             sequences=rollout.prompts_per_step * algorithm.group_size // algorithm.num_mini_batches,
             max_tokens=generation.max_tokens,
             scored_share=rollout.max_new_tokens / generation.max_tokens,
             has_reference=job.needs_reference,
         ),
         generation=generation,
+        rl_step=RLStep(
+            group_size=algorithm.group_size,
+            samples_per_prompt=algorithm.samples_per_prompt,
+            epochs=algorithm.epochs,
+            num_mini_batches=algorithm.num_mini_batches,
+            columns_to_annotate=tuple(job.columns_to_annotate),
+        ),
         rewards=job.all_rewards,
         packages={**log_packages(job.log), **engine_packages(rollout)},
     )

@@ -39,6 +39,7 @@ def _kind(
             model=job.model,
             training=Training(
                 learner=job.learner,
+                num_steps=job.num_steps,
                 sequences=sequences_per_example * job.batch_size,
                 max_tokens=job.max_length,
             ),

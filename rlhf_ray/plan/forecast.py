@@ -1,16 +1,15 @@
-"""A job put on a cluster that need not be there: placement, memory of the fullest device, seconds by stage."""
+"""The forecast of a job on a cluster: placement, memory of the fullest device, seconds by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..actors.placement import Plan, plan_placement
-from ..config import BadInput, RLJob, SingleJob, Supervised, parse
+from ..config import BadInput, SingleJob, parse
 from ..jobs.kind import JobNeeds
 from ..jobs.kinds import demand_of, kind_of
 from ..run.reader import read_config, read_manifest
@@ -23,119 +22,145 @@ from .model_shapes import job_models
 from .requirements import Lengths, Setting
 from .simulate import Layout
 
-RAY = 0.7e9  # the driver, the raylet and Ray's other processes
+RAY = 0.7e9  # bytes of the driver, the raylet and Ray's other processes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Where a job runs, what the fullest device and the fullest host hold of how much, and seconds by stage."""
+    """Where a job runs, and what it takes.
+
+    ``needs``: of one worker, by role. ``device_bytes``: of the fullest device; ``host_bytes``: of the fullest node's
+    memory. ``seconds``: by stage of a step.
+    """
 
     job: SingleJob
-    given: Setting
+    setting: Setting
     plan: Plan
     needs: dict[str, Need]
-    taken: float
-    host: float
+    device_bytes: float
+    host_bytes: float
     seconds: dict[str, float]
 
     @property
     def margin(self) -> float:
-        """The share of device or host memory that is left, whichever is scarcer; below 0 it does not fit."""
-        on = self.given.cluster
-        return min(1.0 - self.taken / on.device.memory, 1.0 - self.host / on.host_memory)
+        """The share of device or host memory that is left, whichever is scarcer; below 0 the job does not fit."""
+        cluster = self.setting.cluster
+        return min(1.0 - self.device_bytes / cluster.device.memory, 1.0 - self.host_bytes / cluster.host_memory)
 
     @property
     def fits(self) -> bool:
-        """Whether there is room, and where an engine has a budget some of it for its cache."""
+        """Whether memory is enough, and some of an engine's budget is left for its KV cache."""
         return self.margin >= 0 and all(n.working.get("KV cache", 1.0) > 0 for n in self.needs.values())
 
 
-def forecast(job: SingleJob, given: Setting) -> Forecast:
-    """The forecast of one job. Raises BadInput where it cannot be placed."""
-    on = given.cluster
-    cpu = on.device.is_cpu
-    where = placed(job, on)
+def forecast(job: SingleJob, setting: Setting) -> Forecast:
+    """The forecast of one job. Raises BadInput if it cannot be placed."""
+    cluster = setting.cluster
+    cpu = cluster.device.is_cpu
+    plan = placed(job, cluster)
     job_needs = kind_of(job).needs(job)
-    found: dict[str, Need] = {}
+    role_needs: dict[str, Need] = {}
     if job_needs.training is not None:
-        found["learner"] = needs.learner(job_needs, given.models, cpu)
+        role_needs["learner"] = needs.learner(job_needs, setting.models, cpu)
     if job_needs.generation is not None:
-        found["rollout"] = needs.rollout(job_needs.generation, given.models, on)
-        found["reward"] = needs.reward(given.models)
-    host = max(_host(job_needs, where, given, node) for node in set(where.nodes))
+        role_needs["rollout"] = needs.rollout(job_needs.generation, setting.models, cluster)
+        role_needs["reward"] = needs.reward(setting.models)
+    nodes = set(plan.nodes)
+    host_bytes = max(_host_bytes(job_needs, plan, setting, node) for node in nodes)
     if cpu:
-        host += max(sum(n.stays(cpu) + n.comes(cpu) for n in _there(where, found, node)) for node in set(where.nodes))
-    taken = host if cpu else max(_slot(job_needs, where, found, s) for s in range(len(where.slots)))
-    settled = replace(given, share=min(1.0, where.num_threads / on.cores) if cpu else 1.0)
-    return Forecast(job, settled, where, found, taken, host, _seconds(job, settled, where))
+        workers = {node: _workers_on(plan, role_needs, node) for node in nodes}
+        host_bytes += max(sum(n.stays(cpu) + n.comes(cpu) for n in workers[node]) for node in nodes)
+        device_bytes = host_bytes
+    else:
+        device_bytes = max(_slot_bytes(job_needs, plan, role_needs, slot) for slot in range(len(plan.slots)))
+    shared = replace(setting, share=min(1.0, plan.num_threads / cluster.cores) if cpu else 1.0)
+    return Forecast(
+        job=job,
+        setting=shared,
+        plan=plan,
+        needs=role_needs,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
+        seconds=_seconds(job, shared, plan),
+    )
 
 
-def placed(job: SingleJob, on: Cluster) -> Plan:
-    """The placement of a job. Raises BadInput."""
-    return plan_placement(job.cluster, demand_of(job), on.resources())
+def placed(job: SingleJob, cluster: Cluster) -> Plan:
+    """The placement of a job. Raises BadInput if it does not fit on the nodes."""
+    return plan_placement(job.cluster, demand_of(job), cluster.resources())
 
 
-def _there(where: Plan, found: Mapping[str, Need], node: int) -> list[Need]:
-    return [found[r] for r, seats in where.seats.items() for s in seats if where.nodes[s] == node]
+def _workers_on(plan: Plan, role_needs: Mapping[str, Need], node: int) -> list[Need]:
+    """The needs of each worker of a node."""
+    return [role_needs[r] for r, seats in plan.seats.items() for s in seats if plan.nodes[s] == node]
 
 
-def _slot(job_needs: JobNeeds, where: Plan, found: Mapping[str, Need], slot: int) -> float:
-    """Bytes of one GPU of a slot. Where roles take turns, one of them peaks at a time."""
-    there = [found[r] for r, seats in where.seats.items() for s in seats if s == slot and where.share[r].get("GPU")]
+def _slot_bytes(job_needs: JobNeeds, plan: Plan, role_needs: Mapping[str, Need], slot: int) -> float:
+    """Bytes of one GPU of a slot. If roles take turns, one of them peaks at a time."""
+    workers = [
+        role_needs[r] for r, seats in plan.seats.items() for s in seats if s == slot and plan.share[r].get("GPU")
+    ]
     generation = job_needs.generation
-    turns = where.colocated and (generation is None or generation.rollout.ahead == 0)
-    comes = [n.comes(cpu=False) for n in there]
-    return sum(n.stays(cpu=False) for n in there) + (max(comes, default=0.0) if turns else sum(comes))
+    turns = plan.colocated and (generation is None or generation.rollout.ahead == 0)
+    peaks = [n.comes(cpu=False) for n in workers]
+    return sum(n.stays(cpu=False) for n in workers) + (max(peaks, default=0.0) if turns else sum(peaks))
 
 
-def _host(job_needs: JobNeeds, where: Plan, given: Setting, node: int) -> float:
-    """Host memory of a node besides a CPU's workers: Ray, the published weights in the object store, and beside GPUs processes, weights
-    of engines that sleep, and models that are being loaded (by each rank whole, below ZeRO-3)."""
-    num = given.models.policy.num_parameters
+def _host_bytes(job_needs: JobNeeds, plan: Plan, setting: Setting, node: int) -> float:
+    """Host memory of a node, without what workers on a CPU take.
+
+    That is Ray and the published weights in the object store. On a node with GPUs it is also the processes, the weights
+    of sleeping engines, and the models that are being loaded: below ZeRO-3 each rank loads a whole one.
+    """
+    num = setting.models.policy.num_parameters
     model, training, generation = job_needs.model, job_needs.training, job_needs.generation
     assert model is not None
     published = training is not None and generation is not None
     total = RAY + (BYTES[model.dtype] * num if published else 0.0)
-    if given.cluster.device.is_cpu:
+    if setting.cluster.device.is_cpu:
         return total
-    there = {r: sum(where.nodes[s] == node for s in seats) for r, seats in where.seats.items()}
-    total += GPU_PROCESS * sum(there.values())
-    if training is not None and generation is not None and where.colocated:
-        total += there["rollout"] * BYTES[generation.rollout.engine.dtype] * num
+    num_workers = {role: sum(plan.nodes[s] == node for s in seats) for role, seats in plan.seats.items()}
+    total += GPU_PROCESS * sum(num_workers.values())
+    if training is not None and generation is not None and plan.colocated:
+        total += num_workers["rollout"] * BYTES[generation.rollout.engine.dtype] * num
     if training is not None and training.learner.zero_stage < 3:
-        total += there["learner"] * BYTES[model.dtype] * num
+        total += num_workers["learner"] * BYTES[model.dtype] * num
     return total
 
 
-def _seconds(job: SingleJob, given: Setting, where: Plan) -> dict[str, float]:
-    if isinstance(job, RLJob):
-        return calibrate.predicted(job, given, layout(where, given.cluster))
-    if not isinstance(job, Supervised):
+def _seconds(job: SingleJob, setting: Setting, plan: Plan) -> dict[str, float]:
+    job_needs = kind_of(job).needs(job)
+    training, cluster = job_needs.training, setting.cluster
+    if job_needs.rl_step is not None:
+        return calibrate.predicted(job, setting, layout(plan, cluster))
+    if training is None:
         return {}
-    training = kind_of(job).needs(job).training
-    assert training is not None
-    rows, length = float(training.sequences), given.lengths.prompt
-    seen = stages.Samples(rows, rows * length, rows * length**2, rows * length)
-    model = needs.learning(job, given.models.policy, given.share)
-    return {"step": stages.updating(model, seen, 1, given.cluster) + stages.efficiency(given.cluster.device).call_s}
+    rows, length = float(training.sequences), setting.lengths.prompt
+    samples = stages.Samples(rows, rows * length, rows * length**2, rows * length)
+    work = needs.learner_work(job_needs, setting.models.policy, setting.share)
+    return {"step": stages.updating(work, samples, 1, cluster) + stages.efficiency(cluster.device).call_s}
 
 
-def layout(where: Plan, on: Cluster) -> Layout:
+def layout(plan: Plan, cluster: Cluster) -> Layout:
     """The devices of a placement for the simulation: a slot of GPUs, or all cores of a node."""
 
-    def names(role: str) -> list[str]:
-        own = bool(where.share[role].get("GPU"))
-        return [f"slot {s}" if own else f"node {where.nodes[s]}" for s in where.seats[role]]
+    def devices(role: str) -> list[str]:
+        has_gpu = bool(plan.share[role].get("GPU"))
+        return [f"slot {s}" if has_gpu else f"node {plan.nodes[s]}" for s in plan.seats[role]]
 
-    demand = float(min(where.num_threads, on.cores)) if on.device.is_cpu else 1.0
-    capacity = {f"node {n}": float(on.cores) for n in range(on.nodes)}
+    demand = float(min(plan.num_threads, cluster.cores)) if cluster.device.is_cpu else 1.0
+    capacity = {f"node {n}": float(cluster.cores) for n in range(cluster.nodes)}
     return Layout(
-        rollout=names("rollout"), reward=names("reward"), learner=names("learner"), demand=demand, capacity=capacity
+        rollout=devices("rollout"),
+        reward=devices("reward"),
+        learner=devices("learner"),
+        demand=demand,
+        capacity=capacity,
     )
 
 
 def lengths(job: SingleJob) -> Lengths:
-    """What to expect before any run: half of the longest."""
+    """The lengths to expect before any run: half of the longest."""
     job_needs = kind_of(job).needs(job)
     if job_needs.generation is not None:
         return needs.guessed(job_needs.generation.max_prompt_tokens, job_needs.generation.rollout.max_new_tokens)
@@ -143,26 +168,30 @@ def lengths(job: SingleJob) -> Lengths:
     return Lengths(longest / 2, np.array([0]), "a guess")
 
 
-def calibrated(given: Setting, run: Path, stages_: Mapping[str, Any]) -> Setting:
-    """The setting with a run's lengths, and factors from its metrics. Raises BadInput where it is no run of an RL job on such devices."""
+def calibrated(setting: Setting, run: Path, pipeline: Mapping[str, SingleJob]) -> Setting:
+    """The setting with a run's lengths, and factors from its metrics.
+
+    Raises BadInput if ``run`` is not the run of an RL job on the same kind of device.
+    """
     tree = read_config(run)
     job = None if tree is None else parse(tree, str(run / "config.json"))
-    if not isinstance(job, RLJob):
+    if job is None or kind_of(job).needs(job).rl_step is None:
         raise BadInput(f"--from {run}: give the run directory of a ppo job (of a pipeline: of its stage)")
     gpus = read_manifest(run).get("resources", {}).get("GPU", 0)
-    on = given.cluster
-    if bool(gpus) == on.device.is_cpu:
-        kinds = ("GPUs", "a CPU") if gpus else ("a CPU", "GPUs")
+    cluster = setting.cluster
+    if bool(gpus) == cluster.device.is_cpu:
+        ran_on, planned_for = ("GPUs", "a CPU") if gpus else ("a CPU", "GPUs")
         raise BadInput(
-            f"--from {run}: ran on {kinds[0]}, and the plan is for {kinds[1]}; give a run on the same devices"
+            f"--from {run}: ran on {ran_on}, and the plan is for {planned_for}; give a run on the same devices"
         )
     lines = calibrate.steady_metrics(run)
     batches = [read_batch(file) for file in trajectory_files(run)[-8:]]
     responses = np.concatenate([(b.lengths - b.prompt_length)[b.response_lengths > 0] for b in batches])
-    seen = calibrate.lengths(responses, np.concatenate([b.prompt_length for b in batches]), run)
-    where = placed(job, on)
-    share = min(1.0, where.num_threads / on.cores) if on.device.is_cpu else 1.0
-    own_models = job_models(job, stages_)
-    assert own_models is not None
-    own = Setting(own_models, on, seen, share=share)
-    return replace(given, lengths=seen, factors=calibrate.factors(job, own, layout(where, on), lines))
+    run_lengths = calibrate.lengths(responses, np.concatenate([b.prompt_length for b in batches]), run)
+    plan = placed(job, cluster)
+    share = min(1.0, plan.num_threads / cluster.cores) if cluster.device.is_cpu else 1.0
+    run_models = job_models(job, pipeline)
+    assert run_models is not None
+    run_setting = Setting(run_models, cluster, run_lengths, share=share)
+    factors = calibrate.factors(job, run_setting, layout(plan, cluster), lines)
+    return replace(setting, lengths=run_lengths, factors=factors)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import RLJob, Supervised
-from ..jobs.kind import Generation, JobNeeds
+from ..config import SingleJob
+from ..jobs.kind import Generation, JobNeeds, RLStep
+from ..jobs.kinds import kind_of
 from . import memory, stages
 from .hardware import Cluster
 from .memory import Need
@@ -107,7 +108,7 @@ def reward(models: Models) -> Need:
     return Need("reward", {"reward models": weights}, {"activations": passing} if passing else {})
 
 
-def room(generation: Generation, models: Models, need: Need) -> float:
+def kv_cache_sequences(generation: Generation, models: Models, need: Need) -> float:
     """How many of the longest sequences a vLLM worker's KV cache holds at once."""
     e = generation.rollout.engine
     longest = generation.max_tokens
@@ -116,14 +117,24 @@ def room(generation: Generation, models: Models, need: Need) -> float:
     return cache / (longest * each)
 
 
-def learning(job: RLJob | Supervised, shape: Shape, share: float, scalar: bool = False) -> stages.Learning:
-    """What stages.py must know of the learner's work on one of its models, where a rank has this ``share`` of a device."""
-    m = job.model
+def learner_work(job_needs: JobNeeds, shape: Shape, share: float, scalar: bool = False) -> stages.Learning:
+    """What stages.py reads of the learner's work on one of its models, if a rank has this ``share`` of a device."""
+    training, model = job_needs.training, job_needs.model
+    assert training is not None
+    assert model is not None
+    learner_config = training.learner
     num = float(shape.scalar_parameters if scalar else shape.num_parameters)
-    trained = num if m.lora is None or scalar else float(shape.adapter_parameters(m.lora.rank))
-    c = job.learner
+    trained = num if model.lora is None or scalar else float(shape.adapter_parameters(model.lora.rank))
     return stages.Learning(
-        shape, num, trained, m.dtype, c.zero_stage, c.num_workers, m.gradient_checkpointing, c.micro_batch_tokens, share
+        shape=shape,
+        num=num,
+        trained=trained,
+        dtype=model.dtype,
+        stage=learner_config.zero_stage,
+        ranks=learner_config.num_workers,
+        checkpointing=model.gradient_checkpointing,
+        micro_batch_tokens=learner_config.micro_batch_tokens,
+        share=share,
     )
 
 
@@ -150,49 +161,59 @@ class Setting:
     reward_s: float = 0.0
 
 
-def step(job: RLJob, given: Setting, num_steps: int, seed: int = 0) -> StepWork:
-    """The stages of ``num_steps`` RL steps whose response lengths are drawn from the given ones."""
-    a, cluster, lengths, factors = job.algorithm, given.cluster, given.lengths, given.factors
-    e, rng = stages.efficiency(cluster.device), np.random.default_rng(seed)
-    chunks = [_chunks(job, given, rng) for _ in range(num_steps)]
-    rows, mean = float(job.rollout.prompts_per_step * a.group_size), float(lengths.responses.mean())
-    tokens = rows * (lengths.prompt / a.group_size + mean)  # a prompt that samples share is computed once
-    squares = rows * float(((lengths.prompt + lengths.responses) ** 2).mean())
-    read, unread = (stages.Samples(rows, tokens, squares, n) for n in (rows * mean, 0.0))
-    actor, critic = learning(job, given.models.policy, given.share), given.models.critic
-    value = None if critic is None else learning(job, critic, given.share, scalar=True)
+def simulated_work(job: SingleJob, setting: Setting, num_steps: int, seed: int = 0) -> StepWork:
+    """The stages of ``num_steps`` steps of an RL job, with response lengths drawn from those of the setting."""
+    job_needs = kind_of(job).needs(job)
+    model, generation, rl_step = job_needs.model, job_needs.generation, job_needs.rl_step
+    assert model is not None
+    assert generation is not None
+    assert rl_step is not None
+    cluster, lengths, factors, models = setting.cluster, setting.lengths, setting.factors, setting.models
+    efficiency, rng = stages.efficiency(cluster.device), np.random.default_rng(seed)
+    chunks = [_chunk_seconds(generation, rl_step, setting, rng) for _ in range(num_steps)]
+    num_samples = float(generation.rollout.prompts_per_step * rl_step.group_size)
+    mean_response = float(lengths.responses.mean())
+    # Samples share their prompt, which is computed once.
+    tokens = num_samples * (lengths.prompt / rl_step.group_size + mean_response)
+    squares = num_samples * float(((lengths.prompt + lengths.responses) ** 2).mean())
+    scored, unscored = (stages.Samples(num_samples, tokens, squares, n) for n in (num_samples * mean_response, 0.0))
+    actor = learner_work(job_needs, models.policy, setting.share)
+    critic = None if models.critic is None else learner_work(job_needs, models.critic, setting.share, scalar=True)
     annotate = sum(
-        stages.scoring(value, unread, cluster)
-        if column == "values" and value is not None
-        else stages.scoring(actor, read, cluster)
-        for column in job.columns_to_annotate
+        stages.scoring(critic, unscored, cluster)
+        if column == "values" and critic is not None
+        else stages.scoring(actor, scored, cluster)
+        for column in rl_step.columns_to_annotate
     )
-    learn = a.epochs * stages.updating(actor, read, a.num_mini_batches, cluster)
-    if value is not None:
-        learn += a.epochs * stages.updating(value, unread, a.num_mini_batches, cluster)
-    score = sum(stages.passes(s, tokens, squares, 0.0) for s in given.models.rewards) / len(chunks[0])
+    learn = rl_step.epochs * stages.updating(actor, scored, rl_step.num_mini_batches, cluster)
+    if critic is not None:
+        learn += rl_step.epochs * stages.updating(critic, unscored, rl_step.num_mini_batches, cluster)
+    reward_flops = sum(stages.passes(s, tokens, squares, 0.0) for s in models.rewards) / len(chunks[0])
+    reward_speed = cluster.device.float32 * efficiency.share(efficiency.score, models.policy.hidden) * setting.share
+    sync = stages.sync(models.policy, model.dtype, cluster.device) + efficiency.call_s
     return StepWork(
         generate=chunks,
-        score=factors.rollout
-        * score
-        / (cluster.device.float32 * e.share(e.score, given.models.policy.hidden) * given.share),
-        score_wait=given.reward_s,
-        annotate=factors.annotate * (annotate + e.call_s) if job.columns_to_annotate else 0.0,
-        learn=factors.learn * (learn + e.call_s),
-        sync=factors.sync * (stages.sync(given.models.policy, job.model.dtype, cluster.device) + e.call_s),
+        score=factors.rollout * reward_flops / reward_speed,
+        score_wait=setting.reward_s,
+        annotate=factors.annotate * (annotate + efficiency.call_s) if rl_step.columns_to_annotate else 0.0,
+        learn=factors.learn * (learn + efficiency.call_s),
+        sync=factors.sync * sync,
     )
 
 
-def _chunks(job: RLJob, given: Setting, rng: np.random.Generator) -> list[float]:
+def _chunk_seconds(generation: Generation, rl_step: RLStep, setting: Setting, rng: np.random.Generator) -> list[float]:
     """Seconds of generation of each chunk of one step."""
-    r, a, e = job.rollout, job.algorithm, job.rollout.engine
-    per = a.samples_per_prompt
-    devices = float(e.num_gpus) * given.share
-    engine = stages.Engine(given.models.policy, e.max_rows, e.dtype, devices, e.uses_cuda_graphs)
-    found, first_s = [], stages.efficiency(given.cluster.device).rollout_s
-    for first in range(0, r.prompts_per_step, r.chunk_prompts):
-        prompts = min(r.chunk_prompts, r.prompts_per_step - first)
-        drawn = given.lengths.draw(rng, prompts * per)
-        seconds = stages.generation(engine, drawn.tolist(), given.lengths.prompt, prompts, given.cluster.device)
-        found.append(given.factors.rollout * (seconds + first_s / -(-r.prompts_per_step // r.chunk_prompts)))
-    return found
+    rollout_config, device = generation.rollout, setting.cluster.device
+    engine_config, num_prompts = rollout_config.engine, rollout_config.prompts_per_step
+    devices = float(engine_config.num_gpus) * setting.share
+    engine = stages.Engine(
+        setting.models.policy, engine_config.max_rows, engine_config.dtype, devices, engine_config.uses_cuda_graphs
+    )
+    start_s = stages.efficiency(device).rollout_s / -(-num_prompts // rollout_config.chunk_prompts)
+    chunk_seconds = []
+    for first in range(0, num_prompts, rollout_config.chunk_prompts):
+        prompts = min(rollout_config.chunk_prompts, num_prompts - first)
+        lengths = setting.lengths.draw(rng, prompts * rl_step.samples_per_prompt).tolist()
+        seconds = stages.generation(engine, lengths, setting.lengths.prompt, prompts, device)
+        chunk_seconds.append(setting.factors.rollout * (seconds + start_s))
+    return chunk_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import BadInput, LearnerConfig, RLJob, RolloutConfig, SingleJob, Supervised, apply_overrides, parse
+from ..config import BadInput, LearnerConfig, RolloutConfig, SingleJob, apply_overrides, parse
 from ..jobs.kinds import kind_of
 from .forecast import Forecast, forecast
 from .requirements import Setting
@@ -16,13 +16,13 @@ WORTHWHILE = 0.95  # a suggestion is named if it shortens the step to less than 
 
 
 def overrides_that_fit(current: Forecast) -> list[str]:
-    """The fewest overrides found that make a job fit: one alone if one is enough, else several of TO_FIT in their order.
+    """The fewest overrides that make a job fit: one alone if one is enough, else several of TO_FIT in their order.
 
     Empty if all of TO_FIT together are not enough.
     """
     for suggest in TO_FIT:
         override, job = _try(suggest, current.job)
-        if override and _fits(job, current.given):
+        if override and _fits(job, current.setting):
             return [override]
     overrides: list[str] = []
     job = current.job
@@ -30,7 +30,7 @@ def overrides_that_fit(current: Forecast) -> list[str]:
         override, job = _try(suggest, job)
         if override:
             overrides.append(override)
-            if _fits(job, current.given):
+            if _fits(job, current.setting):
                 return _without_needless(overrides, current)
     return []
 
@@ -40,7 +40,7 @@ def overrides_that_shorten(current: Forecast) -> list[tuple[str, float]]:
     shorter = []
     for suggest in TO_SHORTEN:
         override, job = _try(suggest, current.job)
-        changed = _forecast(job, current.given) if override else None
+        changed = _forecast(job, current.setting) if override else None
         if changed and changed.fits and changed.seconds["step"] < WORTHWHILE * current.seconds["step"]:
             shorter.append((str(override), changed.seconds["step"]))
     return sorted(shorter, key=lambda pair: pair[1])
@@ -68,20 +68,20 @@ def _without_needless(overrides: list[str], current: Forecast) -> list[str]:
     for override in overrides:
         fewer = [o for o in needed if o != override]
         job = _with_overrides(current.job, fewer)
-        if job is not None and _fits(job, current.given):
+        if job is not None and _fits(job, current.setting):
             needed = fewer
     return needed
 
 
-def _fits(job: SingleJob, given: Setting) -> bool:
-    changed = _forecast(job, given)
+def _fits(job: SingleJob, setting: Setting) -> bool:
+    changed = _forecast(job, setting)
     return changed is not None and changed.fits
 
 
-def _forecast(job: SingleJob, given: Setting) -> Forecast | None:
+def _forecast(job: SingleJob, setting: Setting) -> Forecast | None:
     """The forecast of a job; None if it cannot be placed."""
     try:
-        return forecast(job, given)
+        return forecast(job, setting)
     except BadInput:
         return None
 
@@ -117,9 +117,8 @@ def shard_weights(job: SingleJob) -> str | None:
 
 def smallest_micro_batches(job: SingleJob) -> str | None:
     """Micro-batches of one longest sequence."""
-    if isinstance(job, RLJob):
-        return f"learner.micro_batch_tokens={job.data.max_prompt_tokens + job.rollout.max_new_tokens}"
-    return f"learner.micro_batch_tokens={job.max_length}" if isinstance(job, Supervised) else None
+    training = kind_of(job).needs(job).training
+    return None if training is None else f"learner.micro_batch_tokens={training.max_tokens}"
 
 
 def bfloat16_engine(job: SingleJob) -> str | None:
@@ -167,7 +166,7 @@ TO_FIT: tuple[Suggestion, ...] = (
 
 
 def generate_ahead(job: SingleJob) -> str | None:
-    """The next step's rollouts are generated while this step's are learnt from."""
+    """The next step's rollouts are generated while the learner trains on this step's."""
     rollout = _rollout(job)
     return "rollout.ahead=1" if rollout and rollout.ahead == 0 else None
 

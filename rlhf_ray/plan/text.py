@@ -1,4 +1,4 @@
-"""What `rlhf-ray plan` says before anything is started: placement, memory, seconds by stage, yes or no, and what would help."""
+"""What `rlhf-ray plan` prints: placement, memory, seconds by stage, yes or no, and what would help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, Job, RLJob, SingleJob, Supervised
+from ..config import BadInput, Job, SingleJob
+from ..jobs.kind import JobNeeds
 from ..jobs.kinds import kind_of
 from . import forecast, suggestions
 from . import requirements as needs
@@ -37,8 +38,8 @@ def hardware(gpus: str | None, nodes: int, device: str) -> Cluster:
         raise BadInput(f"--gpus {gpus}: the job says cluster.device=cpu; leave one of them out")
     if gpus is not None:
         return cluster(gpus, nodes)
-    found = _local_gpus() if device != "cpu" else None
-    return this_machine(nodes) if found is None else replace(found, nodes=nodes)
+    local = _local_gpus() if device != "cpu" else None
+    return this_machine(nodes) if local is None else replace(local, nodes=nodes)
 
 
 def _local_gpus() -> Cluster | None:
@@ -54,22 +55,25 @@ def _local_gpus() -> Cluster | None:
     return cluster(f"{len(rows)}x{fitting[0].name}") if fitting else None
 
 
-def answer(job: Job, on: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
-    """Everything about a job, or about each stage of a pipeline. ``run`` calibrates; ``scale`` adds larger clusters; a chunk's reward waits
-    for ``reward_s``. Raises BadInput."""
+def answer(job: Job, cluster: Cluster, run: str | None = None, scale: bool = False, reward_s: float = 0.0) -> Answer:
+    """The plan of a job, or of each stage of a pipeline.
+
+    ``run`` is a run directory that calibrates the estimate; ``scale`` adds larger clusters; ``reward_s`` are the seconds
+    that the reward of a chunk waits for a service. Raises BadInput.
+    """
     pipeline = kind_of(job).stages(job)
     if not 0 <= reward_s < math.inf:
         raise BadInput(f"--reward-seconds {reward_s:g}: give a finite number of seconds, 0 or more")
-    if run is not None and not any(isinstance(stage, RLJob) for stage in pipeline.values()):
+    if run is not None and not any(kind_of(stage).needs(stage).rl_step for stage in pipeline.values()):
         raise BadInput(f"--from {run}: a run calibrates the estimate of a ppo job only; remove --from")
-    lines, verdicts = [f"on {_device(on)}"], []
+    lines, verdicts = [f"on {_device(cluster)}"], []
     for name, stage in pipeline.items():
-        whole = stage.model_copy(update={"cluster": job.cluster})
-        one = _stage(whole, pipeline, on, run, scale, reward_s)
-        lines += [f"{name}: {line}" if name else line for line in one.lines]
-        verdicts.append(one.yes)
-    known = [v for v in verdicts if v is not None]
-    return Answer(lines, all(known) if known else None)
+        on_cluster = stage.model_copy(update={"cluster": job.cluster})
+        stage_answer = _stage(on_cluster, pipeline, cluster, run, scale, reward_s)
+        lines += [f"{name}: {line}" if name else line for line in stage_answer.lines]
+        if stage_answer.yes is not None:
+            verdicts.append(stage_answer.yes)
+    return Answer(lines, all(verdicts) if verdicts else None)
 
 
 def _device(c: Cluster) -> str:
@@ -80,115 +84,131 @@ def _device(c: Cluster) -> str:
 
 
 def _stage(
-    job: SingleJob, pipeline: Mapping[str, Any], on: Cluster, run: str | None, scale: bool, reward_s: float
+    job: SingleJob, pipeline: Mapping[str, Any], cluster: Cluster, run: str | None, scale: bool, reward_s: float
 ) -> Answer:
-    lines = kind_of(job).describe(job)
+    lines, job_needs = kind_of(job).describe(job), kind_of(job).needs(job)
     try:
         models = job_models(job, pipeline)
     except NoEstimate as why:
         return Answer([*lines, f"no estimate: {why}"])
     if models is None:
         return Answer(lines)
-    given = Setting(models, on, forecast.lengths(job), reward_s=reward_s)
+    setting = Setting(models, cluster, forecast.lengths(job), reward_s=reward_s)
     lines.append(_sizes(models))
-    if run is not None and isinstance(job, RLJob):
-        given = forecast.calibrated(given, Path(run), pipeline)
-        factors = ", ".join(f"{name} {value:.2f}" for name, value in vars(given.factors).items())
+    if run is not None and job_needs.rl_step is not None:
+        setting = forecast.calibrated(setting, Path(run), pipeline)
+        factors = ", ".join(f"{name} {value:.2f}" for name, value in vars(setting.factors).items())
         lines.append(f"calibrated by {run}: measured over predicted seconds: {factors}")
     try:
-        found = forecast.forecast(job, given)
+        estimate = forecast.forecast(job, setting)
     except BadInput as why:
         return Answer([*lines, f"no: {why}"], False)
-    lines += [*found.plan.lines(), *_memory(found)]
-    if isinstance(job, RLJob):
-        lines += [*_time(job, found), *(_scaled(job, found) if scale else ())]
-    elif isinstance(job, Supervised) and found.seconds:
-        lines.append(
-            f"time: {found.seconds['step']:.3g} s a step, {job.num_steps * found.seconds['step'] / 60:.3g} min in all"
-        )
-    return Answer([*lines, _verdict(found)], found.fits)
+    lines += [*estimate.plan.lines(), *_memory(estimate)]
+    if job_needs.rl_step is not None:
+        lines += [*_time(job_needs, estimate), *(_scaled(job, estimate) if scale else ())]
+    elif job_needs.training is not None:
+        step_s = estimate.seconds["step"]
+        lines.append(f"time: {step_s:.3g} s a step, {job_needs.training.num_steps * step_s / 60:.3g} min in all")
+    return Answer([*lines, _verdict(estimate)], estimate.fits)
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Bytes in GiB or MiB."""
     return f"{count / GIB:.1f} GiB" if abs(count) >= GIB else f"{count / (1 << 20):.0f} MiB"
 
 
 def _sizes(models: Models) -> str:
-    def said(count: int) -> str:
+    def in_words(count: int) -> str:
         return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
-    found = [f"model: {models.policy.family}, {said(models.policy.num_parameters)} parameters"]
+    sizes = [f"model: {models.policy.family}, {in_words(models.policy.num_parameters)} parameters"]
     if models.critic is not None:
-        found.append(f"critic {said(models.critic.scalar_parameters)}")
-    return ", ".join(found + [f"reward model {said(s.scalar_parameters)}" for s in models.rewards])
+        sizes.append(f"critic {in_words(models.critic.scalar_parameters)}")
+    return ", ".join(sizes + [f"reward model {in_words(s.scalar_parameters)}" for s in models.rewards])
 
 
 def _memory(f: Forecast) -> Iterator[str]:
-    on, cpu = f.given.cluster, f.given.cluster.device.is_cpu
+    on, cpu = f.setting.cluster, f.setting.cluster.device.is_cpu
     for role, need in f.needs.items():
         parts = {**need.resident, **need.working, **need.step}
         named = " + ".join(f"{name} {size(v)}" for name, v in parts.items() if v) or "nothing of its own"
         yield f"memory of each {role} worker: {named}; with its process {size(need.stays(cpu) + need.comes(cpu))}"
     generation = kind_of(f.job).needs(f.job).generation
     if generation is not None and generation.rollout.engine.memory_reservation is not None:
-        held, max_rows = needs.room(generation, f.given.models, f.needs["rollout"]), generation.rollout.engine.max_rows
-        yield f"a rollout worker's KV cache holds {max(0.0, held):.0f} of the longest sequences at once (max_rows {max_rows})"
+        capacity = max(0.0, needs.kv_cache_sequences(generation, f.setting.models, f.needs["rollout"]))
+        max_rows = generation.rollout.engine.max_rows
+        yield f"a rollout worker's KV cache holds {capacity:.0f} of the longest sequences at once (max_rows {max_rows})"
     turns = " (roles in turns)" if f.plan.colocated and not cpu and getattr(f.job.cluster, "colocate", False) else ""
-    yield f"the fullest {'machine' if cpu else 'GPU'}: {size(f.taken)} of {size(on.device.memory)}{turns}" + (
-        "" if cpu else f"; host RAM of the fullest node: {size(f.host)} of {size(on.host_memory)}"
+    yield f"the fullest {'machine' if cpu else 'GPU'}: {size(f.device_bytes)} of {size(on.device.memory)}{turns}" + (
+        "" if cpu else f"; host RAM of the fullest node: {size(f.host_bytes)} of {size(on.host_memory)}"
     )
 
 
-def _time(job: RLJob, f: Forecast) -> Iterator[str]:
+def _time(job_needs: JobNeeds, f: Forecast) -> Iterator[str]:
+    generation, rl_step, training = job_needs.generation, job_needs.rl_step, job_needs.training
+    assert generation is not None
+    assert rl_step is not None
+    assert training is not None
     seconds = f.seconds
-    yield f"response lengths: {f.given.lengths.source}"
+    yield f"response lengths: {f.setting.lengths.source}"
     parts = {name: s for name, s in seconds.items() if name != "step" and s >= 0.001}
     named = " + ".join(f"{name} {s:.3g}" for name, s in parts.items())
-    tokens = job.rollout.prompts_per_step * job.algorithm.group_size * float(f.given.lengths.responses.mean())
-    source = "calibrated" if f.given.factors != needs.Factors() else "from data sheets"
+    mean_response = float(f.setting.lengths.responses.mean())
+    tokens = generation.rollout.prompts_per_step * rl_step.group_size * mean_response
+    source = "calibrated" if f.setting.factors != needs.Factors() else "from data sheets"
     yield (
         f"time of a step: {named} = {seconds['step']:.3g} s, {tokens / seconds['step']:.4g} generated tokens/s, "
-        f"{job.num_steps * seconds['step'] / 3600:.3g} h in all ({source})"
+        f"{training.num_steps * seconds['step'] / 3600:.3g} h in all ({source})"
     )
-    worst = max(parts, key=lambda name: parts[name])
-    better = suggestions.overrides_that_shorten(f)
+    longest = max(parts, key=lambda name: parts[name])
+    shorter = suggestions.overrides_that_shorten(f)
     helps = (
-        "; ".join(f"{override} -> {s:.3g} s" for override, s in better[:3])
+        "; ".join(f"{override} -> {s:.3g} s" for override, s in shorter[:3])
         or "none of the usual settings shortens it here"
     )
-    yield f"bottleneck: {worst}, {parts[worst] / seconds['step']:.0%} of the step; what helps: {helps}"
+    yield f"bottleneck: {longest}, {parts[longest] / seconds['step']:.0%} of the step; what helps: {helps}"
 
 
-def _scaled(job: RLJob, f: Forecast) -> Iterator[str]:
-    """The same share of work for each device, on more of them: what long tails and what stays serial cost."""
+def _scaled(job: SingleJob, f: Forecast) -> Iterator[str]:
+    """Seconds of a step if devices, workers and prompts grow together: what long tails and serial work cost."""
+    cluster, job_needs = f.setting.cluster, kind_of(job).needs(job)
+    generation, training, rewards = job_needs.generation, job_needs.training, job_needs.rewards
+    assert generation is not None
+    assert training is not None
+    assert rewards is not None
     yield "on larger clusters, with as many prompts for each worker as now (simulated, an estimate):"
     for times in SCALES:
-        on = f.given.cluster
-        more = job.model_copy(update={
-            "rollout": job.rollout.model_copy(update={
-                "prompts_per_step": times * job.rollout.prompts_per_step, "num_workers": times * job.rollout.num_workers,
-            }),
-            "learner": job.learner.model_copy(update={"num_workers": times * job.learner.num_workers}),
-            "rewards": job.rewards.model_copy(update={"num_workers": times * job.rewards.num_workers}),
-        })  # fmt: skip
-        wide = replace(on, nodes=times * on.nodes)
-        lines = []
+        larger = replace(cluster, nodes=times * cluster.nodes)
+        times_by_ahead = []
         for ahead in (0, 1):
-            other = more.model_copy(update={"rollout": more.rollout.model_copy(update={"ahead": ahead})})
-            step = forecast.forecast(other, replace(f.given, cluster=wide)).seconds["step"]
-            lines.append(f"ahead {ahead}: {step:.3g} s")
-        yield f"  {times * on.nodes * on.per_node} {'nodes' if on.device.is_cpu else 'GPUs'}: {', '.join(lines)}"
+            rollout = {
+                "prompts_per_step": times * generation.rollout.prompts_per_step,
+                "num_workers": times * generation.rollout.num_workers,
+                "ahead": ahead,
+            }
+            learner = {"num_workers": times * training.learner.num_workers}
+            reward = {"num_workers": times * rewards.num_workers}
+            scaled_job = _with_sections(job, {"rollout": rollout, "learner": learner, "rewards": reward})
+            step_s = forecast.forecast(scaled_job, replace(f.setting, cluster=larger)).seconds["step"]
+            times_by_ahead.append(f"ahead {ahead}: {step_s:.3g} s")
+        num_devices = times * cluster.nodes * cluster.per_node
+        yield f"  {num_devices} {'nodes' if cluster.device.is_cpu else 'GPUs'}: {', '.join(times_by_ahead)}"
+
+
+def _with_sections(job: SingleJob, sections: Mapping[str, Mapping[str, int]]) -> SingleJob:
+    """The job with other values in some of its sections, which are not checked."""
+    update = {name: getattr(job, name).model_copy(update=dict(values)) for name, values in sections.items()}
+    return job.model_copy(update=update)
 
 
 def _verdict(f: Forecast) -> str:
     if f.fits:
-        barely = ", which is within what these formulas err by" if f.margin < TIGHT else ""
-        return f"yes: it fits, with {f.margin:.0%} to spare{barely}"
-    options = suggestions.overrides_that_fit(f)
+        close = ", which is within the error of these formulas" if f.margin < TIGHT else ""
+        return f"yes: it fits, with {f.margin:.0%} to spare{close}"
+    overrides = suggestions.overrides_that_fit(f)
     helps = (
-        f"it would with {' '.join(options)}"
-        if options
-        else "no setting of this job mends it: more devices, or a smaller model"
+        f"it would with {' '.join(overrides)}"
+        if overrides
+        else "no setting of this job helps: use more devices, or a smaller model"
     )
     return f"no: it needs {1 - f.margin:.0%} of the memory there is; {helps}"

@@ -39,7 +39,7 @@ def run(tree, directory):
     file = directory / "job.yaml"
     file.write_text(yaml.safe_dump(tree))
     run_job(file, directory / "run", timeout=1200)
-    lines = calibrate.metrics(directory / "run")
+    lines = calibrate.steady_metrics(directory / "run")
     ahead = tree["rollout"]["ahead"]
     kept = lines[ahead : -1 - ahead]  # the last writes a checkpoint and has none ahead
     return directory / "run", calibrate.measured(kept)

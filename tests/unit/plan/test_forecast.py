@@ -33,7 +33,7 @@ def test_llama_70b_with_lora_on_eight_h100(tmp_path):
         "model.lora.rank": 8, "model.lora.alpha": 16,
     })  # fmt: skip
     found = on_paper(job, values, "8xH100-80GB")
-    assert found.taken / 1e9 == pytest.approx(64, rel=0.25)
+    assert found.device_bytes / 1e9 == pytest.approx(64, rel=0.25)
     assert found.fits
 
 

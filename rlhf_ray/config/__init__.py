@@ -4,7 +4,7 @@ from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig, TrainingData
 from .inference import EvaluateJob, GenerationJob, SampleJob, ScoreJob, TokenizerJob
 from .jobs import Job, PipelineJob, RLJob, SingleJob
-from .learner import CriticConfig, LearnerConfig
+from .learner import CriticConfig, LearnerConfig, ReferenceConfig
 from .load import ConfigError, apply_overrides, load, load_search, parse, set_values
 from .model import LoraConfig, ModelConfig
 from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
@@ -77,6 +77,7 @@ __all__ = [
     "PromptConfig",
     "QAJob",
     "RLJob",
+    "ReferenceConfig",
     "Reward",
     "RewardJob",
     "RewardsConfig",

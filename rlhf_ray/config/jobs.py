@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig
 from .inference import EvaluateJob, SampleJob, ScoreJob, TokenizerJob
-from .learner import CriticConfig
+from .learner import CriticConfig, ReferenceConfig
 from .rewards import ModelReward, Reward, RewardsConfig
 from .rollout import RolloutConfig
 from .run import ClusterConfig, LogConfig, RunConfig
@@ -54,6 +54,9 @@ class RLJob(Common):
     algorithm: AlgorithmConfig = Field(default_factory=PPO, description="Advantage, ratio, clip and loss.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Generation.")
     rewards: RewardsConfig = Field(..., description="The reward.")
+    reference: ReferenceConfig = Field(
+        default_factory=ReferenceConfig, description="The model that the KL penalty refers to."
+    )
     critic: CriticConfig = Field(
         default_factory=CriticConfig,
         description="The critic; read by ppo alone, which has one.",

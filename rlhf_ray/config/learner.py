@@ -28,6 +28,21 @@ class LearnerConfig(Section):
     betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays; sgd has none.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW (decoupled) and of sgd.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="What sleeps in host memory while no stage needs it, if the learner shares its GPUs with engines: "
+        "nothing, the optimizer's states (12 bytes a parameter), or the weights and the reference too. The engines can then "
+        "have a larger KV cache (rollout.engine.memory_fraction).",
+    )
+
+
+class ReferenceConfig(Section):
+    """The model that the KL penalty refers to: the policy as the job found it."""
+
+    offload: bool = Field(
+        False,
+        description="Its weights are in host memory but while its log-probs are computed: one copy to the device a step.",
+    )
 
 
 class CriticConfig(Section):

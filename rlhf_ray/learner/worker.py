@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from . import zero
 from .memory_errors import explains_memory
 from .mfu import HEADS, num_elements, peak_flops, training_flops
 from .objectives import Columns, LossTerm, Objective, final_positions
+from .residency import Residency
 
 COLLECTIVE_MARGIN_S = 120.0  # a collective fails so much later than the driver gives a stage up, and names its stacks
 LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
@@ -114,6 +115,7 @@ class LearnerWorker:
             timeout_s=self.deadline_s + COLLECTIVE_MARGIN_S,
         )
         info = {role.name: self._build(role) for role in self.roles.values()}
+        self.residency = Residency(self.engines, self.device, self._averaged)
         dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
         float32_flops = peak_flops(self.device, torch.float32)
         self.peak_flops = float32_flops if dtype == torch.float32 else peak_flops(self.device, dtype)
@@ -159,6 +161,13 @@ class LearnerWorker:
             info["padded_reason"] = module.padded_reason
         return info
 
+    def _averaged(self) -> list[torch.Tensor]:
+        return [value for averages in self.averages.values() for value in averages.values]
+
+    def keep_awake(self, parts: Collection[str]) -> dict[str, int]:
+        """Puts the other parts of :class:`Residency` to sleep and wakes these. Returns the bytes each gave or took."""
+        return self.residency.keep_awake(parts)
+
     @explains_memory
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """``columns`` of this rank's share of the rows: old_log_probs, ref_log_probs, values (with final_values).
@@ -166,6 +175,7 @@ class LearnerWorker:
         Returns 'rows' (n,), indices into ``batch``, and each column for those rows in that order, float32: flat over
         tokens, but final_values (n,).
         """
+        self.residency.require("weights", *(["reference"] if "ref_log_probs" in columns else []))
         names = [*columns, "final_values"] if "values" in columns else [*columns]
         parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.float32)] for name in names}
         rows = [np.zeros(0, np.int64)]
@@ -205,6 +215,7 @@ class LearnerWorker:
         All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan
         and run the same number of micro-batches.
         """
+        self.residency.require("weights", "optimizer")
         engine, kind, frozen_trunk = self.engines[role], self.roles[role].kind, self.roles[role].frozen_trunk
         module = zero.module_of(engine)
         module.train()
@@ -232,6 +243,7 @@ class LearnerWorker:
     @torch.no_grad()
     def evaluate(self, role: str, objective: Objective, batch: Batch) -> Sums:
         """The objective's metrics over this rank's share of ``batch``, without gradients."""
+        self.residency.require("weights")
         engine, sums = self.engines[role], []
         zero.module_of(engine).eval()
         for micro_batch in self._micro_batches(role, batch, objective.unit):
@@ -244,6 +256,7 @@ class LearnerWorker:
     @torch.no_grad()
     def predict(self, role: str, objective: Any, batch: Batch) -> dict[str, Any]:
         """The predictions of this rank's share: 'rows' (n,) of ``batch``, and as many arrays in 'predictions'."""
+        self.residency.require("weights")
         rows, predictions = [np.zeros(0, np.int64)], []
         zero.module_of(self.engines[role]).eval()
         for micro_batch in self._micro_batches(role, batch, None):
@@ -271,6 +284,7 @@ class LearnerWorker:
         tensors go out without a copy here. The last message is made while the receivers load the weights and score the
         probe.
         """
+        self.residency.require("weights")
         yield Begin(version)
         fingerprints, num_bytes = [], 0
         for bucket in split_into_buckets(self._tensors("actor")):
@@ -287,6 +301,7 @@ class LearnerWorker:
 
         On a CPU they are the live parameters, not copies.
         """
+        self.residency.require("weights")
         tensors = dict(self._tensors(role))
         return tensors if self.rank == 0 else None
 
@@ -329,6 +344,7 @@ class LearnerWorker:
 
     def save(self, directory: str) -> None:
         """Writes this rank's shards of all trained roles, and its random state."""
+        self.residency.require("weights", "optimizer")
         for name, role in self.roles.items():
             if role.lr is not None:
                 zero.save_shards(self.engines[name], Path(directory), name)
@@ -339,6 +355,7 @@ class LearnerWorker:
     @explains_memory
     def load(self, directory: str) -> None:
         """Reads back what :meth:`save` wrote."""
+        self.residency.require("weights", "optimizer")
         for name, role in self.roles.items():
             if role.lr is not None:
                 zero.load_shards(self.engines[name], Path(directory), name)

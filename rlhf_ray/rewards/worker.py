@@ -22,6 +22,7 @@ from ..config import (
 )
 from ..data import tokenizer as tokenizers
 from ..data.encode import completion_text
+from ..models.offload import HostOffload, release_cached_memory
 from .classifier import ClassifierScorer
 from .function import UserFunction
 from .likelihood import LikelihoodScorer
@@ -53,6 +54,7 @@ class RewardWorker:
         self.prints = None if prints is None else Path(prints)
         self.tokenizer = None if tokenizer is None else tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
         self.terms: dict[str, Any] = {}
+        self.models = HostOffload(self._model_tensors)
 
     def check(self, longest: int = 0) -> None:
         """Builds every term. Raises RewardError (or BadInput) for one that cannot be had, or cannot take ``longest`` tokens."""
@@ -72,6 +74,15 @@ class RewardWorker:
             return ClassifierScorer(term, self.device)
         scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer
         return scorer(term, self.tokenizer, self.device)
+
+    def keep_awake(self, awake: bool) -> None:
+        """Puts the weights of reward models to sleep on the host, or wakes them."""
+        self.models.wake() if awake else self.models.sleep()
+        release_cached_memory(torch.device(self.device))
+
+    def _model_tensors(self) -> list[torch.Tensor]:
+        models = [scorer.model for scorer in self.terms.values() if hasattr(scorer, "model")]
+        return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
 
     def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Columns to add to the batch: reward_parts (B, k), and step_rewards (T,) if a term rewards steps.

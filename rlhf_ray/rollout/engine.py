@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+
+PARTS = frozenset({"weights", "kv_cache"})  # of an engine's device memory
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,10 @@ class Engine(Protocol):
         """The counts since the last call: tokens, seconds, idle share of the rows."""
         ...
 
-    def sleep(self) -> None:
-        """Releases device memory."""
-        ...
+    def keep_awake(self, parts: Collection[str], keep_weights: bool = True) -> None:
+        """Gives back device memory but for that of ``parts`` ('weights', 'kv_cache'), and takes theirs again.
 
-    def wake(self) -> None:
-        """Takes device memory again."""
+        Weights that leave stay on the host if ``keep_weights``; otherwise they are undefined until the next
+        :meth:`load_weights`. Requests need both parts.
+        """
         ...

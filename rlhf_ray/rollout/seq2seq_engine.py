@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..models.log_probs import rectangle
+from ..models.offload import HostOffload, release_cached_memory
 from ..models.seq2seq import until_end
 from .engine import Completion, Counters, Decoding, Request, Sampling
 from .transformers_engine import sample_tokens, uniform_numbers
@@ -52,6 +53,7 @@ class Seq2SeqEngine:
 
     def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
         self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
+        self.weights = HostOffload(lambda: [*model.parameters(), *model.buffers()])
         self.waiting: deque[Request] = deque()
         self.counters = Counters(max_rows)
 
@@ -98,8 +100,6 @@ class Seq2SeqEngine:
     def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
-    def sleep(self) -> None:
-        self.model.to("cpu")
-
-    def wake(self) -> None:
-        self.model.to(self.device)
+    def keep_awake(self, parts: Collection[str], keep_weights: bool = True) -> None:
+        self.weights.wake() if "weights" in parts else self.weights.sleep()
+        release_cached_memory(self.device)

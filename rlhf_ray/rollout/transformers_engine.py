@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.offload import HostOffload, release_cached_memory
 from .decoders import choose_decoder
 from .engine import Completion, Counters, Request, Sampling
 
@@ -57,6 +58,7 @@ class TransformersEngine:
 
     def __init__(self, model: Any, sampling: Sampling, max_rows: int, device: torch.device) -> None:
         self.model, self.sampling, self.max_rows, self.device = model, sampling, max_rows, device
+        self.weights = HostOffload(lambda: [*model.parameters(), *model.buffers()])
         self.decoder, self.decoding = choose_decoder(model, max_rows, device)
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []
@@ -190,11 +192,8 @@ class TransformersEngine:
     def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
-    def sleep(self) -> None:
-        self.decoder.free()
-        if self.device.type == "cuda":
-            self.model.to("cpu")
-            torch.cuda.empty_cache()
-
-    def wake(self) -> None:
-        self.model.to(self.device)
+    def keep_awake(self, parts: Collection[str], keep_weights: bool = True) -> None:
+        if "kv_cache" not in parts:
+            self.decoder.free()  # it is made again by the next request
+        self.weights.wake() if "weights" in parts else self.weights.sleep()
+        release_cached_memory(self.device)

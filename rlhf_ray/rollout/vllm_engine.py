@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import BadInput, ModelConfig, VLLMEngineConfig
 from ..models.load import base_directory, build_skeleton
-from .engine import Completion, Counters, Decoding, Request, Sampling
+from .engine import PARTS, Completion, Counters, Decoding, Request, Sampling
 
 TESTED = "0.32."
 CPU_KV_CACHE_GIB = 1.0
@@ -60,6 +60,7 @@ class VLLMEngine:
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise BadInput(f"vLLM cannot run {model.path}: {_sentence(error)}; {ALTERNATIVE}") from error
         self.counters = Counters(config.max_rows)
+        self.awake = PARTS
 
     @property
     def busy(self) -> bool:
@@ -124,14 +125,24 @@ class VLLMEngine:
     def take_counters(self) -> dict[str, float]:
         return self.counters.take()
 
-    def sleep(self) -> None:
-        """Moves the weights to the host and drops the KV cache (vLLM's level 1). Does nothing on a CPU."""
-        if self.device == "cuda":
-            self.core.sleep(level=1)
+    def keep_awake(self, parts: Collection[str], keep_weights: bool = True) -> None:
+        """Sleeps at level 1 (weights to the host) or 2 (weights forgotten); vLLM forgets its KV cache at both.
 
-    def wake(self) -> None:
-        if self.device == "cuda" and self.core.is_sleeping():
-            self.core.wake_up()
+        vLLM has no sleep on CPUs: nothing happens there. It refuses to sleep while it is half awake, so it wakes whole
+        before that.
+        """
+        if self.device != "cuda" or self.awake == frozenset(parts):
+            return
+        if self.awake - set(parts):
+            self._wake(PARTS - self.awake)
+            self.core.sleep(level=1 if keep_weights else 2)
+            self.awake = frozenset()
+        self._wake(frozenset(parts) - self.awake)
+
+    def _wake(self, parts: frozenset[str]) -> None:
+        for part in sorted(parts, reverse=True):  # weights first: their new values are loaded before the cache is there
+            self.core.wake_up(tags=[part])
+        self.awake |= parts
 
 
 def _vllm(device: str) -> Any:

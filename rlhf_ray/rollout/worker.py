@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from ..models.value_heads import guide_model
 from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
 from ..weights.messages import Begin, Bucket, ProbeAnswer, SyncMessage, SyncResult, WeightManifest
 from .chunk import Chunk, sample_seed
-from .engine import Completion, Decoding, Engine, Request, Sampling
+from .engine import PARTS, Completion, Decoding, Engine, Request, Sampling
 from .seq2seq_engine import Seq2SeqEngine
 from .transformers_engine import TransformersEngine
 from .vllm_engine import VLLMEngine
@@ -56,7 +56,7 @@ class RolloutWorker:
     ) -> None:
         torch.set_num_threads(resources.num_threads)
         self.config, self.model, self.resources = config, model, resources
-        self.version, self.awake = -1, True
+        self.version, self.awake = -1, PARTS
         self.buckets: list[Bucket] = []  # of a sync that is not loaded yet
         self.loaded: LoadedWeights | None = None
         self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
@@ -114,8 +114,8 @@ class RolloutWorker:
         All rows of a prompt are in one Batch, since a reward may compare them. Raises StaleWeights if this worker does
         not hold ``version``; an actor that was restarted after a crash holds none.
         """
-        if not self.awake:
-            raise RuntimeError("asked to generate while asleep: call wake() before this stage")
+        if self.awake != PARTS:
+            raise RuntimeError("asked to generate while asleep: the stage that asks must wake the rollout workers")
         if version != self.version:
             raise StaleWeights(f"asked for policy version {version}, holding {self.version}")
         requests = _requests(chunk)
@@ -157,15 +157,15 @@ class RolloutWorker:
         """The engine's counters since the last call."""
         return self.engine.take_counters()
 
-    def sleep(self) -> None:
-        """Releases device memory for the other roles on this device."""
-        self.engine.sleep()
-        self.awake = False
+    def keep_awake(self, parts: Collection[str], keep_weights: bool = True) -> None:
+        """Gives device memory to whoever shares it, but for that of ``parts`` of the engine, and takes theirs again.
 
-    def wake(self) -> None:
-        """Takes device memory again."""
-        self.engine.wake()
-        self.awake = True
+        Weights that leave without ``keep_weights`` are gone: no version is served until the next sync.
+        """
+        self.engine.keep_awake(parts, keep_weights)
+        self.awake = frozenset(parts)
+        if "weights" not in parts and not keep_weights:
+            self.version = -1
 
 
 def _transformers(config: Any, model: ModelConfig, sampling: Sampling, resources: EngineResources) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +95,10 @@ class LearnerGroup:
                 self.timed_out = True
                 notice(f"{error}\nall ranks are restarted; going back to the last checkpoint")
             lost = True
+
+    def keep_awake(self, parts: Collection[str]) -> list[dict[str, int]]:
+        """Puts the other parts of the learner's memory (learner/residency.py) to sleep; bytes each gave or took, by rank."""
+        return self.group.broadcast("keep_awake", parts)
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
         """The Batch with ``columns`` (old_log_probs, ref_log_probs, values), of which each rank computes some rows."""

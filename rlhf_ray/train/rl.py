@@ -36,6 +36,7 @@ from ..tasks.preference import PairObjective
 from ..weights.messages import SyncResult
 from ..weights.transport import ObjectStoreTransport, WeightTransport
 from . import step_metrics
+from .device_memory import STAGES, DeviceMemory, Movers
 from .dispatch import Dispatcher, RolloutRequest
 from .evaluation import SEED_STEP, completions_table, evaluation_metrics, remove_outdated, write_evaluation
 from .learner_group import LearnerGroup, sync_tolerance
@@ -65,6 +66,16 @@ class RL:
         self.checkpoints = Checkpoints(run.path / "checkpoints", job.checkpoint.keep, run.id)
         self.transport: WeightTransport = ObjectStoreTransport(job.cluster.deadline_s)
         self.rollout.on_start = self.transport.resend
+        self.memory = DeviceMemory(
+            Movers(
+                engine=lambda parts, keep_weights: self.rollout.call_with_restart("keep_awake", parts, keep_weights),
+                learner=self.learners.keep_awake,
+                reward_models=lambda awake: self.actors.reward.call_with_restart("keep_awake", awake),
+            ),
+            time_shared=self.actors.time_shared,
+            offload=job.learner.offload,
+            offload_reference=job.reference.offload,
+        )
         self.kl = KLController(job.algorithm.kl)
         self.timer = StageTimer(run.events)
         self.step_end = StepEnd(
@@ -94,18 +105,19 @@ class RL:
         self.restore()
         with self.step_end.stop.deferred():
             self.loop()
+        self.memory.enter("export")
         self.learners.export(self.run.path / "model", self.data.tokenizer.save_pretrained)
 
     def loop(self) -> None:
         """Steps until num_steps; evaluates before the first and after the last."""
         self.timer.begin()
         if self.step < self.job.num_steps:
-            with self.phase("rollout", self.rollout):
+            with self.phase("rollout"):
                 self.rollouts.fetch(self.step)  # they freeze the reward's scale before anything is judged
         if not self.evaluated_steps:
             self.evaluate()
         while self.step < self.job.num_steps:
-            with self.phase("rollout", self.rollout):
+            with self.phase("rollout"):
                 self.rollouts.prefetch(self.step)
                 batch, metrics = self.rollouts.take(self.step)
             if len(batch):
@@ -114,7 +126,7 @@ class RL:
                 notice(f"step {self.step + 1}: no group's rewards vary, nothing is learnt; try more prompts or samples")
             with self.phase("wait"):
                 self.rollouts.drain()
-            with self.phase("sync", self.rollout):
+            with self.phase("sync"):
                 metrics |= self.sync_weights(self.step + 1)
             self.step += 1
             self.finish_step(metrics)
@@ -191,11 +203,11 @@ class RL:
                 self.rollout.replace(index, worker)
 
     @contextlib.contextmanager
-    def phase(self, name: str, *groups: WorkerGroup) -> Iterator[None]:
-        """Times a stage. Where GPUs are shared in turns, rollout workers are awake if among ``groups`` and asleep if not."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a stage. If it needs a device, the roles that it needs are on it and the others have made room."""
         with self.timer.stage(name):
-            if self.actors.time_shared:
-                self.rollout.call_with_restart("wake" if self.rollout in groups else "sleep")
+            if name in STAGES:
+                self.memory.enter(name)
             yield
 
     # state ----------------------------------------------------------------------------------------------------------
@@ -209,12 +221,13 @@ class RL:
         if checkpoint is not None:
             state = json.loads((checkpoint / "state.json").read_text())
             self.step, self.kl.coef = state["step"], state["kl_coef"]
+            self.memory.enter("checkpoint")
             self.learners.load(checkpoint / "learner")
             self.rollouts.restore(checkpoint / "rollouts", state["rollouts"])
             notice(f"going on from {checkpoint.name} in {self.run.path}")
         self.evaluated_steps = remove_outdated(self.run.path, self.step, self.job.evaluate)
         self.step_end.open(self.step)
-        with startup_part("sending the weights to the rollout workers"), self.phase("sync", self.rollout):
+        with startup_part("sending the weights to the rollout workers"), self.phase("sync"):
             self.sync_weights(self.step)
 
     def finish_step(self, metrics: dict[str, float]) -> None:
@@ -247,7 +260,7 @@ class RL:
         heldout, config = self.data.heldout, self.job.evaluate
         if heldout is None:
             return {}
-        with self.phase("evaluate", self.rollout):
+        with self.phase("evaluate"):
             request = RolloutRequest(
                 step=SEED_STEP,
                 version=self.step,
@@ -258,6 +271,7 @@ class RL:
             )
             batch = self.dispatcher.collect(request, heldout)
             self.dispatcher.take_counters()  # no step counts these rollouts as its own
+            self.memory.enter("annotate_heldout")
             batch = self.learners.annotate(batch, self.job.rollout.temperature, ["old_log_probs", "ref_log_probs"])
             completions = completions_table(
                 batch,

@@ -141,7 +141,7 @@ def collect(done, prompts, samples):
 
 def collect_awake(done):
     """Rollouts of five prompts, as identities and tokens."""
-    with done.loop.phase("rollout", done.loop.rollout):
+    with done.loop.phase("rollout"):
         batch = collect(done, [0, 1, 2, 3, 4], samples=2)
     return [batch.example_id.tolist(), batch.sample.tolist(), batch.tokens.tolist()]
 
@@ -165,8 +165,7 @@ def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
 
     group.on_start = fatal
     end_actor(group.actors[0])
-    with done.loop.phase("rollout", group):
-        pass
+    group.call_with_restart("keep_awake", ["weights", "kv_cache"])
     assert (len(deaths), group.num_restarts) == (1, 2)
     group.on_start = on_start
 
@@ -197,7 +196,7 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
 def test_closing_rollouts_ends_what_is_in_flight(done):
     rollouts = done.loop.rollouts
     rollouts.thread = ThreadPoolExecutor(1)
-    with done.loop.phase("rollout", done.loop.rollout):
+    with done.loop.phase("rollout"):
         rollouts._launch(2)
         rollouts.close()
     assert done.loop.rollout.ended

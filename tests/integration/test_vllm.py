@@ -207,8 +207,8 @@ def test_weights_that_do_not_fit_are_named_and_sleep_is_harmless(bench, tied):
     with pytest.raises(RayTaskError, match="no parameter 'x'"):
         bench("load_named", [*named, ("x", torch.zeros(1))])
     before = completions(bench("run", requests()))
-    bench("sleep")
-    bench("wake")
+    bench("keep_awake", [])
+    bench("keep_awake", ["weights", "kv_cache"])
     after = completions(bench("run", requests()))
     assert all(before[i].tokens.tolist() == after[i].tokens.tolist() for i in before)
     assert bench("threads") == 1

@@ -1,4 +1,4 @@
-"""Environment variables that Ray reads when it is first imported; this module does not import Ray."""
+"""Environment variables of Ray, read when it is first imported, and of workers; this module does not import Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import secrets
 from pathlib import Path
 
 from ..config import BadInput, ClusterConfig
+
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
 def authenticate(config: ClusterConfig) -> None:
@@ -35,3 +37,18 @@ def set_client_token(file: str | None) -> None:
     default = Path.home() / ".ray" / "auth_token"
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or default.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def allocator_variable(role: str, configured: str) -> dict[str, str]:
+    """The variable of PyTorch's CUDA allocator for a role, as far as it must differ from the ``configured`` one.
+
+    Learners get expandable segments: their micro-batches have ragged sizes, which leave holes between fixed segments.
+    Rollout workers get none, because vLLM's sleep mode refuses them.
+    """
+    settings = [setting for setting in configured.split(",") if setting.strip()]
+    others = [setting for setting in settings if "expandable_segments" not in setting]
+    if role == "learner" and others == settings:
+        return {ALLOCATOR: ",".join([*settings, "expandable_segments:True"])}
+    if role == "rollout" and others != settings:
+        return {ALLOCATOR: ",".join(others)}
+    return {}

@@ -109,6 +109,15 @@ class WorkerGroup:
         """Address at which Ray's other nodes reach the node of a worker."""
         return str(self.collect([self.actors[index].__ray_call__.remote(_host)], "host")[0])
 
+    def sort_by_device(self) -> None:
+        """Renumbers the workers by node and GPU: those of a node are contiguous. Others of a node keep their order.
+
+        Ray promises no order of a placement group's bundles. For groups whose workers are only replaced together.
+        """
+        devices = self.collect([actor.__ray_call__.remote(_device) for actor in self.actors], "device")
+        order = sorted(range(len(self.actors)), key=lambda index: devices[index])
+        self.actors = [self.actors[index] for index in order]
+
     def call_with_restart(self, method: str, *args: Any) -> None:
         """Calls all workers of a group that may lose some. If any are dead, replaces them and calls all again."""
         calls = [getattr(actor, method).remote(*args) for actor in self.actors]
@@ -240,6 +249,12 @@ def _error_of(ref: Any) -> RayError | None:
     except RayError as error:
         return error
     return None
+
+
+def _device(worker: Any) -> tuple[str, str, list[str]]:
+    """Address and id of the worker's node, and its GPUs, numbers as "0003"."""
+    context = ray.get_runtime_context()
+    return ray.util.get_node_ip_address(), context.get_node_id(), [str(gpu).zfill(4) for gpu in ray.get_gpu_ids()]
 
 
 def stacks(type_name: str) -> list[str]:

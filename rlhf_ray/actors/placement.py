@@ -9,18 +9,23 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config import BadInput, ClusterConfig, LearnerConfig, RewardsConfig, RolloutConfig, RuleReward
+from ..config import BadInput, ClusterConfig, FunctionReward, LearnerConfig, RewardsConfig, RolloutConfig, RuleReward
 from ..run.usage import Devices
-
-Resources = dict[str, float]
-"""Amounts by Ray's names: {"CPU": 8.0, "GPU": 1.0}."""
-
-Nodes = Sequence[Mapping[str, float]]
-"""The resources of each node."""
+from .environment import ALLOCATOR, allocator_variable
+from .slots import (
+    Nodes,
+    Resources,
+    largest_share,
+    separate_slots,
+    shared_slots,
+    slot_groups,
+    tensor_parallel_slots,
+    threads_of_slots,
+    why_no_fit,
+)
 
 TIMEOUT_S = 120.0  # for Ray to reserve the slots of a plan
 
@@ -30,11 +35,12 @@ class Demand:
     """The workers that a job needs, by role.
 
     ``gpus_per_worker`` overrides the default of one GPU for a role: several GPUs of one node (tensor parallelism), or
-    none. The user's `cluster.gpus` overrides both.
+    none. The user's `cluster.gpus` overrides both. With ``ahead`` above 0 rollouts and updates run at the same time.
     """
 
     counts: dict[str, int]
     gpus_per_worker: dict[str, float] = field(default_factory=dict)
+    ahead: int = 0
 
 
 def worker_demand(
@@ -43,7 +49,7 @@ def worker_demand(
     rollout: RolloutConfig | None = None,
     rewards: RewardsConfig | None = None,
 ) -> Demand:
-    """The demand of a job with these sections. Reward terms that are all rules need no GPU."""
+    """The demand of a job with these sections. Reward terms that are all rules or functions take no GPU."""
     counts: dict[str, int] = {}
     gpus: dict[str, float] = {}
     if learner is not None:
@@ -52,9 +58,9 @@ def worker_demand(
         counts["rollout"], gpus["rollout"] = rollout.num_workers, float(rollout.engine.num_gpus)
     if rewards is not None:
         counts["reward"] = rewards.num_workers
-        if all(isinstance(term, RuleReward) for term in rewards.terms):
+        if all(isinstance(term, RuleReward | FunctionReward) for term in rewards.terms):
             gpus["reward"] = 0.0
-    return Demand(counts=counts, gpus_per_worker=gpus)
+    return Demand(counts=counts, gpus_per_worker=gpus, ahead=0 if rollout is None else rollout.ahead)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,9 @@ class Plan:
     """Worker i of a role sits in slot ``seats[role][i]`` and gets ``share[role]`` of it.
 
     ``slots`` holds the resources of each slot. Slots are reserved group by group, the hardest to place first: a group
-    is a strategy of Ray's and the indices of its slots. ``nodes`` is the node on which each slot is expected.
+    is a strategy of Ray's and the indices of its slots. ``nodes`` is the node on which each slot is expected, and
+    ``threads`` the CPU threads of a worker there. A role in ``guests`` owns no GPU of its slot but uses those at these
+    positions, worker by worker; its share counts them.
     """
 
     counts: dict[str, int]
@@ -72,8 +80,24 @@ class Plan:
     groups: list[tuple[str, list[int]]]
     nodes: list[int]
     device: str
-    num_threads: int
+    configured_threads: int | None
+    threads: list[int]
     colocated: bool
+    guests: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of the worker with the fewest."""
+        return min(self.threads)
+
+    def workers_on_gpu(self, slot: int) -> dict[str, int]:
+        """How many workers of each role are on the fullest GPU of a slot; without the roles that use none.
+
+        Example: two learner ranks with a GPU each and a rollout worker on both GPUs of their slot: one and one.
+        """
+        gpus = self.slots[slot].get("GPU", 0.0)
+        used = {r: seats.count(slot) * max(1.0, self.share[r].get("GPU", 0)) for r, seats in self.seats.items()}
+        return {r: math.ceil(n / gpus) for r, n in used.items() if n and gpus and self.share[r].get("GPU")}
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -118,7 +142,13 @@ def plan_placement(config: ClusterConfig, demand: Demand, nodes: Nodes) -> Plan:
     device = ("cuda" if num_gpus else "cpu") if config.device == "auto" else config.device
     colocated = config.colocate or device == "cpu"
     gpus = _gpus_per_worker(config, demand, device, colocated)
-    seats, slots = _shared_slots(counts) if colocated else _separate_slots(counts, gpus)
+    width = int(gpus.get("rollout", 0))
+    guests: dict[str, list[list[int]]] = {}
+    if colocated and width > 1:
+        seats, slots, guests = tensor_parallel_slots(counts, width)
+        guests = {role: positions for role, positions in guests.items() if gpus[role]}
+    else:
+        seats, slots = shared_slots(counts) if colocated else separate_slots(counts, gpus)
     if device == "cpu":
         slots = [{} for _ in slots]
     needed = round(sum(slot.get("GPU", 0.0) for slot in slots))
@@ -128,11 +158,11 @@ def plan_placement(config: ClusterConfig, demand: Demand, nodes: Nodes) -> Plan:
             "num_workers, let roles share a GPU (cluster.gpus.reward=0.5), set cluster.colocate=true or "
             "cluster.device=cpu"
         )
-    groups = _slot_groups(seats, slots, "SPREAD" if config.spread else "PACK")
+    groups = slot_groups(seats, slots, "SPREAD" if config.spread else "PACK")
     workers = Counter(slot for role_seats in seats.values() for slot in role_seats)
     largest = largest_share(groups, [(workers[i], slot) for i, slot in enumerate(slots)], nodes)
     if largest is None:
-        raise BadInput(_why_not(slots, nodes))
+        raise BadInput(why_no_fit(slots, nodes))
     return Plan(
         counts=counts,
         seats=seats,
@@ -141,8 +171,10 @@ def plan_placement(config: ClusterConfig, demand: Demand, nodes: Nodes) -> Plan:
         groups=groups,
         nodes=largest.nodes,
         device=device,
-        num_threads=config.num_threads or max(1, (os.cpu_count() or 1) // counts.get("learner", 1)),
+        configured_threads=config.num_threads,
+        threads=threads_of_slots(config.num_threads, seats, largest.nodes, nodes),
         colocated=colocated,
+        guests=guests,
     )
 
 
@@ -150,7 +182,7 @@ def _gpus_per_worker(config: ClusterConfig, demand: Demand, device: str, colocat
     """GPUs of one worker of each role. Raises BadInput for what cannot be shared."""
     counts, defaults = demand.counts, demand.gpus_per_worker
     parallel = {role: gpus for role, gpus in defaults.items() if gpus > 1}
-    if parallel and colocated:
+    if parallel and colocated and (device == "cpu" or "learner" not in counts):
         raise BadInput(
             f"a {' or '.join(parallel)} worker on several GPUs (tensor_parallel_size) needs them for itself: "
             "set cluster.colocate=false on GPUs, or tensor_parallel_size=1"
@@ -169,6 +201,13 @@ def _gpus_per_worker(config: ClusterConfig, demand: Demand, device: str, colocat
         )
     if not colocated:
         return {role: float(configured.get(role, defaults.get(role, 1))) for role in counts}
+    if demand.ahead and "learner" in counts and configured.get("rollout", 1):
+        raise BadInput(
+            f"rollout.ahead = {demand.ahead} generates while the learner trains, so both would be awake on the GPUs "
+            "that they share; set cluster.colocate=false, which gives each its own, or rollout.ahead=0"
+        )
+    if parallel:
+        return _tensor_parallel_gpus(demand, configured)
     others = [role for role in counts if role not in configured and defaults.get(role, 1)]
     left = 1.0 - sum(configured.values())
     if left < 0 or (others and left <= 0):
@@ -179,105 +218,22 @@ def _gpus_per_worker(config: ClusterConfig, demand: Demand, device: str, colocat
     return {role: float(configured.get(role, equal if role in others else 0.0)) for role in counts}
 
 
-def _shared_slots(counts: dict[str, int]) -> tuple[dict[str, list[int]], list[Resources]]:
-    """Seats and slots of roles that take turns: worker i of every role sits in slot i, which is one GPU."""
-    seats = {role: list(range(count)) for role, count in counts.items()}
-    return seats, [{"GPU": 1.0} for _ in range(max(counts.values()))]
+def _tensor_parallel_gpus(demand: Demand, configured: dict[str, float]) -> dict[str, float]:
+    """GPUs of one worker of each role if rollout workers on several GPUs take turns with learner ranks.
 
-
-def _separate_slots(counts: dict[str, int], gpus: dict[str, float]) -> tuple[dict[str, list[int]], list[Resources]]:
-    """Seats and slots of roles that own their devices: one slot a worker; workers with less than a GPU share slots.
-
-    Three rollout workers of 0.5 GPU and one reward worker of 0.25 sit in slots 0, 0, 1 and 1.
+    Raises BadInput if there are fewer learner ranks than GPUs that the others use.
     """
-    seats: dict[str, list[int]] = {role: [] for role in counts}
-    slots: list[Resources] = []
-    free: dict[int, float] = {}  # what is left of each slot that is shared
-    for role, count in counts.items():
-        share = gpus[role]
-        for _ in range(count):
-            slot = next((s for s, left in free.items() if 0 < share < 1 and left >= share - 1e-9), None)
-            if slot is None:
-                slot = len(slots)
-                slots.append({"GPU": float(max(1.0, share))} if share else {})
-                if 0 < share < 1:
-                    free[slot] = 1.0
-            if slot in free:
-                free[slot] -= share
-            seats[role].append(slot)
-    return seats, slots
-
-
-def _slot_groups(seats: dict[str, list[int]], slots: list[Resources], strategy: str) -> list[tuple[str, list[int]]]:
-    """Slots of several GPUs, which need a whole node; learner ranks, packed; and the rest."""
-    learner = set(seats.get("learner", []))
-    parallel = [i for i, slot in enumerate(slots) if slot.get("GPU", 0) > 1 and i not in learner]
-    rest = [i for i in range(len(slots)) if i not in learner and i not in parallel]
-    groups = ((strategy, parallel), ("PACK", sorted(learner)), (strategy, rest))
-    return [(group_strategy, indices) for group_strategy, indices in groups if indices]
-
-
-@dataclass(frozen=True)
-class Share:
-    """``cpus`` of each worker, the slots with their CPUs, and a node for each slot."""
-
-    cpus: float
-    slots: list[Resources]
-    nodes: list[int]
-
-
-def largest_share(
-    groups: Sequence[tuple[str, list[int]]], slots: Sequence[tuple[int, Resources]], nodes: Nodes
-) -> Share | None:
-    """The largest CPU share of a worker, in hundredths up to 1, with which all slots find a node; None if none does.
-
-    ``slots`` are (number of workers, resources without CPUs); a slot needs the share of each of its workers.
-    Every hundredth is tried, because slots that fit with a large share need not fit with a smaller one: a slot that
-    no longer needs the node with many CPUs takes a GPU of the node with few, and the next slot finds none there.
-    """
-    for hundredths in range(100, 0, -1):
-        cpus = hundredths / 100
-        full = [{"CPU": round(cpus * workers, 4), **slot} for workers, slot in slots]
-        places = _fit_slots(groups, full, nodes)
-        if places is not None:
-            return Share(cpus, full, places)
-    return None
-
-
-def _fit_slots(groups: Sequence[tuple[str, list[int]]], slots: Sequence[Resources], nodes: Nodes) -> list[int] | None:
-    """A node for each slot, or None if a slot finds none.
-
-    Packed groups fill the node with the most free GPUs first; spread ones go round the nodes.
-    """
-    free = [{name: float(node.get(name, 0.0)) for name in ("CPU", "GPU")} for node in nodes]
-    places = [-1] * len(slots)
-    for strategy, indices in groups:
-        used: Counter[int] = Counter()
-        order = sorted(range(len(free)), key=lambda n: (-free[n]["GPU"], -free[n]["CPU"], n))
-        for slot in indices:
-            fitting = (n for n in order if all(free[n][name] >= v - 1e-6 for name, v in slots[slot].items()))
-            if strategy == "SPREAD":
-                node = min(fitting, key=lambda n: used[n], default=None)
-            else:
-                node = next(fitting, None)
-            if node is None:
-                return None
-            used[node] += 1
-            places[slot] = node
-            for name, amount in slots[slot].items():
-                free[node][name] -= amount
-    return places
-
-
-def _why_not(slots: list[Resources], nodes: Nodes) -> str:
-    """Why no share fits although there are enough GPUs: they are on the wrong nodes, or their nodes lack CPUs."""
-    offer = ", ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
-    widest = max(slot.get("GPU", 0.0) for slot in slots)
-    need = f"{len(slots)} slots" + (f", the widest of {widest:g} GPUs of one node" if widest > 1 else "")
-    return (
-        f"the job needs {need}, and its nodes have {offer}; take nodes with more resources, or lower "
-        "tensor_parallel_size or num_workers"
-    )
+    counts, width = demand.counts, demand.gpus_per_worker["rollout"]
+    reward = float(configured.get("reward", demand.gpus_per_worker.get("reward", 1)) > 0)
+    gpus = {"learner": 1.0, "rollout": float(width), "reward": reward}
+    if max(gpus[role] * count for role, count in counts.items()) > counts["learner"]:
+        models = f" and {counts['reward']} reward" if "reward" in counts and reward else ""
+        raise BadInput(
+            f"colocated rollout workers on {width:g} GPUs each (tensor_parallel_size) share those of the learner ranks, and "
+            f"{counts['rollout']} rollout{models} workers do not fit on learner.num_workers = {counts['learner']} GPUs; "
+            "change one of them, or set cluster.colocate=false"
+        )
+    return {role: gpus[role] for role in counts}
 
 
 class Placement:
@@ -293,10 +249,12 @@ class Placement:
 
         self.plan = plan
         self.groups: list[Any] = []
+        self.gpu_ids: dict[int, list[str]] = {}  # slot: its GPUs, if it has guests
         self.bundles: dict[int, tuple[Any, int]] = {}  # slot: its placement group and bundle
         trial_group = _trial_group()
         if trial_group is not None:
             self.bundles = {slot: (trial_group, bundle) for slot, bundle in enumerate(plan.nodes)}
+            self._find_gpus()
             return
         for strategy, indices in plan.groups:
             group = placement_group([plan.slots[i] for i in indices], strategy=strategy)
@@ -310,20 +268,59 @@ class Placement:
                 raise BadInput(
                     f"Ray could not place {plan.lines()[0]} in {timeout_s:.0f} s; it has free: {free}"
                 ) from None
+        self.plan = replace(plan, threads=self._threads())
+        self._find_gpus()
+
+    def _threads(self) -> list[int]:
+        """CPU threads of the slots on the nodes where Ray has put them, which need not be those that were expected."""
+        import ray
+        from ray.util.placement_group import placement_group_table
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        numbers = {node["NodeID"]: number for number, node in enumerate(nodes)}
+        tables = {group: placement_group_table(group)["bundles_to_node_id"] for group in self.groups}
+        slot_nodes = [numbers[tables[group][bundle]] for _, (group, bundle) in sorted(self.bundles.items())]
+        resources = [node["Resources"] for node in nodes]
+        return threads_of_slots(self.plan.configured_threads, self.plan.seats, slot_nodes, resources)
+
+    def _find_gpus(self) -> None:
+        """Asks a task in each slot that has guests for the numbers of its GPUs."""
+        import ray
+
+        if not self.plan.guests:
+            return
+        calls = {
+            slot: ray.remote(_gpu_ids)
+            .options(num_cpus=0, num_gpus=self.plan.slots[slot]["GPU"], scheduling_strategy=self._strategy(slot))
+            .remote()
+            for slot in self.bundles
+        }
+        self.gpu_ids = {slot: ray.get(call, timeout=TIMEOUT_S) for slot, call in calls.items()}
+
+    def _strategy(self, slot: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group, bundle = self.bundles[slot]
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+
+    def num_threads(self, role: str, index: int) -> int:
+        """CPU threads of a worker."""
+        return self.plan.threads[self.plan.seats[role][index]]
 
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Ray actor options of worker ``index`` of ``role``."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group, bundle = self.bundles[self.plan.seats[role][index]]
-        share = self.plan.share[role]
+        share, slot = self.plan.share[role], self.plan.seats[role][index]
+        env_vars = {"OMP_NUM_THREADS": str(self.num_threads(role, index)), "TOKENIZERS_PARALLELISM": "false"}
+        if share.get("GPU"):
+            env_vars |= allocator_variable(role, os.environ.get(ALLOCATOR, ""))
+        if role in self.plan.guests:
+            gpus = [self.gpu_ids[slot][position] for position in self.plan.guests[role][index]]
+            env_vars |= {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         return {
             "num_cpus": share["CPU"],
-            "num_gpus": share.get("GPU", 0),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            "runtime_env": {
-                "env_vars": {"OMP_NUM_THREADS": str(self.plan.num_threads), "TOKENIZERS_PARALLELISM": "false"}
-            },
+            "num_gpus": 0 if role in self.plan.guests else share.get("GPU", 0),
+            "scheduling_strategy": self._strategy(slot),
+            "runtime_env": {"env_vars": env_vars},
         }
 
     def remove(self) -> None:
@@ -334,6 +331,13 @@ class Placement:
             remove_placement_group(group)
 
 
+def _gpu_ids() -> list[str]:
+    """The GPUs that Ray has assigned to the task, as CUDA_VISIBLE_DEVICES names them."""
+    import ray
+
+    return sorted(map(str, ray.get_gpu_ids()), key=lambda name: (len(name), name))
+
+
 def reserved_devices(plan: Plan, nodes: Nodes) -> Devices:
     """The devices that a plan reserves: GPUs, or on CPUs the workers' threads, at most all cores of the ``nodes``.
 
@@ -342,12 +346,12 @@ def reserved_devices(plan: Plan, nodes: Nodes) -> Devices:
     """
     if plan.device == "cpu":
         cores = sum(node.get("CPU", 0.0) for node in nodes)
-        count = min(cores, float(plan.num_threads * len(plan.slots)))
+        count = min(cores, float(sum(plan.threads)))
         threads = {role: 0.0 if role == "reward" else float(plan.num_threads) for role in plan.counts}
         return Devices("CPU", count, {role: (threads[role], n) for role, n in plan.counts.items()})
     gpus = {role: share.get("GPU", 0.0) for role, share in plan.share.items()}
     if plan.colocated:
-        gpus = {role: float(role != "reward" and amount > 0) for role, amount in gpus.items()}
+        gpus = {role: max(1.0, amount) if role != "reward" and amount else 0.0 for role, amount in gpus.items()}
     count = sum(slot.get("GPU", 0.0) for slot in plan.slots)
     return Devices("GPU", count, {role: (gpus[role], n) for role, n in plan.counts.items()})
 

@@ -45,7 +45,7 @@ class VLLMEngineConfig(Section):
     max_rows: int = Field(256, ge=1, description="Sequences decoded together.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Numbers the engine computes with.")
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs of one rollout worker; above 1 it needs cluster.colocate=false."
+        1, ge=1, description="GPUs of one rollout worker; if colocated, those of as many learner ranks of a node."
     )
     memory_fraction: float = Field(
         0.5,
@@ -100,7 +100,12 @@ class RolloutConfig(Section):
     )
     max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs and entropy use it too.")
-    ahead: int = Field(0, ge=0, description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous.")
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous. Above 0 rollouts and "
+        "learner cannot share GPUs.",
+    )
     engine: Annotated[EngineConfig, Field(discriminator="type")] = Field(
         default_factory=TransformersEngineConfig, description="What generates."
     )

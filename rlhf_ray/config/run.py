@@ -38,7 +38,9 @@ class ClusterConfig(Section):
         description="Whether rollout and reward workers go round the nodes instead of filling one after the other.",
     )
     num_threads: int | None = Field(
-        None, ge=1, description="CPU threads of each worker; by default the machine's cores over the learner ranks."
+        None,
+        ge=1,
+        description="CPU threads of each worker; by default the cores of its node over the learner ranks there.",
     )
     deadline_s: float = Field(
         1800.0, gt=0, description="Seconds a stage may take before the run stops and names the stage."

@@ -97,9 +97,7 @@ def _workers_on(plan: Plan, role_needs: Mapping[str, Need], node: int) -> list[N
 
 def _slot_bytes(job_needs: JobNeeds, plan: Plan, role_needs: Mapping[str, Need], slot: int) -> float:
     """Bytes of one GPU of a slot. If roles take turns, one of them peaks at a time."""
-    workers = [
-        role_needs[r] for r, seats in plan.seats.items() for s in seats if s == slot and plan.share[r].get("GPU")
-    ]
+    workers = [role_needs[role] for role, count in plan.workers_on_gpu(slot).items() for _ in range(count)]
     generation = job_needs.generation
     turns = plan.colocated and (generation is None or generation.rollout.ahead == 0)
     peaks = [n.comes(cpu=False) for n in workers]
@@ -150,6 +148,7 @@ def layout(plan: Plan, cluster: Cluster) -> Layout:
 
     demand = float(min(plan.num_threads, cluster.cores)) if cluster.device.is_cpu else 1.0
     capacity = {f"node {n}": float(cluster.cores) for n in range(cluster.nodes)}
+    capacity |= {f"slot {s}": gpus for s, slot in enumerate(plan.slots) if (gpus := slot.get("GPU", 0.0)) > 1}
     return Layout(
         rollout=devices("rollout"),
         reward=devices("reward"),

@@ -180,7 +180,7 @@ def _scaled(job: SingleJob, f: Forecast) -> Iterator[str]:
     for times in SCALES:
         larger = replace(cluster, nodes=times * cluster.nodes)
         times_by_ahead = []
-        for ahead in (0, 1):
+        for ahead in (0,) if f.plan.colocated and not cluster.device.is_cpu else (0, 1):  # shared GPUs allow none
             rollout = {
                 "prompts_per_step": times * generation.rollout.prompts_per_step,
                 "num_workers": times * generation.rollout.num_workers,

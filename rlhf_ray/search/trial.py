@@ -16,8 +16,9 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from ..actors.placement import Resources, plan_placement, with_cpu_share
+from ..actors.placement import plan_placement, with_cpu_share
 from ..actors.session import Stop
+from ..actors.slots import Resources
 from ..config import parse, set_values
 from ..jobs.kind import RunContext
 from ..jobs.kinds import demand_of, kind_of
@@ -50,7 +51,7 @@ class Trials:
         changes: dict[str, Any] = {}
         if not job.checkpoint.every:
             changes["checkpoint"] = job.checkpoint.model_copy(update={"every": job.evaluate.every})
-        if job.cluster.num_threads is None and self.max_concurrent > 1:
+        if job.cluster.num_threads is None:  # a trial's own nodes are its bundles, without whole cores
             threads = max(1, (os.cpu_count() or 1) // self.max_concurrent // job.learner.num_workers)
             changes["cluster"] = job.cluster.model_copy(update={"num_threads": threads})
         return job.model_copy(update=changes)

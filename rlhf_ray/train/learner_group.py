@@ -35,11 +35,11 @@ class LearnerGroup:
             "learner",
             LearnerWorker,
             job.learner.num_workers,
-            arguments=lambda _: {
+            arguments=lambda index: {
                 "config": job.learner,
                 "roles": roles,
                 "device": self.plan.device,
-                "num_threads": self.plan.num_threads,
+                "num_threads": placement.num_threads("learner", index),
                 "deadline_s": job.cluster.deadline_s,
             },
             options=lambda index: placement.options("learner", index),
@@ -51,7 +51,8 @@ class LearnerGroup:
         self.timed_out = False  # since the last checkpoint was written
 
     def start(self) -> None:
-        """Joins the ranks and builds their models."""
+        """Numbers the ranks by node and GPU, joins them and builds their models."""
+        self.group.sort_by_device()
         address, port = self.group.host(0), self.group.broadcast("free_port")[0]
         world_size = len(self.group)
         self.info = self.group.map("start", [(rank, world_size, address, port) for rank in range(world_size)])[0]

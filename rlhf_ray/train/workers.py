@@ -61,7 +61,7 @@ class Workers:
                 "config": config,
                 "tokenizer": str(run_dir / "tokenizer") if has_policy else None,
                 "device": self.plan.device_of("reward"),
-                "num_threads": self.plan.num_threads,
+                "num_threads": self.placement.num_threads("reward", index),
                 "prints": str(run_dir / "prints" / f"worker-{index}"),
             },
         )
@@ -73,9 +73,18 @@ class Workers:
 
         Until the first sync they hold the model's own weights. ``eos``: tokens that end a response.
         """
-        resources = EngineResources(self.plan.device_of("rollout"), self.plan.num_threads, max_tokens)
-        arguments = {"config": config, "model": model, "eos": eos, "resources": resources}
-        return self._start("rollout", RolloutWorker, config.num_workers, lambda index: arguments)
+        device = self.plan.device_of("rollout")
+        return self._start(
+            "rollout",
+            RolloutWorker,
+            config.num_workers,
+            lambda index: {
+                "config": config,
+                "model": model,
+                "eos": eos,
+                "resources": EngineResources(device, self.placement.num_threads("rollout", index), max_tokens),
+            },
+        )
 
     def start_learners(self, job: Common, roles: Sequence[Role]) -> LearnerGroup:
         """Starts the learner ranks, without their models: see :meth:`LearnerGroup.start`."""

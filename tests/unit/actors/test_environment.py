@@ -1,8 +1,10 @@
-"""Token authentication by environment variables."""
+"""Token authentication by environment variables, and the variables of workers."""
 
 import os
 
-from rlhf_ray.actors.environment import set_client_token
+import pytest
+
+from rlhf_ray.actors.environment import allocator_variable, set_client_token
 
 
 def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch):
@@ -24,3 +26,18 @@ def test_a_token_turns_the_mode_on_and_a_file_comes_first(tmp_path, monkeypatch)
     set_client_token(None)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     monkeypatch.delenv("RAY_AUTH_MODE")
+
+
+@pytest.mark.parametrize(
+    ("role", "configured", "variable"),
+    [
+        ("learner", "", "expandable_segments:True"),
+        ("learner", "max_split_size_mb:64", "max_split_size_mb:64,expandable_segments:True"),
+        ("learner", "expandable_segments:False", None),
+        ("rollout", "", None),
+        ("rollout", "expandable_segments:True,max_split_size_mb:64", "max_split_size_mb:64"),
+        ("reward", "expandable_segments:True", None),
+    ],
+)
+def test_learners_get_expandable_segments_and_rollout_workers_never(role, configured, variable):
+    assert allocator_variable(role, configured).get("PYTORCH_CUDA_ALLOC_CONF") == variable

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.actors.placement import Demand, _fit_slots, largest_share, plan_placement, worker_demand
+from rlhf_ray.actors.placement import Demand, plan_placement, reserved_devices, worker_demand
+from rlhf_ray.actors.slots import fit_slots, largest_share
 from rlhf_ray.config import (
     BadInput,
     ClusterConfig,
     FunctionReward,
     LearnerConfig,
+    ModelReward,
     RewardsConfig,
     RolloutConfig,
     RuleReward,
@@ -118,16 +120,91 @@ def test_shares_that_cannot_be_are_refused(gpus, colocate, gpus_per_worker, says
         plan_of(ClusterConfig(colocate=colocate, gpus=gpus), COUNTS, machines(8, 8), **gpus_per_worker)
 
 
-def test_rules_need_no_gpu():
+def test_rules_and_functions_take_no_gpu_and_models_do():
     rule = RuleReward(name="a", type="rule", rule="word_share", options={"words": ["a"]})
     function = FunctionReward(name="b", path="f.py:f")
+    model = ModelReward(name="c", type="model", path="m")
     sections = {"learner": LearnerConfig(num_workers=2), "rollout": RolloutConfig(num_workers=2)}
-    demand = worker_demand(**sections, rewards=RewardsConfig(terms=[rule]))
+    demand = worker_demand(**sections, rewards=RewardsConfig(terms=[rule, function]))
     assert demand == Demand(counts=COUNTS, gpus_per_worker={"rollout": 1.0, "reward": 0.0})
     plan = plan_placement(ClusterConfig(), demand, machines(2))
     assert plan.share["learner"]["GPU"] == 0.5
     assert "GPU" not in plan.share["reward"]
-    assert worker_demand(rewards=RewardsConfig(terms=[rule, function])) == Demand(counts={"reward": 1})
+    assert sum(gpus_of(plan_placement(ClusterConfig(colocate=False), demand, machines(4)))) == 4
+    assert worker_demand(rewards=RewardsConfig(terms=[rule, model])) == Demand(counts={"reward": 1})
+
+
+def test_a_function_may_ask_for_a_gpu():
+    rewards = RewardsConfig(terms=[FunctionReward(name="b", path="f.py:f")])
+    config = ClusterConfig(colocate=False, gpus={"reward": 1})
+    plan = plan_placement(config, worker_demand(rewards=rewards), machines(1))
+    assert plan.device_of("reward") == "cuda"
+
+
+TP2 = {"learner": 5, "rollout": 2, "reward": 3}
+
+
+def test_a_tensor_parallel_worker_shares_the_gpus_of_learner_ranks():
+    plan = plan_of(ClusterConfig(), TP2, machines(2, 4), rollout=2)
+    assert gpus_of(plan) == [2, 2, 1]
+    assert plan.seats == {"learner": [0, 0, 1, 1, 2], "rollout": [0, 1], "reward": [0, 0, 1]}
+    assert plan.guests == {"rollout": [[0, 1], [0, 1]], "reward": [[0], [1], [0]]}
+    assert {role: share["GPU"] for role, share in plan.share.items()} == {"learner": 1, "rollout": 2, "reward": 1}
+    assert plan.nodes == [1, 1, 0]  # no slot is on two nodes
+    assert plan.workers_on_gpu(0) == {"learner": 1, "rollout": 1, "reward": 1}
+    assert plan.workers_on_gpu(2) == {"learner": 1}
+    devices = reserved_devices(plan, machines(2, 4))
+    assert (devices.count, devices.roles["rollout"], devices.roles["learner"]) == (5, (2.0, 2), (1.0, 5))
+
+
+def test_a_reward_worker_without_a_gpu_is_no_guest():
+    plan = plan_of(ClusterConfig(), {"learner": 2, "rollout": 1, "reward": 9}, machines(2), rollout=2, reward=0)
+    assert set(plan.guests) == {"rollout"}
+    assert plan.device_of("reward") == "cpu"
+    assert plan.seats["reward"] == [0] * 9
+
+
+def test_a_model_of_32b_parameters_is_placed_on_two_nodes():
+    plan = plan_of(ClusterConfig(), {"learner": 16, "rollout": 4, "reward": 1}, machines(8, 8), rollout=4, reward=0)
+    assert gpus_of(plan) == [4, 4, 4, 4]
+    assert nodes_of(plan, "learner") == [0] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("counts", "gpus", "says"),
+    [
+        ({"learner": 3, "rollout": 2}, {"rollout": 2}, "and 2 rollout workers do not fit.*num_workers = 3"),
+        ({"learner": 2, "rollout": 1, "reward": 3}, {"rollout": 2}, "1 rollout and 3 reward workers do not fit"),
+        ({"learner": 4, "rollout": 1}, {"rollout": 4}, "widest of 4 GPUs of one node"),
+        ({"rollout": 1}, {"rollout": 2}, "needs them for itself: set cluster.colocate=false"),
+    ],
+)
+def test_tensor_parallel_workers_that_find_no_learner_ranks_are_refused(counts, gpus, says):
+    with pytest.raises(BadInput, match=says):
+        plan_of(ClusterConfig(), counts, machines(2, 2), **gpus)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_rollouts_ahead_of_the_learner_cannot_share_its_gpus(width):
+    demand = Demand(counts={"learner": 2, "rollout": 1}, gpus_per_worker={"rollout": width}, ahead=1)
+    with pytest.raises(BadInput, match=r"rollout\.ahead = 1 .* set cluster\.colocate=false, .* or rollout\.ahead=0"):
+        plan_placement(ClusterConfig(), demand, machines(4))
+    plan_placement(ClusterConfig(colocate=False), demand, machines(4))
+    if width == 1:
+        plan_placement(ClusterConfig(), demand, machines(0))  # on CPUs threads are shared out by the system
+        plan_placement(ClusterConfig(gpus={"rollout": 0}), demand, machines(2))
+    sections = {"learner": LearnerConfig(), "rollout": RolloutConfig(ahead=2)}
+    assert worker_demand(**sections).ahead == 2
+
+
+def test_threads_are_those_of_the_workers_node_and_not_of_this_machine():
+    nodes = [{"CPU": 64.0, "GPU": 2.0}, {"CPU": 6.0, "GPU": 2.0}, {"CPU": 2.0}]
+    plan = plan_of(ClusterConfig(), {"learner": 4, "rollout": 4}, nodes)
+    assert [plan.threads[slot] for slot in plan.seats["learner"]] == [32, 32, 3, 3]
+    assert plan.num_threads == 3
+    plan = plan_of(ClusterConfig(colocate=False, spread=True), {"learner": 1, "rollout": 3}, nodes)
+    assert {node: plan.threads[slot] for slot, node in enumerate(plan.nodes)} == {0: 64, 1: 3}  # two rollout workers
+    assert plan_of(ClusterConfig(num_threads=5), {"learner": 4}, nodes).threads == [5] * 4
 
 
 def test_cpu_shares_fit_every_node_and_not_only_their_sum():
@@ -142,7 +219,7 @@ def counted_down(groups, slots, nodes):
     """The largest share as the old loop found it: 0.01 less until everything fits."""
     cpus, places = 1.0, None
     while places is None and cpus >= 0.01:
-        places = _fit_slots(groups, [{"CPU": round(cpus * workers, 4), **slot} for workers, slot in slots], nodes)
+        places = fit_slots(groups, [{"CPU": round(cpus * workers, 4), **slot} for workers, slot in slots], nodes)
         cpus = round(cpus - 0.01, 2)
     return None if places is None else (round(cpus + 0.01, 2), places)
 
@@ -171,7 +248,7 @@ def test_a_smaller_share_may_not_fit_where_a_larger_one_does():
     """Why the share is no binary search: with 0.3 the first slot takes a GPU of the node with one CPU (0.9 of it)."""
     slots, nodes = [(3, {"GPU": 1.0}), *[(1, {"GPU": 1.0})] * 2], [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 1.0}]
     groups = [("PACK", [0]), ("PACK", [1, 2])]
-    assert _fit_slots(groups, [{"CPU": 0.3 * workers, **slot} for workers, slot in slots], nodes) is None
+    assert fit_slots(groups, [{"CPU": 0.3 * workers, **slot} for workers, slot in slots], nodes) is None
     share = largest_share(groups, slots, nodes)
     assert (share.cpus, share.nodes) == (0.5, [1, 0, 0])
 

@@ -68,11 +68,19 @@ def test_plan_names_a_run_that_does_not_fit(tmp_path, capsys):
         main(["plan", file, "--gpu"])
 
 
-def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["learner.num_workers=8", "rollout.num_workers=8"],  # on shared GPUs nothing is generated ahead
+        ["learner.num_workers=4", "rollout.num_workers=4", "cluster.colocate=false"],
+    ],
+)
+def test_larger_clusters_are_simulated(tmp_path, capsys, monkeypatch, options):
     monkeypatch.setattr(plan, "SCALES", (1, 4))
     file = written(tmp_path, GIANTS["qwen2-7b"])
-    assert main(["plan", file, "--gpus", "8xH200", "learner.num_workers=8", "rollout.num_workers=8", "--scale"]) == 0
-    assert "  32 GPUs: ahead 0: " in capsys.readouterr().out
+    assert main(["plan", file, "--gpus", "8xH200", *options, "--scale"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  32 GPUs: ahead 0: "))
+    assert ("ahead 1: " in line) == ("cluster.colocate=false" in options)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ Command = Callable[[argparse.Namespace], int]
 EPILOG = """\
 examples:
   rlhf-ray train jobs/quickstart.yaml
-  rlhf-ray train jobs/rl/ppo.yaml model.path=/models/qwen run.dir=runs/ppo rollout.ahead=1
+  rlhf-ray train jobs/rl/ppo.yaml model.path=/models/qwen run.dir=runs/ppo learner.zero_stage=3
   rlhf-ray tune jobs/recipes/tune.yaml
   rlhf-ray plan jobs/rl/ppo.yaml model.path=/models/qwen
   rlhf-ray report runs/quickstart/ppo

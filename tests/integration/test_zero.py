@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from rlhf_ray import flops
 from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, LoraConfig, ModelConfig
@@ -21,6 +22,7 @@ from rlhf_ray.tasks.ilql import ImplicitQObjective
 from rlhf_ray.tasks.language_model import LanguageModelObjective
 from rlhf_ray.tasks.reward_model import PairwiseObjective, RowObjective
 from rlhf_ray.tasks.seq2seq import Seq2SeqObjective
+from tests.collectives import first_difference, run_ranks
 from tests.helpers import TINY
 
 pytestmark = pytest.mark.integration
@@ -40,6 +42,8 @@ def model(tmp_path_factory):
     sides = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("bart", **BART))
     sides.final_logits_bias.normal_()  # a checkpoint's is trained, and no parameter
     sides.save_pretrained(path / "bart")
+    phi = AutoConfig.for_model("phi", vocab_size=50, **(values | {"tie_word_embeddings": False}))
+    AutoModelForCausalLM.from_config(phi).save_pretrained(path / "phi")  # its head has a bias
     return str(path)
 
 
@@ -279,3 +283,68 @@ def test_rows_are_shared_out_by_the_width_of_the_model_that_reads_them(model, tm
     }
     ranks.kill()
     assert shares == {"actor": [[0, 3], [1, 2]], "critic": [[0], [1, 2, 3]]}
+
+
+def update_in_chunks(rank, port, recorder, model, world, directory):
+    """Two updates of each role at each stage on two rows; on two ranks the head makes three chunks and one chunk of them.
+
+    Leaves each rank's metric sums, and the weights, in ``directory``.
+    """
+    if world > 1:
+        flops.HEAD_CHUNK_LOGITS = 1  # chunks of 128 rows
+    draw = np.random.default_rng(0)
+    tokens = [draw.integers(0, 50, n).astype(np.int32) for n in (300, 100)]
+    rows = from_sequences(
+        tokens,
+        response_mask=[np.r_[np.zeros(2), np.ones(len(t) - 2)] for t in tokens],
+        prompt_length=[2, 2],
+        group=[0, 1],
+        **{name: [draw.standard_normal(len(t)) for t in tokens] for name in ("advantages", "step_rewards")},
+        **{f"{name}_log_probs": [np.full(len(t), -3.9) for t in tokens] for name in ("old", "ref", "rollout")},
+    )
+    adapter = LoraConfig(rank=2, alpha=4, targets=["q_proj", "lm_head"])
+    roles = [
+        Role(name=name, kind=kind, model=ModelConfig(path=path, lora=lora), lr=0.1, num_updates=4)
+        for name, kind, path, lora in (
+            ("actor", "policy", model, None),
+            ("biased", "policy", f"{model}/phi", None),
+            ("adapted", "policy", f"{model}/phi", adapter),
+            ("values", "values", model, None),
+        )
+    ]
+    for stage in range(4):
+        config = LearnerConfig(zero_stage=stage, optimizer="sgd", micro_batch_tokens=400, num_workers=world)
+        worker = LearnerWorker(config=config, roles=roles, device="cpu", num_threads=1, deadline_s=60.0)
+        worker.start(rank, world, "127.0.0.1", port)
+        sums, weights = {}, {}
+        for role in ("actor", "biased", "adapted", "values"):
+            objectives = (VALUES, VALUES) if role == "values" else (LanguageModelObjective(), POLICY)
+            for i, objective in enumerate(objectives):
+                term = LossTerm(objective=objective, coef=1.0, batch=rows, rows=[np.arange(2)])
+                sums[f"{role} {i}"] = worker.update(role, [term])
+            weights |= {f"{role}.{n}": t.clone() for n, t in (worker.weights(role) or {}).items()}
+        torch.save((sums, weights), directory / f"stage{stage}-rank{rank}.pt")
+
+
+def test_a_head_in_chunks_on_two_ranks_learns_as_in_one_chunk_on_one(model, tmp_path):
+    """As with a vocabulary of more than 131,072, whose chunks have 128 rows too."""
+    results = {}
+    for world in (1, 2):
+        directory = tmp_path / str(world)
+        directory.mkdir()
+        records, errors = run_ranks(update_in_chunks, world, directory, model, world, directory, timeout_s=200.0)
+        assert first_difference(records[0], records[-1]) is None
+        assert errors == [None] * world
+        for stage in range(4):
+            parts = [torch.load(directory / f"stage{stage}-rank{rank}.pt", weights_only=False) for rank in range(world)]
+            metrics = {name: means_of(merge_sums([sums[name] for sums, _ in parts])) for name in parts[0][0]}
+            results[world, stage] = metrics, parts[0][1]
+    for (world, stage), (metrics, weights) in results.items():
+        expected_metrics, expected = results[1, stage]
+        for name, values in metrics.items():
+            values = {n: v for n, v in values.items() if "mfu" not in n}
+            assert values == pytest.approx({n: expected_metrics[name][n] for n in values}, rel=1e-4, abs=1e-6)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=f"{world} ranks, {name}")
+            if not name.startswith("adapted"):  # whose first values depend on how the model is built
+                torch.testing.assert_close(tensor, results[1, 0][1][name], rtol=1e-4, atol=1e-5, msg=name)

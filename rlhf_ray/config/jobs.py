@@ -149,22 +149,12 @@ class RLJob(Common):
         return next((t for t in self.rewards.terms if isinstance(t, ModelReward)), None)
 
 
-Single = (
-    RLJob
-    | PretrainJob
-    | SFTJob
-    | RewardJob
-    | PreferenceJob
-    | ILQLJob
-    | ClassifyJob
-    | TagJob
-    | QAJob
-    | Seq2SeqJob
-    | EvaluateJob
-    | SampleJob
-    | ScoreJob
-    | TokenizerJob
+TrainingJob = (
+    RLJob | PretrainJob | SFTJob | RewardJob | PreferenceJob | ILQLJob | ClassifyJob | TagJob | QAJob | Seq2SeqJob
 )
+"""A job that trains one model in steps."""
+
+Single = TrainingJob | EvaluateJob | SampleJob | ScoreJob | TokenizerJob
 SingleJob = Annotated[Single, Field(discriminator="job")]
 
 

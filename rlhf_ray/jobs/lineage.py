@@ -9,44 +9,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import SingleJob
 from ..run.reader import read_manifest
 
-LONGER = ("num_steps", "evaluate")  # a stage whose other keys are the same goes on where it stands
+LONGER = ("num_steps", "evaluate")  # a stage whose other keys are the same continues from its checkpoint
 ELSEWHERE = ("cluster", "log", "checkpoint")  # what changes neither the stage nor its result
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """``inputs``: what a stage's checkpoints depend on; ``outputs``: what its result depends on; ``files``: hashes of what it read."""
+    """Hashes of a stage.
+
+    ``inputs``: what its checkpoints depend on; ``outputs``: what its result depends on; ``files``: what it read, by path.
+    """
 
     inputs: str
     outputs: str
     files: dict[str, str]
 
 
-def trace(job: Any, root: Path, before: dict[str, str]) -> Lineage:
-    """The lineage of a settled stage of the pipeline in ``root``; ``before`` are the outputs of the stages before it.
+def trace(job: SingleJob, root: Path, before: dict[str, str]) -> Lineage:
+    """The lineage of a resolved stage of the pipeline in ``root``; ``before`` are the outputs of the stages before it.
 
     A file that is gone counts as it was when the stage read it, so that its data may be deleted once it is finished.
     """
     tree = job.model_dump(mode="json")
-    known = read_manifest(Path(job.run.dir)).get("files", {})
+    earlier_hashes = read_manifest(Path(job.run.dir)).get("files", {})
     files: dict[str, str] = {}
     for leaf in sorted(set(_leaves(tree))):
         inside = leaf.startswith(f"{root}/")
         if inside and leaf.removeprefix(f"{root}/").split("/")[0] in before:
             files[leaf] = before[leaf.removeprefix(f"{root}/").split("/")[0]]
-        elif not inside and (found := _content(leaf) or known.get(leaf)) is not None:
-            files[leaf] = found
-    kept = {k: v for k, v in tree.items() if k not in (*LONGER, *ELSEWHERE, "run")}
-    inputs = _hash([kept, job.run.seed, files])
+        elif not inside and (content_hash := _content(leaf) or earlier_hashes.get(leaf)) is not None:
+            files[leaf] = content_hash
+    result_keys = {k: v for k, v in tree.items() if k not in (*LONGER, *ELSEWHERE, "run")}
+    inputs = _hash([result_keys, job.run.seed, files])
     return Lineage(inputs, _hash([inputs, {k: tree.get(k) for k in LONGER}]), files)
 
 
 def set_aside(directory: Path, inputs: str) -> Path | None:
-    """Renames a stage's directory that was made of other inputs; returns its new name, None where there was nothing to do."""
-    made = read_manifest(directory).get("inputs")
-    if made is None or made == inputs:
+    """Renames a stage's directory that was made from other inputs. Returns its new name; None if it was not renamed."""
+    earlier_inputs = read_manifest(directory).get("inputs")
+    if earlier_inputs is None or earlier_inputs == inputs:
         return None
     number = 1
     while (target := directory.with_name(f"{directory.name}.old-{number}")).exists():
@@ -71,19 +75,18 @@ def _leaves(node: Any) -> Iterator[str]:
 
 
 def _content(leaf: str) -> str | None:
-    """Hash of the file that a config value names (a function's: of its file), of a folder its files' names, sizes and times."""
+    """Hash of what a config value names: of a file (of FILE:FUNCTION too), or of the names, sizes and times in a folder."""
     try:
         path = Path(leaf).expanduser()
         path = path if path.exists() else Path(leaf.rpartition(":")[0] or leaf).expanduser()
         if path.is_file():
             with path.open("rb") as opened:
                 return hashlib.file_digest(opened, "sha256").hexdigest()
-        if path.is_dir() and any(
-            path.glob("*.json")
-        ):  # a model, a saved dataset; no folder that only has a value's name
-            found = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir() if f.is_file())
-            return _hash([list(f) for f in found])
-    except OSError:  # too long for a name, or not ours to read
+        # A model or a saved dataset; a folder without JSON only happens to have the name of a value.
+        if path.is_dir() and any(path.glob("*.json")):
+            entries = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir() if f.is_file())
+            return _hash([list(f) for f in entries])
+    except OSError:  # too long for a name, or not readable
         return None
     return None
 

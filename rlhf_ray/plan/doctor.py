@@ -79,14 +79,14 @@ def versions(requirements: Iterable[str]) -> Iterator[Finding]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             wrong.append(Finding(requirement.name, False, "not installed", f"pip install '{requirement}'"))
             continue
-        if requirement.specifier.contains(found, prereleases=True):
+        if requirement.specifier.contains(installed, prereleases=True):
             right += 1
         else:
-            seen = f"{found} is outside the tested {requirement.specifier}"
+            seen = f"{installed} is outside the tested {requirement.specifier}"
             wrong.append(Finding(requirement.name, False, seen, f"pip install '{requirement}'"))
     yield Finding("versions", not wrong, f"{right} packages in the tested window", "see the lines below")
     yield from wrong
@@ -192,15 +192,15 @@ def bandwidth(backend: str, num_nodes: int) -> Finding:
 
     strategy = "SPREAD" if num_nodes > 1 else "DEFAULT"
     share = {"num_gpus": 1} if backend == "nccl" else {"num_cpus": 0.5}
-    made = ray.remote(Peer).options(scheduling_strategy=strategy, **share)
-    peers: list[Any] = [made.remote() for _ in range(2)]
+    peer_class = ray.remote(Peer).options(scheduling_strategy=strategy, **share)
+    peers: list[Any] = [peer_class.remote() for _ in range(2)]
     try:
         address, port = ray.get(peers[0].address.remote(), timeout=120)
-        found = ray.get([p.measure.remote(rank, address, port, backend) for rank, p in enumerate(peers)], timeout=180)
+        speeds = ray.get([p.measure.remote(rank, address, port, backend) for rank, p in enumerate(peers)], timeout=180)
     finally:
         for peer in peers:
             ray.kill(peer)
-    slow = min(found)
+    slow = min(speeds)
     where = "two nodes" if num_nodes > 1 else "one node"
     remedy = f"set {'NCCL' if backend == 'nccl' else 'GLOO'}_SOCKET_IFNAME to the fast network card"
     return Finding(

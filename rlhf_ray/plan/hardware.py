@@ -89,12 +89,12 @@ CORES_PER_GPU = 16
 
 def cluster(text: str, nodes: int = 1) -> Cluster:
     """'8xH100-80GB' on each of ``nodes`` machines; the size may be left out where there is one. Raises BadInput."""
-    found = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip(), re.IGNORECASE)
-    count, name = int(found[1] or 1) if found else 0, found[2].lower() if found else ""
+    parts = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip(), re.IGNORECASE)
+    count, name = int(parts[1] or 1) if parts else 0, parts[2].lower() if parts else ""
     fitting = [g for g in GPUS if g.name.lower() == name] or [g for g in GPUS if g.name.lower().split("-")[0] == name]
     if len(fitting) != 1 or count < 1:
-        known = ", ".join(g.name for g in (fitting or GPUS))
-        raise BadInput(f"--gpus {text}: give a count and a GPU as in 8xH100-80GB; known are {known}")
+        names = ", ".join(g.name for g in (fitting or GPUS))
+        raise BadInput(f"--gpus {text}: give a count and a GPU as in 8xH100-80GB; expected one of {names}")
     return Cluster(fitting[0], count, nodes, count * HOST_PER_GPU, count * CORES_PER_GPU)
 
 

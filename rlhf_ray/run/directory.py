@@ -54,7 +54,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, parse
+from ..config import BadInput, Job, Search, parse
 from .atomic import write_json
 from .events import EventLog
 from .outcome import Stopped
@@ -97,7 +97,7 @@ class RunDir:
     """
 
     def __init__(
-        self, job: Any, *, keep_finished: bool = False, parent_id: str | None = None, wait_s: float = 0.0
+        self, job: Job | Search, *, keep_finished: bool = False, parent_id: str | None = None, wait_s: float = 0.0
     ) -> None:
         """Takes the directory ``job.run.dir``, makes it if needed, and records the state "running".
 

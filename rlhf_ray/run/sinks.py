@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..config import RLJob, Supervised
 from .atomic import write_text
 from .directory import RunDir
 from .events import EventLog
@@ -197,7 +198,7 @@ def _warned(message: str) -> Iterator[None]:
         log.warning("%s: %s", message, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def open_sinks(job: Any, run: RunDir, first_step: int) -> Sinks:
+def open_sinks(job: RLJob | Supervised, run: RunDir, first_step: int) -> Sinks:
     """All sinks that a training job asks for, for the steps from ``first_step`` on."""
     run.events.at(step=first_step)
     openers: dict[str, Callable[[], Sink]] = {"log.jsonl": lambda: StepEvents(run.events)}
@@ -205,7 +206,7 @@ def open_sinks(job: Any, run: RunDir, first_step: int) -> Sinks:
         openers["Prometheus"] = lambda: Gauges(run.id, job.job)
     if job.log.tensorboard:
         openers["TensorBoard"] = lambda: TensorBoard(run.path / "tensorboard", first_step, run.id)
-    if job.log.wandb is not None:
+    if (project := job.log.wandb) is not None:
         config = job.model_dump(mode="json")
-        openers["Weights & Biases"] = lambda: WeightsAndBiases(job.log.wandb, run.path, config, run.id)
+        openers["Weights & Biases"] = lambda: WeightsAndBiases(project, run.path, config, run.id)
     return Sinks(JsonLines(run.path / "metrics.jsonl", first_step, run.id), openers)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput
+from ..config import BadInput, TrainingJob
 from ..run.atomic import write_json
 from ..run.checkpoint import Checkpoints, complete_checkpoints
 from ..run.reader import read_json
@@ -63,7 +63,7 @@ def _clone_number(run_dir: Path, trial: str) -> int | None:
     return int(suffix[1:]) if suffix[0] == "-" and suffix[1:].isdigit() else None
 
 
-def clone_checkpoint(donor: Path, step: int, run_dir: Path, job: Any, values: Mapping[str, Any]) -> None:
+def clone_checkpoint(donor: Path, step: int, run_dir: Path, job: TrainingJob, values: Mapping[str, Any]) -> None:
     """Copies the donor's checkpoint of ``step`` into a run directory, with the metrics and evaluations up to it.
 
     If the donor has removed that checkpoint, its newest one is copied. If the search is over the KL coefficient, the

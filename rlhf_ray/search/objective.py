@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import BadInput, Job, ObjectiveConfig, PipelineJob, RLJob, Search, Supervised, parse
+from ..config import BadInput, ObjectiveConfig, Search, TrainingJob, parse
+from ..jobs.kind import JobNeeds
+from ..jobs.kinds import kind_of
 from ..quality import pareto
 
 RL_COSTS = ("kl", "length")
@@ -63,9 +65,14 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)  # metrics.jsonl has null for what is not finite
 
 
-def base_job(search: Search) -> Any:
-    """The job that the search starts from."""
-    return parse(job_tree(search), "tune")
+def base_job(search: Search) -> TrainingJob:
+    """The job that the search starts from. Raises BadInput if it is not one training."""
+    job = parse(job_tree(search), "tune")
+    if kind_of(job).needs(job).training is None:
+        remedy = "it trains nothing" if "" in kind_of(job).stages(job) else "give the stage a job file of its own"
+        raise BadInput(f"tune: a search needs a job with one training, and job: {job.job} is none; {remedy}")
+    trains: TrainingJob = job
+    return trains
 
 
 def job_tree(search: Search) -> dict[str, Any]:
@@ -78,13 +85,14 @@ def search_objective(search: Search) -> SearchObjective:
     """The objective of a search. Raises BadInput if its job cannot be searched or the objective does not fit the job."""
     job, config = base_job(search), search.tune.objective
     _check_searchable(job, search.tune.scheduler.type)
-    if isinstance(job, RLJob):
-        return _rl_objective(job, config, searched_keys=list(search.tune.space))
+    needs = kind_of(job).needs(job)
+    if needs.rl_step is not None:
+        return _rl_objective(needs, config, searched_keys=list(search.tune.space))
     if config.max_kl is not None or config.max_length is not None:
         raise BadInput(
             f"tune.objective: max_kl and max_length are budgets of job: ppo; job: {job.job} has neither, remove them"
         )
-    metric = config.metric or job.evaluate.best
+    metric = config.metric or getattr(job.evaluate, "best", None)  # supervised jobs have evaluate.best
     if metric is None:
         raise BadInput(
             f"tune.objective.metric: job: {job.job} has no metric that is always the best; name a held-out one, "
@@ -93,10 +101,7 @@ def search_objective(search: Search) -> SearchObjective:
     return SearchObjective(metric=metric.removeprefix("-"), sign=_sign(metric), budgets={})
 
 
-def _check_searchable(job: Job, scheduler: str) -> None:
-    if not isinstance(job, RLJob | Supervised):
-        remedy = "give the stage a job file of its own" if isinstance(job, PipelineJob) else "it trains nothing"
-        raise BadInput(f"tune: a search needs a job with one training, and job: {job.job} is none; {remedy}")
+def _check_searchable(job: TrainingJob, scheduler: str) -> None:
     if job.evaluate.data is None:
         raise BadInput("tune: trials are compared on held-out data; give evaluate.data")
     if scheduler != "none" and not job.evaluate.every:
@@ -106,7 +111,7 @@ def _check_searchable(job: Job, scheduler: str) -> None:
         )
 
 
-def _rl_objective(job: RLJob, config: ObjectiveConfig, searched_keys: list[str]) -> SearchObjective:
+def _rl_objective(needs: JobNeeds, config: ObjectiveConfig, searched_keys: list[str]) -> SearchObjective:
     metric = config.metric or "reward"
     name = metric.removeprefix("-")
     if config.max_kl is None:
@@ -114,7 +119,7 @@ def _rl_objective(job: RLJob, config: ObjectiveConfig, searched_keys: list[str])
             "tune.objective.max_kl: without it the trial that hacks the reward wins; give the nats of KL that a held-out "
             "answer may cost, such as 5"
         )
-    terms = [*job.rewards.terms, *job.evaluate.terms]
+    terms = [] if needs.rewards is None else needs.rewards.terms  # of the reward, then those that only judge
     names = ["reward", "kl", "length", "truncated", *(f"part/{term.name}" for term in terms)]
     if name not in names:
         raise BadInput(f"tune.objective.metric: held-out answers have no '{name}'; they have {', '.join(names)}")

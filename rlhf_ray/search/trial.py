@@ -19,7 +19,7 @@ from rich.console import Console
 from ..actors.placement import plan_placement, with_cpu_share
 from ..actors.session import Stop
 from ..actors.slots import Resources
-from ..config import parse, set_values
+from ..config import TrainingJob, parse, set_values
 from ..jobs.kind import RunContext
 from ..jobs.kinds import demand_of, kind_of
 from ..run.directory import RunDir
@@ -44,10 +44,10 @@ class Trials:
     max_concurrent: int
     run_id: str | None = None
 
-    def job(self, values: Mapping[str, Any], run_dir: Path) -> Any:
+    def job(self, values: Mapping[str, Any], run_dir: Path) -> TrainingJob:
         """The job of a trial. It writes a checkpoint at each evaluation, so that any reported step can be continued."""
         tree = {**self.tree, "run": {**self.tree["run"], "dir": str(run_dir)}}
-        job = parse(set_values(tree, values), f"trial {run_dir.name}")
+        job: TrainingJob = parse(set_values(tree, values), f"trial {run_dir.name}")
         changes: dict[str, Any] = {}
         if not job.checkpoint.every:
             changes["checkpoint"] = job.checkpoint.model_copy(update={"every": job.evaluate.every})
@@ -106,7 +106,7 @@ def _read_pointer() -> Pointer | None:
         return Pointer(**json.loads((Path(directory) / "pointer.json").read_text()))
 
 
-def _report(objective: SearchObjective, job: Any, run_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
+def _report(objective: SearchObjective, job: TrainingJob, run_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
     """Hands an evaluation to Tune with a checkpoint that points to ours. Raises SystemExit if Tune ends the trial."""
     result: dict[str, Any] = {
         **objective.measure(metrics),
@@ -123,7 +123,7 @@ def _report(objective: SearchObjective, job: Any, run_dir: Path, step: int, metr
         tune.report(result, checkpoint=tune.Checkpoint.from_directory(directory))
 
 
-def num_evaluations(job: Any, step: int) -> int:
+def num_evaluations(job: TrainingJob, step: int) -> int:
     """How many evaluations a trial has had after ``step`` steps, without the one before the first step."""
     return math.ceil(step / (job.evaluate.every or job.num_steps))
 

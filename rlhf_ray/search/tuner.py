@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune import schedulers
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ..config import BadInput, TuneConfig
+from ..config import BadInput, TrainingJob, TuneConfig
 from ..config.tune import (
     ASHA,
     Choice,
@@ -77,7 +77,7 @@ def tune_searcher(config: TuneConfig, objective: SearchObjective, seed: int) -> 
     return Searcher(BasicVariantGenerator(random_state=seed, max_concurrent=config.max_concurrent), None, space)
 
 
-def tune_scheduler(config: TuneConfig, job: Any) -> Any:
+def tune_scheduler(config: TuneConfig, job: TrainingJob) -> Any:
     """The scheduler of a search, which sees a trial's results by their ``step``.
 
     The last step is one more than a job has. So a trial is never stopped at its end, when its model is exported.

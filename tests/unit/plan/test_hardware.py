@@ -7,7 +7,8 @@ from rlhf_ray.plan.hardware import GPUS, cluster, this_machine
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("8xH900", "known are"), ("A100", "known are A100-40GB, A100-80GB"), ("", "known")]
+    ("text", "says"),
+    [("8xH900", "expected one of"), ("A100", "expected one of A100-40GB, A100-80GB"), ("", "expected one of")],
 )
 def test_unknown_gpus_are_bad_input(text, says):
     with pytest.raises(BadInput, match=says):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from .section import Section
+
+# Descriptions of options that several algorithms have with different defaults.
+GROUP_SIZE = "Samples of one prompt."
+EPOCHS = "Passes over the step's samples."
+MINI_BATCHES = "Optimizer steps a pass."
+CLIP_HIGH = "The ratio is clipped at 1 + clip_high."
+DUAL_CLIP = "Bound on the loss ratio where the advantage is negative."
+LOSS_OVER = "What the loss is averaged over."
+KL = "The penalty for leaving the reference."
+DYNAMIC_SAMPLING = "Refill groups whose rewards are all equal."
+GAMMA = "Discount."
+
+LossOver = Literal["tokens", "sequences", "max_tokens"]
 
 
 class FixedKL(Section):
@@ -46,6 +59,11 @@ class KLConfig(Section):
         return self
 
 
+def kl_field(**values: Any) -> Any:
+    """The field `kl` of an algorithm whose penalty starts from these values."""
+    return Field(default_factory=lambda: KLConfig(**values), description=KL)
+
+
 class DynamicSampling(Section):
     """Keep only groups whose task reward varies (DAPO, Yu et al., 2025)."""
 
@@ -64,8 +82,8 @@ class Overlong(Section):
 class Algorithm(Section):
     """What all variants share.
 
-    ``greedy_baseline``: a greedy sample of each prompt comes on top of ``group_size``. ``has_critic``: a model of its own
-    predicts values. ``token_advantages``: tokens of a response may have different advantages, so that process rewards
+    ``has_critic``: a model of its own predicts values. ``greedy_baseline``: a greedy sample of each prompt comes on top
+    of ``group_size``. ``token_advantages``: tokens of a response may have different advantages, so that process rewards
     count.
     """
 
@@ -73,28 +91,27 @@ class Algorithm(Section):
     greedy_baseline: ClassVar[bool] = False
     token_advantages: ClassVar[bool] = False
 
-    group_size: int = Field(8, ge=1, description="Samples of one prompt.")
-    clip_high: float = Field(0.2, gt=0, description="The ratio is clipped at 1 + clip_high.")
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
-        "tokens", description="What the loss is averaged over."
-    )
-    epochs: int = Field(1, ge=1, description="Passes over the step's samples.")
-    num_mini_batches: int = Field(1, ge=1, description="Optimizer steps a pass.")
-    kl: KLConfig = Field(default_factory=KLConfig, description="The penalty for leaving the reference.")
+    group_size: int = Field(8, ge=1, description=GROUP_SIZE)
+    clip_high: float = Field(0.2, gt=0, description=CLIP_HIGH)
+    loss_over: LossOver = Field("tokens", description=LOSS_OVER)
+    epochs: int = Field(1, ge=1, description=EPOCHS)
+    num_mini_batches: int = Field(1, ge=1, description=MINI_BATCHES)
+    kl: KLConfig = kl_field()
     entropy_coef: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
     ptx_coef: float = Field(
         0.0, ge=0, description="Coefficient of the cross-entropy on ptx_data (Ouyang et al., 2022)."
     )
     importance: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Truncated importance weights, engine to learner; auto: off only for transformers in float32 on both sides, ahead 0.",
+        description="Truncated importance weights, engine to learner; "
+        "auto: off only for transformers in float32 on both sides, ahead 0.",
     )
     importance_cap: float = Field(2.0, gt=0, description="Where the importance weight is truncated.")
     truncated: Literal["score", "penalty", "mask", "bootstrap"] = Field(
         "score", description="What a sample that hit the length limit gets."
     )
     truncated_penalty: float = Field(1.0, ge=0, description="Subtracted from its reward where truncated: penalty.")
-    dynamic_sampling: DynamicSampling | None = Field(None, description="Refill groups whose rewards are all equal.")
+    dynamic_sampling: DynamicSampling | None = Field(None, description=DYNAMIC_SAMPLING)
     overlong: Overlong | None = Field(None, description="Soft penalty on long responses.")
 
     @property
@@ -114,14 +131,14 @@ class Algorithm(Section):
 class Grouped(Algorithm):
     """Algorithms that compare the samples of one prompt."""
 
-    group_size: int = Field(8, ge=2, description="Samples of one prompt.")
+    group_size: int = Field(8, ge=2, description=GROUP_SIZE)
 
 
 class TokenRatio(Algorithm):
     """Algorithms that clip the ratio of each token."""
 
     clip_low: float = Field(0.2, gt=0, description="The ratio is clipped at 1 - clip_low.")
-    dual_clip: float | None = Field(None, gt=1, description="Bound on the loss ratio where the advantage is negative.")
+    dual_clip: float | None = Field(None, gt=1, description=DUAL_CLIP)
 
 
 class PPO(TokenRatio):
@@ -130,14 +147,12 @@ class PPO(TokenRatio):
     has_critic: ClassVar[bool] = True
     token_advantages: ClassVar[bool] = True
     type: Literal["ppo"] = "ppo"
-    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
-    dual_clip: float | None = Field(3.0, gt=1, description="Bound on the loss ratio where the advantage is negative.")
-    epochs: int = Field(2, ge=1, description="Passes over the step's samples.")
-    num_mini_batches: int = Field(2, ge=1, description="Optimizer steps a pass.")
-    kl: KLConfig = Field(
-        default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference."
-    )
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+    group_size: int = Field(1, ge=1, description=GROUP_SIZE)
+    dual_clip: float | None = Field(3.0, gt=1, description=DUAL_CLIP)
+    epochs: int = Field(2, ge=1, description=EPOCHS)
+    num_mini_batches: int = Field(2, ge=1, description=MINI_BATCHES)
+    kl: KLConfig = kl_field(coef=0.05)
+    gamma: float = Field(1.0, gt=0, le=1, description=GAMMA)
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda.")
     value_clip: float | None = Field(
         0.2, gt=0, description="How far a value may move from the old one; none: not clipped."
@@ -148,49 +163,42 @@ class GRPO(Grouped, TokenRatio):
     """GRPO (Shao et al., 2024; arXiv 2402.03300)."""
 
     type: Literal["grpo"] = "grpo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
-        "sequences", description="What the loss is averaged over."
-    )
+    loss_over: LossOver = Field("sequences", description=LOSS_OVER)
 
 
 class DrGRPO(Grouped, TokenRatio):
     """Dr.GRPO: no division by the deviation, constant length normaliser (Liu et al., 2025; arXiv 2503.20783)."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
-        "max_tokens", description="What the loss is averaged over."
-    )
+    loss_over: LossOver = Field("max_tokens", description=LOSS_OVER)
 
 
 class DAPO(Grouped, TokenRatio):
     """GRPO's advantage with clip-higher, token-level loss and dynamic sampling (Yu et al., 2025; arXiv 2503.14476)."""
 
     type: Literal["dapo"] = "dapo"
-    clip_high: float = Field(0.28, gt=0, description="The ratio is clipped at 1 + clip_high.")
-    dynamic_sampling: DynamicSampling | None = Field(
-        default_factory=DynamicSampling, description="Refill groups whose rewards are all equal."
-    )
+    clip_high: float = Field(0.28, gt=0, description=CLIP_HIGH)
+    dynamic_sampling: DynamicSampling | None = Field(default_factory=DynamicSampling, description=DYNAMIC_SAMPLING)
 
 
 class RLOO(Grouped, TokenRatio):
     """Leave-one-out REINFORCE (Ahmadian et al., 2024; arXiv 2402.14740)."""
 
     type: Literal["rloo"] = "rloo"
-    loss_over: Literal["tokens", "sequences", "max_tokens"] = Field(
-        "sequences", description="What the loss is averaged over."
-    )
-    kl: KLConfig = Field(
-        default_factory=lambda: KLConfig(coef=0.05), description="The penalty for leaving the reference."
-    )
+    loss_over: LossOver = Field("sequences", description=LOSS_OVER)
+    kl: KLConfig = kl_field(coef=0.05)
 
 
 class Reinforce(TokenRatio):
-    """REINFORCE (Williams, 1992): the return itself, no baseline, no whitening; with one update a step nothing is clipped."""
+    """REINFORCE (Williams, 1992): the return itself, without baseline or whitening.
+
+    With one update a step nothing is clipped.
+    """
 
     token_advantages: ClassVar[bool] = True
     type: Literal["reinforce"] = "reinforce"
-    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+    group_size: int = Field(1, ge=1, description=GROUP_SIZE)
+    gamma: float = Field(1.0, gt=0, le=1, description=GAMMA)
 
 
 class ReinforcePlusPlus(TokenRatio):
@@ -198,21 +206,16 @@ class ReinforcePlusPlus(TokenRatio):
 
     token_advantages: ClassVar[bool] = True
     type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
-    group_size: int = Field(1, ge=1, description="Samples of one prompt.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
-    kl: KLConfig = Field(
-        default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference."
-    )
+    group_size: int = Field(1, ge=1, description=GROUP_SIZE)
+    gamma: float = Field(1.0, gt=0, le=1, description=GAMMA)
+    kl: KLConfig = kl_field(coef=0.01)
 
 
 class ReinforcePlusPlusBaseline(Grouped, TokenRatio):
     """REINFORCE++ with the group mean as baseline and k2 in the loss (Hu, 2025; arXiv 2501.03262)."""
 
     type: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
-    kl: KLConfig = Field(
-        default_factory=lambda: KLConfig(coef=0.01, where="loss", estimator="k2"),
-        description="The penalty for leaving the reference.",
-    )
+    kl: KLConfig = kl_field(coef=0.01, where="loss", estimator="k2")
 
 
 class ReMax(TokenRatio):
@@ -221,9 +224,7 @@ class ReMax(TokenRatio):
     greedy_baseline: ClassVar[bool] = True
     type: Literal["remax"] = "remax"
     group_size: int = Field(1, ge=1, description="Samples of one prompt; a greedy one comes on top.")
-    kl: KLConfig = Field(
-        default_factory=lambda: KLConfig(coef=0.01), description="The penalty for leaving the reference."
-    )
+    kl: KLConfig = kl_field(coef=0.01)
 
 
 class GSPO(Grouped):
@@ -232,7 +233,7 @@ class GSPO(Grouped):
     type: Literal["gspo"] = "gspo"
     clip_low: float = Field(3e-4, gt=0, description="The sequence ratio is clipped at 1 - clip_low.")
     clip_high: float = Field(4e-4, gt=0, description="The sequence ratio is clipped at 1 + clip_high.")
-    loss_over: Literal["sequences"] = Field("sequences", description="What the loss is averaged over.")
+    loss_over: Literal["sequences"] = Field("sequences", description=LOSS_OVER)
 
 
 class CISPO(Grouped):
@@ -249,7 +250,7 @@ class OnlineDPO(Grouped):
 
     type: Literal["online_dpo"] = "online_dpo"
     group_size: int = Field(2, ge=2, description="Samples of one prompt; the best and the worst are a pair.")
-    epochs: Literal[1] = Field(1, description="Passes over the step's samples.")
+    epochs: Literal[1] = Field(1, description=EPOCHS)
     num_mini_batches: Literal[1] = Field(1, description="Optimizer steps a pass; a pair is never separated.")
     kl: KLConfig = Field(
         default_factory=lambda: KLConfig(coef=0.1, where="loss", estimator="k3"),

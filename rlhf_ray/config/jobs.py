@@ -133,15 +133,19 @@ class RLJob(Common):
 
     @property
     def columns_to_annotate(self) -> list[str]:
-        """What the learner computes before its updates. Old log-probs of a step that makes one update are those of that update."""
-        a, found = self.algorithm, []
+        """The columns that the learner computes before its updates.
+
+        If a step has a single update, its old log-probs are those that the update computes itself.
+        """
+        a = self.algorithm
+        columns = []
         if a.kl.coef > 0 or a.epochs * a.num_mini_batches > 1:
-            found.append("old_log_probs")
+            columns.append("old_log_probs")
         if a.kl.coef > 0:
-            found.append("ref_log_probs")
+            columns.append("ref_log_probs")
         if a.has_critic:
-            found.append("values")
-        return found
+            columns.append("values")
+        return columns
 
     @property
     def reward_model(self) -> ModelReward | None:

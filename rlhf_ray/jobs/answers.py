@@ -39,9 +39,10 @@ def generate_answers(
     greedy: bool,
     check: Callable[[Prompts], None] = lambda _: None,
 ) -> Answers:
-    """Answers of ``model`` to the job's prompts, with its terms' scores. ``check`` sees the prompts before actors start.
+    """Answers of ``model`` to the job's prompts, with the scores of its terms.
 
-    Raises BadInput if the model, its engine or the data do not fit the job.
+    ``check`` gets the prompts before actors start. Raises BadInput if the model, its engine or the data do not fit the
+    job.
     """
     seq2seq = model.path is not None and is_encoder_decoder(resolve_model(model.path, model.revision))
     engine = job.rollout.engine
@@ -63,6 +64,7 @@ def generate_answers(
     with Workers(job.cluster, worker_demand(rollout=job.rollout, rewards=job.rewards)) as workers:
         reward = workers.start_reward(job.rewards, run_dir)
         rollout = workers.start_rollout(job.rollout, local_model, eos, max_tokens)
+        workers.wait()
         build_reward_terms(reward, max_tokens)
         build_engines(rollout)
         batch = _collect(job, prompts, rollout=rollout, reward=reward, greedy=greedy)

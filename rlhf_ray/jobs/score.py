@@ -1,4 +1,7 @@
-"""`job: score`: the texts of a dataset with scores, by which another job draws its data or leaves some out."""
+"""`job: score`: the texts of a dataset with scores.
+
+Another job can draw its data by the scores, or leave rows out.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,17 @@ def describe(job: ScoreJob) -> list[str]:
 
 
 def run(job: ScoreJob, context: RunContext) -> Results:
-    """Writes RUN/scored.jsonl: every row with its score, the weighted sum of the terms, and score_TERM. Returns the mean.
+    """Writes RUN/scored.jsonl: each row with its score (the weighted sum of the terms) and the columns score_TERM.
 
-    The dataset is never held whole. Rows without a score (on_error: drop) are left out and counted.
+    Returns the number of rows and the mean score. The dataset is read in blocks. Rows without a score (on_error: drop)
+    are left out and counted. Raises BadInput if no row has a score.
     """
     from ..train.workers import Workers, build_reward_terms
 
     file = context.run.path / "scored.jsonl"
     with Workers(job.cluster, worker_demand(rewards=job.rewards)) as workers, replace_file(file) as temporary:
         reward = workers.start_reward(job.rewards, context.run.path, has_policy=False)
+        workers.wait()
         build_reward_terms(reward)
         all_scores = _write_scores(job, reward, temporary)
         scores = all_scores[~np.isnan(all_scores)]

@@ -31,11 +31,11 @@ PIECES_PER_CHUNK = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRequest:
-    """What to generate: ``samples`` responses to each of the ``prompts`` (indices into Prompts), by weights ``version``.
+    """What to generate: ``samples`` responses to each of ``prompts`` (indices into Prompts) by a weight ``version``.
 
-    The prompts get the group numbers from ``first_group`` on. ``greedy_extra``: one greedy response to each prompt comes
-    on top. ``greedy``: all are greedy. ``terms``: names of the reward terms that score them; None: all terms.
-    ``visits``: how often earlier requests of this step have asked for a prompt.
+    The prompts get the group numbers from ``first_group`` on. ``greedy_extra`` adds one greedy response to each prompt;
+    with ``greedy`` all are greedy. ``terms`` are the names of the reward terms that score them; None means all terms.
+    ``visits`` is how often earlier requests of this step have asked for a prompt.
     """
 
     step: int

@@ -79,8 +79,8 @@ class LearnerGroup:
     def recover(self, work: Callable[[], Result]) -> Result:
         """The result of ``work``.
 
-        If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint. If a stage hangs, too,
-        but only once: a second hang before the next checkpoint is raised.
+        If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint. The same happens if a
+        stage hangs, but only once: a second hang before the next checkpoint is raised.
         """
         lost = False
         while True:

@@ -46,7 +46,7 @@ class StageTimer:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
     def metrics(self) -> dict[str, float]:
-        """time/... of each stage. A checkpoint is written after its step's line, so its seconds are in the next line."""
+        """time/... of each stage. A checkpoint follows its step's line, so its seconds are in the next line."""
         names = {"checkpoint": "previous_checkpoint"}
         return {f"time/{names.get(name, name)}": seconds for name, seconds in self.seconds.items()}
 
@@ -60,8 +60,8 @@ class StepEnd:
     """What follows every step: evaluation, usage, metrics, checkpoint, progress line, and the end of a stopped run.
 
     ``evaluate`` returns held-out metrics and ``save`` writes a checkpoint; both time themselves, as stages "evaluate"
-    and "checkpoint". ``progress_line`` describes a step in one line, which is printed every ``progress_every`` steps and
-    after the last.
+    and "checkpoint". ``progress_line`` describes a step in one line, which is printed every ``progress_every`` steps
+    and after the last.
     """
 
     job: RLJob | Supervised

@@ -95,7 +95,10 @@ class RL:
     # the loop -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Trains to num_steps from wherever the run stands, and exports. A lost learner rank goes to the last checkpoint."""
+        """Trains from the last checkpoint to num_steps and exports.
+
+        If a learner rank is lost, all are restarted from the last checkpoint.
+        """
         try:
             self.learners.recover(self._work)
         finally:

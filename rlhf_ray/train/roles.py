@@ -49,7 +49,7 @@ def prepare_model(
 def _random_model(
     config: ModelConfig, directory: Path, seed: int, kind: str, labels: tuple[str, ...]
 ) -> tuple[ModelConfig, Any]:
-    """The random model, written unless an earlier start did. A masked language model gets a mask token if it has none."""
+    """The random model, unless an earlier start wrote it. A masked language model gets a mask token if it has none."""
     tokenizer = tokenizers.load(config, None, kind in KINDS_WITH_EOS)
     if kind == "masked" and tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})

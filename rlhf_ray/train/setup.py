@@ -97,6 +97,7 @@ def rl_setup(job: RLJob, run_dir: Path) -> Iterator[RLSetup]:
         reward = workers.start_reward(job.all_rewards, run_dir)
         rollout = workers.start_rollout(job.rollout, model, eos, max(longest_sequence(job), PROBE_LENGTH))
         learners = workers.start_learners(job, model_roles)
+        workers.wait()
         build_reward_terms(reward, longest_sequence(job))
         load_learner_models(learners)
         build_engines(rollout)
@@ -160,5 +161,6 @@ def supervised_setup(job: Supervised, run_dir: Path) -> Iterator[SupervisedSetup
         task = kind.build(job, rows, heldout, tokenizer)
     with Workers(job.cluster, worker_demand(learner=job.learner)) as workers:
         learners = workers.start_learners(job, [roles.supervised_role(job, kind, model, labels)])
+        workers.wait()
         load_learner_models(learners)
         yield SupervisedSetup(learners=learners, task=task, tokenizer=tokenizer)

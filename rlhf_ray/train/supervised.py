@@ -164,7 +164,7 @@ class SupervisedRun:
     # evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate_step(self) -> dict[str, float]:
-        """The held-out metrics after a step; keeps the learner if they are the best. Nothing without held-out examples."""
+        """The held-out metrics after a step, if there are held-out examples; keeps the learner if they are the best."""
         if self.heldout is None:
             return {}
         with self.timer.stage("evaluate"):

@@ -22,7 +22,7 @@ from .startup import startup_part
 class Workers:
     """A job's workers. The end of the ``with`` block ends all groups that were started and frees what was reserved.
 
-    A worker's process starts in the background; the first call waits for it. So start all groups, then call them.
+    Processes start in the background. So start all groups, then wait for them, then call them.
     """
 
     def __init__(self, cluster: ClusterConfig, demand: Demand) -> None:
@@ -33,7 +33,7 @@ class Workers:
             notice(line)
         with startup_part("reserving CPUs and GPUs"):
             self.placement = Placement(self.plan)
-        self.groups: list[WorkerGroup | LearnerGroup] = []
+        self.groups: list[WorkerGroup] = []
 
     def __enter__(self) -> Workers:
         return self
@@ -89,8 +89,14 @@ class Workers:
     def start_learners(self, job: Common, roles: Sequence[Role]) -> LearnerGroup:
         """Starts the learner ranks, without their models: see :meth:`LearnerGroup.start`."""
         learners = LearnerGroup(job, roles, self.placement)
-        self.groups.append(learners)
+        self.groups.append(learners.group)
         return learners
+
+    def wait(self) -> None:
+        """Waits until the processes of all groups run. Raises WorkerLost if one cannot start, or StageTimeout."""
+        with startup_part("starting the workers' processes"):
+            for group in self.groups:
+                group.collect([actor.__ray_ready__.remote() for actor in group.actors], "start")
 
     def _start(self, role: str, cls: type, count: int, arguments: Any) -> WorkerGroup:
         group = WorkerGroup(
@@ -123,7 +129,7 @@ def build_engines(rollout: WorkerGroup) -> None:
 
 
 def build_reward_terms(reward: WorkerGroup, max_tokens: int = 0) -> None:
-    """Builds the reward terms. Raises RewardError or BadInput if one cannot score sequences of ``max_tokens`` tokens."""
+    """Builds the reward terms. Raises RewardError or BadInput if one cannot score sequences of ``max_tokens``."""
     with startup_part("building the reward terms"):
         reward.broadcast("check", max_tokens)
 

@@ -29,7 +29,7 @@ CHANGES = ["model.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "evaluate.ev
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def run(tmp_path_factory):
     """A job of two steps, learner and engine in bfloat16, evaluated after each, as where workers share a GPU in turns.
 
     ``written`` holds what was on disk when a checkpoint was: step, lines of metrics.jsonl, number of evaluations.
@@ -44,36 +44,37 @@ def done(tmp_path_factory):
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
     job = parse(apply_overrides(job, [f"run.dir={path}", "cluster.deadline_s=300", *CHANGES]), "job")
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    run = RunDir(job)
+    directory = RunDir(job)
     try:
         with rl_setup(job, path) as setup:
             actors = dataclasses.replace(setup.actors, time_shared=True)
-            loop = RL(job, run, RLSetup(actors=actors, data=setup.data), Stop())
+            loop = RL(job, directory, RLSetup(actors=actors, data=setup.data), Stop())
             loop.checkpoints = Watched(path / "checkpoints", 2)
             loop.train()
             yield SimpleNamespace(path=path, job=job, loop=loop, learners=actors.learners, written=written)
     finally:
-        run.close()
+        directory.close()
         ray.shutdown()
 
 
-def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works(done):
-    steps = metrics_of(done.path)
+def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works(run):
+    steps = metrics_of(run.path)
     assert [line["step"] for line in steps] == [0, 1]
     assert steps[0]["sync/probe_difference"] < 0.3
-    saved = load_file(done.path / "model" / "model.safetensors")
+    saved = load_file(run.path / "model" / "model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.bfloat16}
-    info = done.loop.learners.info
-    slow = any("bfloat16 products" in line for line in done.loop.learners.remarks())
+    info = run.loop.learners.info
+    slow = any("bfloat16 products" in line for line in run.loop.learners.remarks())
     assert slow == (info["peak_flops"] < info["float32_flops"])
-    with pytest.raises(RuntimeError, match="asleep"), done.loop.phase("learn"):
-        collect(done, [0], samples=1)
+    with pytest.raises(RuntimeError, match="asleep"), run.loop.phase("learn"):
+        collect(run, [0], samples=1)
 
 
-def test_the_parts_of_the_start_are_timed(done):
-    assert startup_parts(done.path) == [
+def test_the_parts_of_the_start_are_timed(run):
+    assert startup_parts(run.path) == [
         "reading the model's files and the data",
         "reserving CPUs and GPUs",
+        "starting the workers' processes",
         "building the reward terms",
         "loading the learner's models",
         "building the rollout engines",
@@ -81,81 +82,81 @@ def test_the_parts_of_the_start_are_timed(done):
     ]
 
 
-def test_every_metric_is_in_the_glossary(done):
-    assert not undescribed_metrics(done.path)
+def test_every_metric_is_in_the_glossary(run):
+    assert not undescribed_metrics(run.path)
 
 
-def test_every_step_is_evaluated(done):
-    steps = metrics_of(done.path)
-    assert [f.stem for f in evaluation_files(done.path)] == ["step-000000", "step-000001", "step-000002"]
+def test_every_step_is_evaluated(run):
+    steps = metrics_of(run.path)
+    assert [f.stem for f in evaluation_files(run.path)] == ["step-000000", "step-000001", "step-000002"]
     for line in steps:
         assert {"evaluate/reward", "evaluate/kl"} <= set(line)
     assert abs(steps[1]["evaluate/kl"]) > 0
 
 
-def test_a_step_takes_at_least_as_long_as_its_stages(done):
+def test_a_step_takes_at_least_as_long_as_its_stages(run):
     """Also the first, which generates before the first evaluation."""
-    for line in read_metrics(done.path):
+    for line in read_metrics(run.path):
         stages = [line[f"time/{name}"] for name in ("rollout", "annotate", "learn", "wait", "sync")]
         assert line["time/step"] >= sum(stages)
 
 
-def test_no_checkpoints_seconds_are_lost(done):
+def test_no_checkpoints_seconds_are_lost(run):
     """A step's checkpoint has its seconds in the next line; the last step's are in log.jsonl and usage.json."""
-    first, second = read_metrics(done.path)
+    first, second = read_metrics(run.path)
     assert "time/previous_checkpoint" not in first
     assert second["time/previous_checkpoint"] > 0
-    messages = [json.loads(line)["message"] for line in (done.path / "log.jsonl").read_text().splitlines()]
+    messages = [json.loads(line)["message"] for line in (run.path / "log.jsonl").read_text().splitlines()]
     written = [m for m in messages if re.fullmatch(r"step-00000\d written to checkpoints in \d+\.\d+ s", m)]
     assert [m.split()[0] for m in written] == ["step-000001", "step-000002"]
-    usage = json.loads((done.path / "usage.json").read_text())
+    usage = json.loads((run.path / "usage.json").read_text())
     assert usage["steps"] == 2
     assert usage["stages"]["checkpoint"] > usage["devices"] * second["time/previous_checkpoint"]
 
 
-def test_a_recovery_forgets_the_seconds_of_the_step_that_was_cut_short(done):
-    done.loop.timer.seconds["learn"] = 1e6
-    done.loop.restore()
-    done.loop.loop()
-    assert "learn" not in done.loop.timer.seconds
+def test_a_recovery_forgets_the_seconds_of_the_step_that_was_cut_short(run):
+    run.loop.timer.seconds["learn"] = 1e6
+    run.loop.restore()
+    run.loop.loop()
+    assert "learn" not in run.loop.timer.seconds
 
 
-def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(done):
-    assert done.written == [(1, 1, 2), (2, 2, 3)]
+def test_a_steps_line_and_evaluation_are_on_disk_before_its_checkpoint(run):
+    assert run.written == [(1, 1, 2), (2, 2, 3)]
 
 
-def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(done):
-    before = {f.name: f.read_bytes() for f in evaluation_files(done.path)}
-    lines = metrics_of(done.path)
-    done.loop.restore()
-    done.loop.loop()
-    assert metrics_of(done.path) == lines
-    assert {f.name: f.read_bytes() for f in evaluation_files(done.path)} == before
+def test_a_run_that_goes_on_from_its_end_writes_nothing_anew(run):
+    before = {f.name: f.read_bytes() for f in evaluation_files(run.path)}
+    lines = metrics_of(run.path)
+    run.loop.restore()
+    run.loop.loop()
+    assert metrics_of(run.path) == lines
+    assert {f.name: f.read_bytes() for f in evaluation_files(run.path)} == before
 
 
-def collect(done, prompts, samples):
+def collect(run, prompts, samples):
     """Rollouts of these prompts by the published version."""
     request = RolloutRequest(step=9, version=2, prompts=prompts, first_group=0, samples=samples)
-    return done.loop.dispatcher.collect(request, done.loop.data.prompts)
+    return run.loop.dispatcher.collect(request, run.loop.data.prompts)
 
 
-def collect_awake(done):
+def collect_awake(run):
     """Rollouts of five prompts, as identities and tokens."""
-    with done.loop.phase("rollout"):
-        batch = collect(done, [0, 1, 2, 3, 4], samples=2)
+    with run.loop.phase("rollout"):
+        batch = collect(run, [0, 1, 2, 3, 4], samples=2)
     return [batch.example_id.tolist(), batch.sample.tolist(), batch.tokens.tolist()]
 
 
-def test_a_worker_that_holds_no_weights_is_given_them_and_its_chunk_is_done_again(done):
-    group, rollouts = done.loop.rollout, collect_awake(done)
+def test_a_worker_that_holds_no_weights_is_given_them_and_its_chunk_is_done_again(run):
+    group, rollouts = run.loop.rollout, collect_awake(run)
     ray.kill(group.actors[0])
     group.actors[0] = group._spawn(0)  # as one that Ray itself restarted would come back
-    assert collect_awake(done) == rollouts
+    assert collect_awake(run) == rollouts
     assert group.num_restarts == 0
 
 
-def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
-    group, on_start, deaths = done.loop.rollout, done.loop.rollout.on_start, []
+def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(run):
+    group, on_start, deaths = run.loop.rollout, run.loop.rollout.on_start, []
 
     def fatal(actor):
         if not deaths:
@@ -170,8 +171,8 @@ def test_a_worker_that_dies_while_it_is_caught_up_is_replaced_in_its_turn(done):
     group.on_start = on_start
 
 
-def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
-    learners, calls = done.learners, []
+def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(run):
+    learners, calls = run.learners, []
 
     def work():
         calls.append(learners.group.num_restarts)
@@ -193,13 +194,13 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(done):
     learners.start = start
 
 
-def test_closing_rollouts_ends_what_is_in_flight(done):
-    rollouts = done.loop.rollouts
+def test_closing_rollouts_ends_what_is_in_flight(run):
+    rollouts = run.loop.rollouts
     rollouts.thread = ThreadPoolExecutor(1)
-    with done.loop.phase("rollout"):
+    with run.loop.phase("rollout"):
         rollouts._launch(2)
         rollouts.close()
-    assert done.loop.rollout.ended
+    assert run.loop.rollout.ended
     assert rollouts.futures[2].done()
     with pytest.raises(RuntimeError, match="were ended"):
-        done.loop.rollout.replace(0)
+        run.loop.rollout.replace(0)

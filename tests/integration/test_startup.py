@@ -20,6 +20,7 @@ def test_the_parts_of_a_supervised_start_are_timed(train_here, tmp_path):
     assert startup_parts(tmp_path / "run") == [
         "reading the model's files and the data",
         "reserving CPUs and GPUs",
+        "starting the workers' processes",
         "loading the learner's models",
         "log-probs of the starting model",
     ]

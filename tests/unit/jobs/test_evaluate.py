@@ -20,12 +20,12 @@ PROMPTS = Prompts(
 )
 
 
-def job(**more):
+def job(**options):
     tree = {
         "model": {"init": TINY, "tokenizer": "toy"},
         "data": {"path": "none"},
         "rewards": {"terms": [SHARE]},
-        **more,
+        **options,
     }
     return EvaluateJob.model_validate(tree)
 
@@ -43,46 +43,46 @@ def rows(ids, scores, texts=None, samples=1):
 
 def test_wins_are_paired_by_prompt_also_where_one_model_was_asked_fewer():
     ours, theirs = rows([4, 7, 9], [1.0, 0.0, 0.5]), rows([7, 9], [1.0, 0.5])
-    found = win_rates(ours, theirs, ["share"])["share"]
-    assert (found["mean"], found["answers"]) == (0.25, 2)
+    rates = win_rates(ours, theirs, ["share"])["share"]
+    assert (rates["mean"], rates["answers"]) == (0.25, 2)
     with pytest.raises(BadInput, match="no prompt was asked of both"):
         win_rates(ours, rows([5], [1.0]), ["share"])
 
 
 def test_answers_are_judged_by_term_class_group_and_k():
     answers = rows([4, 4, 7, 7, 9, 9], [1, 0, 0, 0, 1, 1], ["x", "y", " y ", "x", "y", "y"], samples=2)
-    asked = job(measures=["classes", "distinct_1"], groups=["topic"], pass_at=[1, 2], samples=2, greedy=False)
-    found = judge_answers(asked, answers, PROMPTS)
-    assert found["terms"]["share"]["mean"] == pytest.approx(0.5)
-    assert found["measures"]["classes"]["accuracy"] == pytest.approx(4 / 6)
-    assert found["measures"]["classes"]["confusion"] == [[1, 1], [1, 3]]
-    assert found["groups"]["topic"]["share"]["groups"] == {"p": 0.5, "q": 0.5}
-    assert found["pass@1"]["share"]["mean"] == pytest.approx((0.5 + 0 + 1) / 3)
-    assert found["pass@2"]["share"]["mean"] == pytest.approx((1 + 0 + 1) / 3)
+    config = job(measures=["classes", "distinct_1"], groups=["topic"], pass_at=[1, 2], samples=2, greedy=False)
+    evaluation = judge_answers(config, answers, PROMPTS)
+    assert evaluation["terms"]["share"]["mean"] == pytest.approx(0.5)
+    assert evaluation["measures"]["classes"]["accuracy"] == pytest.approx(4 / 6)
+    assert evaluation["measures"]["classes"]["confusion"] == [[1, 1], [1, 3]]
+    assert evaluation["groups"]["topic"]["share"]["groups"] == {"p": 0.5, "q": 0.5}
+    assert evaluation["pass@1"]["share"]["mean"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert evaluation["pass@2"]["share"]["mean"] == pytest.approx((1 + 0 + 1) / 3)
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("options", "message"),
     [
         ({"groups": ["author"]}, r"groups: data has no column 'author' \(it has prompt, answer, topic\)"),
         ({"measures": ["classes"], "reference": "label"}, "reference: data has no column 'label'"),
     ],
 )
-def test_a_column_that_is_not_there_is_named_before_anything_is_asked(more, says):
-    with pytest.raises(BadInput, match=says):
-        check_columns(job(**more), PROMPTS)
+def test_a_column_that_is_not_there_is_named_before_anything_is_asked(options, message):
+    with pytest.raises(BadInput, match=message):
+        check_columns(job(**options), PROMPTS)
 
 
 @pytest.mark.parametrize(
-    ("tree", "says"),
+    ("options", "message"),
     [
         ({"samples": 2}, "samples = 2 greedy answers are all the same"),
         ({"pass_at": [3], "samples": 2, "greedy": False}, "pass_at 3 needs as many samples"),
     ],
 )
-def test_questions_without_sense_are_refused(tree, says):
-    with pytest.raises(ValueError, match=says):
-        job(**tree)
+def test_questions_without_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        job(**options)
 
 
 def test_the_best_step_needs_held_out_examples():

@@ -24,13 +24,15 @@ ROWS = pa.table(
 )
 
 
-def job(**more):
+def job(**options):
     model = {"init": TINY, "tokenizer": "toy"}
-    return SampleJob.model_validate({"model": model, "data": {"path": "none"}, "rewards": {"terms": [SHARE]}, **more})
+    return SampleJob.model_validate(
+        {"model": model, "data": {"path": "none"}, "rewards": {"terms": [SHARE]}, **options}
+    )
 
 
 @pytest.mark.parametrize(
-    ("more", "texts"),
+    ("options", "texts"),
     [
         ({}, "BD"),
         ({"above": 3.0}, "D"),
@@ -38,11 +40,11 @@ def job(**more):
         ({"keep": "all", "above": 1.5}, "BCDEF"),
     ],
 )
-def test_answers_are_kept_by_their_reward_with_all_columns(more, texts):
-    found = select_examples(job(**more), ROWS, PROMPTS)
-    assert "".join(row["completion"] for row in found) == texts
-    assert all(set(row) == {"prompt", "topic", "completion", "reward"} for row in found)
-    assert all(row["topic"] == {"a": "x", "b": "y"}[row["prompt"]] for row in found)
+def test_answers_are_kept_by_their_reward_with_all_columns(options, texts):
+    examples = select_examples(job(**options), ROWS, PROMPTS)
+    assert "".join(row["completion"] for row in examples) == texts
+    assert all(set(row) == {"prompt", "topic", "completion", "reward"} for row in examples)
+    assert all(row["topic"] == {"a": "x", "b": "y"}[row["prompt"]] for row in examples)
 
 
 def test_a_pair_is_the_best_and_the_worst_where_they_differ():
@@ -67,10 +69,10 @@ def test_a_stages_path_is_its_model_or_a_file_of_its_run(tmp_path):
     sft = {"job": "sft", "model": {"path": "stage:sample"}, "data": {"path": "stage:sample/kept.jsonl"}, "num_steps": 1}
     sample = {"job": "sample", **job().model_dump(include={"model", "data", "rewards"})}
     tree = {"job": "pipeline", "run": {"dir": str(tmp_path)}, "stages": {"sample": sample, "sft": sft}}
-    whole = parse(tree, "x")
-    found = resolve_stage(whole, "sft", whole.stages["sft"])
-    assert found.data.path == str(tmp_path / "sample" / "kept.jsonl")
-    assert found.model.path == str(tmp_path / "sample" / "model")
+    pipeline = parse(tree, "x")
+    stage = resolve_stage(pipeline, "sft", pipeline.stages["sft"])
+    assert stage.data.path == str(tmp_path / "sample" / "kept.jsonl")
+    assert stage.model.path == str(tmp_path / "sample" / "model")
     sft["data"]["path"] = "stage:none/kept.jsonl"
     with pytest.raises(ConfigError, match="names no earlier stage"):
         parse(tree, "x")

@@ -27,19 +27,19 @@ def scored(tmp_path):
 
 def test_an_epoch_draws_each_example_as_often_as_its_chance_says_rounded():
     chances = np.random.default_rng(0).exponential(size=300)
-    sampler, wanted = Sampler(300, seed=1, chances=chances), 300 * chances / chances.sum()
+    sampler, expected = Sampler(300, seed=1, chances=chances), 300 * chances / chances.sum()
     for epoch in range(3):
         count = np.bincount(sampler.indices(300 * epoch, 300), minlength=300)
-        assert (np.abs(count - wanted) < 1).all()
+        assert (np.abs(count - expected) < 1).all()
     total = np.bincount(sampler.indices(0, 60000), minlength=300) / 200
-    assert np.abs(total - wanted).max() < 0.15  # what rounding leaves evens out over epochs
+    assert np.abs(total - expected).max() < 0.15  # what rounding leaves evens out over epochs
     assert sorted(Sampler(50, 1, chances=np.full(50, 7.0)).indices(0, 50)) == list(range(50))
 
 
 def test_a_weighed_sampler_goes_on_from_any_position_as_it_would_have():
     chances = np.random.default_rng(0).exponential(size=40)
-    whole = Sampler(40, seed=1, chances=chances).indices(0, 200)
-    assert Sampler(40, seed=1, chances=chances).indices(33, 90).tolist() == whole[33:123].tolist()
+    indices = Sampler(40, seed=1, chances=chances).indices(0, 200)
+    assert Sampler(40, seed=1, chances=chances).indices(33, 90).tolist() == indices[33:123].tolist()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -87,14 +87,14 @@ def test_terms_judge_texts_that_no_policy_wrote(tmp_path):
     terms = [SHARE, ModelReward(name="model", path=folder)]
     worker = RewardWorker(RewardsConfig(terms=terms), None)
     rows = Rows([{"text": "the view was great"}, {"text": "awful"}], "x")
-    found = worker.judge(text_table(rows))
-    assert found[:, 0].tolist() == [0.75, 0.0]
+    scores = worker.judge(text_table(rows))
+    assert scores[:, 0].tolist() == [0.75, 0.0]
     alone = worker.judge(text_table(Rows(rows[1:], "x")))
-    assert alone[0, 1] == pytest.approx(found[1, 1], abs=1e-5)
-    assert found[0, 1] != pytest.approx(found[1, 1], abs=1e-5)
+    assert alone[0, 1] == pytest.approx(scores[1, 1], abs=1e-5)
+    assert scores[0, 1] != pytest.approx(scores[1, 1], abs=1e-5)
     split = Rows([{"prompt": "the view", "completion": " was great"}], "x")  # a model reads both, a rule the completion
     both = worker.judge(text_table(split))[0]
-    assert both.tolist() == [1.0, pytest.approx(found[0, 1], abs=1e-5)]
+    assert both.tolist() == [1.0, pytest.approx(scores[0, 1], abs=1e-5)]
     assert worker.judge(text_table(rows).slice(0, 0)).shape == (0, 2)
 
 

@@ -99,8 +99,8 @@ class Trainer:
 
     def train(self, step=0):
         self.end.open(step)
-        for done in range(step + 1, self.run.job.num_steps + 1):
-            self.end.finish(done, {}, tokens=10.0)
+        for num_steps_done in range(step + 1, self.run.job.num_steps + 1):
+            self.end.finish(num_steps_done, {}, tokens=10.0)
 
 
 @pytest.fixture
@@ -114,8 +114,13 @@ def test_a_step_is_evaluated_then_logged_then_saved_then_shown(run):
     trainer = Trainer(run, Stop())
     trainer.train()
     assert trainer.calls == [
-        ("evaluate", 1), ("watch 2", 2), ("save", 3), ("evaluate", 3), ("save", 4), ("watch 4", 4),
-    ]  # fmt: skip
+        ("evaluate", 1),
+        ("watch 2", 2),
+        ("save", 3),
+        ("evaluate", 3),
+        ("save", 4),
+        ("watch 4", 4),
+    ]
     assert [line["step"] for line in trainer.lines()] == [0, 1, 2, 3]
     assert ["evaluate/reward" in line for line in trainer.lines()] == [False, True, False, True]
     assert all(line["step/tokens_per_second"] > 0 for line in trainer.lines())
@@ -128,6 +133,6 @@ def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_without_a_line_twice
     with pytest.raises(Stopped, match="after step 1 of 4"):
         trainer.train()
     assert trainer.calls == [("save", 1)]
-    again = Trainer(run, Stop())
-    again.train(step=1)
-    assert [line["step"] for line in again.lines()] == [0, 1, 2, 3]
+    continued = Trainer(run, Stop())
+    continued.train(step=1)
+    assert [line["step"] for line in continued.lines()] == [0, 1, 2, 3]

@@ -12,7 +12,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearnerConfig(Section):
-    """The learner gang and its optimizer (AdamW)."""
+    """The learner gang and its optimizer."""
 
     num_workers: int = Field(1, ge=1, description="Learner ranks; each holds a share of every batch.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
@@ -24,10 +24,19 @@ class LearnerConfig(Section):
         "constant", description="Learning rate after the warm-up."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or plain SGD (for comparisons).")
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "sgd"] = Field(
+        "adamw",
+        description="AdamW; with moments of 8 bits (bitsandbytes, GPUs only); Muon for hidden matrices and AdamW for "
+        "the rest (ZeRO 1 to 3, no adapters); or plain SGD (for comparisons).",
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays; sgd has none.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW (decoupled) and of sgd.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay: decoupled, but for sgd.")
+    node_copies: bool = Field(
+        False,
+        description="At ZeRO-3 on several nodes, each node keeps all weights, so that the backward pass gathers within "
+        "a node (ZeRO++ hpZ); takes the weights' bytes over the node's ranks from each GPU.",
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm; not for muon.")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none",
         description="What sleeps in host memory while no stage needs it, if the learner shares its GPUs with engines: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,15 @@ class Common(Section):
     model: ModelConfig = Field(..., description="The model that is trained.")
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="The learner gang and its optimizer.")
     num_steps: int = Field(..., ge=1, description="Optimizer steps (supervised) or rollout-and-learn steps (ppo).")
+
+    @model_validator(mode="after")
+    def _muon_updates_whole_matrices(self) -> Self:
+        if self.learner.optimizer == "muon" and (self.learner.zero_stage == 0 or self.model.lora is not None):
+            raise ValueError(
+                "learner.optimizer: muon updates whole matrices, at ZeRO 1 to 3; set learner.zero_stage to 1 or more, and "
+                "train without model.lora, or take adamw"
+            )
+        return self
 
 
 class EvaluateSupervised(Section):

@@ -173,6 +173,15 @@ def engine_packages(rollout: RolloutConfig) -> dict[str, str]:
     }
 
 
+def learner_packages(learner: LearnerConfig) -> dict[str, str]:
+    """Packages that the optimizer needs."""
+    if learner.optimizer != "adamw_8bit":
+        return {}
+    return {
+        "bitsandbytes": "learner.optimizer: adamw_8bit needs the package bitsandbytes: pip install 'rlhf-ray[8bit]'"
+    }
+
+
 def learner_in_words(learner: LearnerConfig) -> tuple[str, str]:
     """The ranks of the learner, and its micro-batches."""
     ranks = f"{learner.num_workers} learner rank(s) at ZeRO-{learner.zero_stage}"

@@ -14,6 +14,7 @@ from .kind import (
     Training,
     engine_packages,
     learner_in_words,
+    learner_packages,
     log_packages,
 )
 
@@ -47,7 +48,7 @@ def needs(job: RLJob) -> JobNeeds:
             columns_to_annotate=tuple(job.columns_to_annotate),
         ),
         rewards=job.all_rewards,
-        packages={**log_packages(job.log), **engine_packages(rollout)},
+        packages={**log_packages(job.log), **learner_packages(job.learner), **engine_packages(rollout)},
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ..config import Seq2SeqJob, Supervised
 from ..quality.text import SACREBLEU
 from ..run.outcome import failing
-from .kind import JobKind, JobNeeds, Results, RunContext, Training, learner_in_words, log_packages
+from .kind import JobKind, JobNeeds, Results, RunContext, Training, learner_in_words, learner_packages, log_packages
 
 
 def describe(job: Supervised) -> list[str]:
@@ -43,7 +43,7 @@ def _kind(
                 sequences=sequences_per_example * job.batch_size,
                 max_tokens=job.max_length,
             ),
-            packages={**log_packages(job.log), **packages(job)},
+            packages={**log_packages(job.log), **learner_packages(job.learner), **packages(job)},
         )
 
     return JobKind(needs=needs, describe=describe, run=run)

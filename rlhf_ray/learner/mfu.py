@@ -11,7 +11,7 @@ from torch import nn
 
 from ..batch import Batch
 from ..flops import TRAINING, causal_pairs, forward_flops
-from . import zero
+from .optimizers import full_shape
 
 HEADS = "heads."  # of a ValueModel: its other parameters are the language model's
 
@@ -44,7 +44,7 @@ def _seq2seq_flops(core: Any, batch: Batch) -> float:
     """The encoder sees the sources in both directions, the decoder its past and the whole source."""
     config = core.config
     encoder, decoder = (
-        sum(_size(p) for p in side.parameters() if config.vocab_size not in zero.full_shape(p))
+        sum(_size(p) for p in side.parameters() if config.vocab_size not in full_shape(p))
         for side in (core.get_encoder(), core.get_decoder())
     )
     head = config.vocab_size * config.hidden_size
@@ -60,7 +60,7 @@ def num_elements(module: nn.Module) -> int:
 
 
 def _size(parameter: Any) -> int:
-    return int(np.prod(zero.full_shape(parameter)))
+    return int(np.prod(full_shape(parameter)))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -32,6 +32,7 @@ from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, 
 from . import zero
 from .memory_errors import explains_memory
 from .mfu import HEADS, num_elements, peak_flops, training_flops
+from .micro_batch import MicroBatch
 from .objectives import Columns, LossTerm, Objective, final_positions
 from .residency import Residency
 
@@ -60,22 +61,6 @@ class Role:
     target_rate: float | None = None
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """``rows`` (B,) of a rank's Batch, as ``batch``. A filler has no rows but a batch: its results must not count.
-
-    ZeRO-2 and 3 hang if ranks run different numbers of micro-batches, so those with fewer rows run fillers.
-    """
-
-    batch: Batch
-    rows: np.ndarray
-
-    @property
-    def is_real(self) -> bool:
-        """False for a filler."""
-        return len(self.rows) > 0
-
-
 class LearnerWorker:
     """One rank. Methods are called on all ranks at once, with the same arguments."""
 
@@ -86,6 +71,7 @@ class LearnerWorker:
         self.config, self.roles = config, {role.name: role for role in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.rank, self.world_size, self.peak_flops = 0, 1, 0.0  # known after start()
+        self.ranks_per_node = 1  # as zero.ranks_on_each_node() counts them; known if config.node_copies
         self.engines: dict[str, Any] = {}
         self.averages: dict[str, zero.PolyakAverages] = {}
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
@@ -114,6 +100,10 @@ class LearnerWorker:
             device=self.device,
             timeout_s=self.deadline_s + COLLECTIVE_MARGIN_S,
         )
+        if self.config.node_copies:
+            hosts = [""] * world_size
+            torch.distributed.all_gather_object(hosts, socket.gethostname())
+            self.ranks_per_node = zero.ranks_on_each_node(hosts)
         info = {role.name: self._build(role) for role in self.roles.values()}
         self.residency = Residency(self.engines, self.device, self._averaged)
         dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
@@ -127,9 +117,10 @@ class LearnerWorker:
         dtype, is_trained = DTYPES[config.dtype], role.lr is not None
         common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "labels": role.labels}
         torch.manual_seed(0)
+        settings = zero.deepspeed_config(self.config, dtype, self.device.type, self.ranks_per_node)
         model: Any = zero.build_model(
             self.config,
-            dtype,
+            settings,
             lambda: load_pretrained(role.kind, path, **common),
             lambda: build_skeleton(role.kind, path, **common),
             lambda: read_tensors(path),
@@ -148,7 +139,7 @@ class LearnerWorker:
             module.core.gradient_checkpointing_enable({"use_reentrant": False})
         if config.compile and is_trained:
             compile_layers(module)
-        self.engines[role.name] = zero.make_engine(module, self.config, dtype, role.lr, role.num_updates)
+        self.engines[role.name] = zero.make_engine(module, self.config, settings, role.lr, role.num_updates)
         self.widths[role.name] = width
         module.train(is_trained)
         if role.target_rate is not None:
@@ -212,6 +203,7 @@ class LearnerWorker:
     def update(self, role: str, terms: Sequence[LossTerm]) -> Sums:
         """Optimizer steps on the sum of ``terms``: coefficient times loss over weight. Returns this rank's metric sums.
 
+        A step whose gradient is not finite is skipped, and counted in 'ROLE/skipped_steps', which is absent if none was.
         All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan
         and run the same number of micro-batches.
         """
@@ -220,7 +212,7 @@ class LearnerWorker:
         module = zero.module_of(engine)
         module.train()
         sums: list[Sums] = []
-        began, flops = time.monotonic(), 0.0
+        began, flops, num_skipped = time.monotonic(), 0.0, 0
         for step_rows in zip(*(term.rows for term in terms), strict=True):
             for term, rows in zip(terms, step_rows, strict=True):
                 step_batch = term.batch.take(np.sort(rows))  # sorted: the rows of a group are next to each other
@@ -232,9 +224,15 @@ class LearnerWorker:
                         sums.append(loss_metrics)
                         flops += training_flops(module, kind, frozen_trunk, micro_batch.batch)
             lr = engine.get_lr()[0]  # of this update: the step moves on to the next one's
-            sums.append({f"{role}/grad_norm": (zero.optimizer_step(engine), 1.0), f"{role}/lr": (lr, 1.0)})
+            norm = zero.optimizer_step(engine)
+            if norm is None:
+                num_skipped += 1
+                continue
+            sums.append({f"{role}/grad_norm": (norm, 1.0), f"{role}/lr": (lr, 1.0)})
             if role in self.averages:
                 self.averages[role].update()
+        if num_skipped:
+            sums.append({f"{role}/skipped_steps": (float(num_skipped), 1.0)})
         seconds = time.monotonic() - began
         sums.append({f"{role}/mfu": (flops, seconds * self.peak_flops)})
         return merge_sums(sums)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 from ..config import BadInput, LearnerConfig
 from ..models.token_head import ScoringHead
+from .optimizers import make_optimizer, muon_groups
+
+PERSISTENT = 100_000  # elements; smaller parameters stay whole at ZeRO-3 on a GPU: DeepSpeed's default
+PREFETCHED = 100_000_000  # elements that ZeRO-3 gathers ahead of their use on a GPU
 
 
 def join_ranks(*, rank: int, world_size: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
@@ -58,23 +62,54 @@ def network_interface(address: str) -> str | None:
     return None
 
 
-def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, stage: int) -> dict[str, Any]:
-    """DeepSpeed's config. It neither accumulates nor scales gradients: :func:`backward` does."""
-    return {
+def deepspeed_config(
+    config: LearnerConfig, dtype: torch.dtype, device_type: str = "cpu", ranks_per_node: int = 1
+) -> dict[str, Any]:
+    """DeepSpeed's config. It neither accumulates nor scales gradients: :func:`backward` does.
+
+    On a GPU, gathers and reductions overlap with computation (DeepSpeed allows it at stages 2 and 3 here), and small
+    parameters stay whole. ``ranks_per_node``: ranks of one node if they follow each other, else 1.
+    """
+    stage = config.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0}
+    if device_type == "cuda":
+        zero["overlap_comm"] = stage >= 2
+        if stage == 3:
+            zero |= {"stage3_param_persistence_threshold": PERSISTENT, "stage3_prefetch_bucket_size": PREFETCHED}
+    if stage == 3 and config.node_copies and 1 < ranks_per_node < config.num_workers:
+        zero["zero_hpz_partition_size"] = ranks_per_node
+    if stage == 3 and config.optimizer == "muon":
+        zero["reduce_scatter"] = False  # Muon needs whole gradients
+    settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.max_grad_norm,
+        "gradient_clipping": 0.0
+        if config.optimizer == "muon"
+        else config.max_grad_norm,  # it would clip Muon's updates
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,
-        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": zero,
     }
+    if dtype == torch.bfloat16 and stage >= 2:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}  # below stage 2: GradientSums
+    return settings
+
+
+def ranks_on_each_node(hosts: Sequence[str]) -> int:
+    """Ranks of a node if all nodes have equally many and each node's ranks follow each other, else 1.
+
+    ``hosts`` names the node of each rank: [a, a, b, b] gives 2, and [a, b, a, b] or [a, a, b] gives 1.
+    """
+    size = hosts.count(hosts[0])
+    blocks = [set(hosts[start : start + size]) for start in range(0, len(hosts), size)]
+    return size if all(len(b) == 1 for b in blocks) and len(set().union(*blocks)) * size == len(hosts) else 1
 
 
 def build_model(
     config: LearnerConfig,
-    dtype: torch.dtype,
+    settings: dict[str, Any],
     pretrained: Callable[[], Any],
     skeleton: Callable[[], Any],
     tensors: Callable[[], Iterator[tuple[str, Tensor]]],
@@ -83,13 +118,13 @@ def build_model(
 
     At ZeRO-3 the skeleton is partitioned when it is built. Rank 0 then reads one tensor at a time, so no rank holds the
     whole model. Raises BadInput if a parameter has no saved tensor; only a scalar head may have none
-    (:func:`fill_normal` sets it).
+    (:func:`fill_normal` sets it). ``settings`` are those of :func:`deepspeed_config`.
     """
     if config.zero_stage < 3:
         return pretrained()
     import deepspeed
 
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config, dtype, 3)):
+    with deepspeed.zero.Init(config_dict_or_path=settings):
         model = skeleton()
     parameters = dict(model.named_parameters())
     buffers, missing = dict(model.named_buffers()), set(parameters)
@@ -121,39 +156,38 @@ def fill_normal(parameter: Tensor, std: float) -> None:
         parameter.copy_(values.mul_(std))
 
 
-def make_engine(model: nn.Module, config: LearnerConfig, dtype: torch.dtype, lr: float | None, num_updates: int) -> Any:
-    """A DeepSpeed engine around ``model``.
+def make_engine(
+    model: nn.Module, config: LearnerConfig, settings: dict[str, Any], lr: float | None, num_updates: int
+) -> Any:
+    """A DeepSpeed engine around ``model``, with the ``settings`` of :func:`deepspeed_config`.
 
     Without ``lr`` the model is frozen, and gets an engine only if ZeRO-3 shards it.
     """
     import deepspeed
 
-    stage = config.zero_stage
     for module in model.modules():
         if isinstance(module, ScoringHead) and any(True for _ in module.children()):  # an adapter's layers
             deepspeed.utils.set_z3_leaf_module(module, True)  # gathered as one, however often its parts are called
     if lr is None:
         model.requires_grad_(False)
-        if stage < 3:
+        if config.zero_stage < 3:
             return model
-        return deepspeed.initialize(model=model, config=deepspeed_config(config, dtype, 3))[0]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if len(full_shape(p)) > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if len(full_shape(p)) <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if config.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas)
+        return deepspeed.initialize(model=model, config=settings)[0]
+    optimizer = make_muon(model, config, lr) if config.optimizer == "muon" else make_optimizer(model, config, lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_schedule(config, num_updates))
-    engine = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=scheduler, config=deepspeed_config(config, dtype, stage)
-    )[0]
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings)[0]
     if _has_no_gradient_norm(engine):
         engine.enable_backward_allreduce = False  # optimizer_step() reduces, so that it sees the norm
+    if engine.bfloat16_enabled() and config.zero_stage < 2:
+        engine.gradient_sums = GradientSums(p for p in engine.module.parameters() if p.requires_grad)
     return engine
+
+
+def make_muon(model: nn.Module, config: LearnerConfig, lr: float) -> Any:
+    """DeepSpeed's Muon for the groups of :func:`muon_groups`."""
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # importing it compiles kernels
+
+    return MuonWithAuxAdam(muon_groups(model, config, lr), adam_w_mode=True)
 
 
 def lr_schedule(config: LearnerConfig, num_updates: int) -> Callable[[int], float]:
@@ -183,16 +217,49 @@ def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
     engine.backward(loss_sum * (world_size / divisor), scale_wrt_gas=False)
 
 
-def optimizer_step(engine: Any) -> float:
-    """Clips, updates, and returns the global gradient norm before clipping."""
-    if _has_no_gradient_norm(engine):
-        engine.buffered_allreduce_fallback()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+def optimizer_step(engine: Any) -> float | None:
+    """Clips, updates, and returns the global gradient norm before clipping.
+
+    None: the gradient is not finite, and the step is skipped. Weights, moments and schedule are as before, on all ranks.
+    """
+    if hasattr(engine, "gradient_sums"):
+        engine.gradient_sums.release()
+    if not _has_no_gradient_norm(engine):
         engine.step()
-    else:
-        engine.step()
-        norm = engine.get_global_grad_norm()
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None
+    engine.buffered_allreduce_fallback()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    if not norm.isfinite():
+        engine.zero_grad()
+        return None
+    engine.step()
     return float(norm)
+
+
+class GradientSums:
+    """Float32 sums of a bfloat16 model's gradients over micro-batches, at ZeRO 0 and 1.
+
+    DeepSpeed adds up ``grad`` in the parameter's dtype there. In bfloat16 the sum of equal addends stops at 256 of
+    them: 256 + 1 = 256. From stage 2 on DeepSpeed sums in float32 (grad_accum_dtype). It takes that at stage 1 too, but
+    by its BF16_Optimizer, whose states cannot be offloaded.
+    """
+
+    def __init__(self, parameters: Iterable[Any]) -> None:
+        self.sums: dict[Any, Tensor] = {}
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._add)
+
+    def _add(self, parameter: Any) -> None:
+        if parameter in self.sums:
+            self.sums[parameter].add_(parameter.grad)
+        else:
+            self.sums[parameter] = parameter.grad.float()
+        parameter.grad = None
+
+    def release(self) -> None:
+        """Puts each sum, rounded once, in its parameter's ``grad``, and forgets it."""
+        for parameter in [*self.sums]:
+            parameter.grad = self.sums.pop(parameter).to(parameter.dtype)
 
 
 def _has_no_gradient_norm(engine: Any) -> bool:
@@ -272,8 +339,3 @@ def load_shards(engine: Any, directory: Path, name: str) -> None:
     for group, group_options, base_lr, factor in zip(groups, options, base_lrs, scheduler.lr_lambdas, strict=True):
         group.update(group_options)
         group["lr"] = base_lr * factor(scheduler.last_epoch)
-
-
-def full_shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of a parameter; of one that ZeRO-3 holds in shards, that of the whole."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))

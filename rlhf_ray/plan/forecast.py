@@ -61,7 +61,7 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
     job_needs = kind_of(job).needs(job)
     role_needs: dict[str, Need] = {}
     if job_needs.training is not None:
-        role_needs["learner"] = needs.learner(job_needs, setting.models, cpu)
+        role_needs["learner"] = needs.learner(job_needs, setting.models, cpu, cluster.per_node)
     if job_needs.generation is not None:
         role_needs["rollout"] = needs.rollout(job_needs.generation, setting.models, cluster)
         role_needs["reward"] = needs.reward(setting.models)

@@ -16,6 +16,9 @@ from .hardware import GIB
 from .shape import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2}
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.0, "muon": 8.0, "sgd": 0.0}
+"""Bytes of a parameter's moments: two in float32, two of a byte each, or none. Muon has one, and AdamW's two for embeddings and head:
+counted like AdamW's, which is too much for large models."""
 BUCKET = 5e8  # DeepSpeed's reduce_bucket_size, allocated whole on a GPU
 LIVE = 1e9  # its stage3_max_live_parameters
 CONTEXT = 0.9 * GIB  # CUDA context, cuBLAS and NCCL buffers of one process
@@ -116,21 +119,21 @@ def activations(
     return {"activations": kept + max(again, last), "logits": max(0.0, head - max(again, last))}
 
 
-def states(num: float, trained: float, dtype: str, stage: int, ranks: int, cpu: bool, sgd: bool = False) -> Need:
+def states(num: float, trained: float, dtype: str, stage: int, ranks: int, cpu: bool, optimizer: str = "adamw") -> Need:
     """Weights, gradients and optimizer of ``num`` parameters of which ``trained`` learn, on one of ``ranks``.
 
-    AdamW keeps two float32 moments (8 bytes), plain SGD none. In bfloat16 a float32 master copy comes on top (4), at ZeRO 1 to 3 in
-    float32 too. ZeRO 1 shards moments and master, 2 the gradients too, 3 everything (Rajbhandari et al., 2020). Gradients are in
-    b bytes, with DeepSpeed's reduction bucket (allocated whole on a GPU) and at stage 3 the parameters that are whole; a step
-    flattens them, and copies them to float32.
+    The optimizer keeps MOMENTS bytes of each parameter that learns. In bfloat16 a float32 master copy comes on top (4), at ZeRO 1 to 3 in
+    float32 too. ZeRO 1 shards moments and master, 2 the gradients too, 3 everything (Rajbhandari et al., 2020). Gradients are
+    summed in float32 whatever the model's dtype, with DeepSpeed's reduction bucket (allocated whole on a GPU) and at stage 3 the
+    parameters that are whole; a step flattens them, and copies them to float32.
     """
     b, p = BYTES[dtype], ranks if stage > 0 else 1
     master = 4.0 if stage > 0 or b == 2 else 0.0
     resident = {
         "weights": b * num / (p if stage == 3 else 1),
-        "optimizer": (master + (0.0 if sgd else 8.0)) * trained / p,
+        "optimizer": (master + MOMENTS[optimizer]) * trained / p,
     }
-    working = {"gradients": b * trained / (p if stage >= 2 else 1)}
+    working = {"gradients": 4.0 * trained / (p if stage >= 2 else 1)}
     if stage > 0:
         working["bucket"] = b * (min(trained, BUCKET) if cpu else BUCKET)
     if stage == 3:

@@ -53,19 +53,24 @@ def guessed(longest_prompt: int, longest_response: int) -> Lengths:
     )
 
 
-def learner(job_needs: JobNeeds, models: Models, cpu: bool) -> Need:
-    """One rank: actor and critic with their optimizers, the reference, and one micro-batch's activations of whichever is larger."""
+def learner(job_needs: JobNeeds, models: Models, cpu: bool, per_node: int) -> Need:
+    """One rank: actor and critic with their optimizers, the reference, and one micro-batch's activations of whichever is larger.
+
+    ``per_node``: the devices of a node.
+    """
     training, m, p = job_needs.training, job_needs.model, models.policy
     assert training is not None
     assert m is not None
     c = training.learner
-    sgd, stage, ranks = c.optimizer == "sgd", c.zero_stage, c.num_workers
+    optimizer, stage, ranks = c.optimizer, c.zero_stage, c.num_workers
     num = float(p.num_parameters)
     trained = num if m.lora is None else float(p.adapter_parameters(m.lora.rank))
     if m.lora is not None:
         num += trained
-    actor = memory.states(num, trained, m.dtype, stage, ranks, cpu, sgd)
+    actor = memory.states(num, trained, m.dtype, stage, ranks, cpu, optimizer)
     resident, step = dict(actor.resident), dict(actor.step)
+    if c.node_copies and stage == 3 and per_node < ranks:
+        resident["copy for the node"] = memory.BYTES[m.dtype] * num / per_node
     tokens = float(c.micro_batch_tokens)
     tokens = min(tokens, float(training.max_tokens * -(-training.sequences // ranks)))
     scored = tokens * training.scored_share
@@ -76,7 +81,7 @@ def learner(job_needs: JobNeeds, models: Models, cpu: bool) -> Need:
     working = {**actor.working, **acts}
     if models.critic is not None:
         critic = memory.states(
-            models.critic.scalar_parameters, models.critic.scalar_parameters, m.dtype, stage, ranks, cpu, sgd
+            models.critic.scalar_parameters, models.critic.scalar_parameters, m.dtype, stage, ranks, cpu, optimizer
         )
         resident["critic"] = sum(critic.resident.values())
         working["critic gradients"] = critic.working["gradients"]

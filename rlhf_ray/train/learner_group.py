@@ -112,11 +112,17 @@ class LearnerGroup:
     def update(self, role: str, terms: Sequence[LossTerm]) -> dict[str, float]:
         """Optimizer steps of a role on the sum of ``terms``, which all have rows for each step.
 
-        Returns means over ranks.
+        Returns means over ranks. Says so if a step was skipped.
         """
         batches = [t.batch if isinstance(t.batch, ray.ObjectRef) else ray.put(t.batch) for t in terms]
         terms = [replace(term, batch=None) for term in terms]  # Ray fetches arguments, not what is inside one
-        return means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
+        metrics = means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
+        if num_skipped := metrics.get(f"{role}/skipped_steps"):
+            notice(
+                f"{role}: {num_skipped:.0f} of {len(terms[0].rows)} optimizer steps were skipped, because their gradients "
+                "were not finite; if that goes on, lower learner.lr, or look for infinite rewards or advantages"
+            )
+        return metrics
 
     def evaluate(self, objective: Objective, batch: Any) -> dict[str, float]:
         """The objective's metrics on a Batch, or on a reference to one, without learning."""

@@ -60,5 +60,5 @@ def test_the_peak_of_a_learner(tmp_path, stage, checkpointing):
         "job": "sft", "model": model.model_dump(), "learner": config.model_dump(), "data": {"path": "x"}, "num_steps": 1,
         "batch_size": 2 * TOKENS // LENGTH, "max_length": LENGTH,
     }, "job")  # fmt: skip
-    need = needs.learner(job, needs.Models(shape_of(VALUES)), cpu=True)
+    need = needs.learner(job, needs.Models(shape_of(VALUES)), cpu=True, per_node=1)
     assert need.stays(cpu=True) + need.comes(cpu=True) == pytest.approx(most, rel=0.25)

@@ -49,3 +49,18 @@ def test_what_a_job_needs_by_hand():
         "job",
     )
     assert kind_of(pairs).needs(pairs).training.sequences == 16  # a pair is two sequences
+
+
+def test_a_missing_8_bit_optimizer_is_found_before_anything_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    with pytest.raises(BadInput, match=r"pip install 'rlhf-ray\[8bit\]'"):
+        check_job(parse(rl_job(learner={"optimizer": "adamw_8bit"}), "job"))
+
+
+@pytest.mark.parametrize("change", [
+    {"learner": {"optimizer": "muon", "zero_stage": 0}},
+    {"learner": {"optimizer": "muon"}, "model": {**rl_job()["model"], "lora": {"rank": 2}}},
+])  # fmt: skip
+def test_muon_without_whole_matrices_is_refused(change):
+    with pytest.raises(BadInput, match="muon updates whole matrices, at ZeRO 1 to 3"):
+        parse(rl_job(**change), "job")

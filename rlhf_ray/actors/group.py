@@ -5,18 +5,17 @@ Only this file makes Ray actors out of classes.
 
 from __future__ import annotations
 
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from ..run.events import notice
 from .errors import DEAD, GangTimeout, StageTimeout, WorkerLost, gang_error, index_of_cause, unwrap
+from .progress import PROGRESS_GROUP, ProgressClock
+from .stacks import process_of, stacks
 
 GRACE_S = 10.0  # for the other workers to return or fail too, after the first error of a call
 
@@ -25,8 +24,9 @@ class WorkerGroup:
     """``count`` actors of a plain class.
 
     ``arguments(index)`` are the keyword arguments of its constructor, ``options(index)`` Ray's options of the actor.
-    ``deadline_s`` limits each call, ``max_restarts`` the replacements of the whole group. ``on_start(actor)``, if it is
-    set, prepares each replacement before it serves.
+    ``deadline_s`` limits the time in which no worker gets further with a call, ``max_restarts`` the replacements of the
+    whole group. A class that has a method ``progress()``, a count of finished work, is asked for it in a thread of its
+    own while a call runs. ``on_start(actor)``, if it is set, prepares each replacement before it serves.
 
     Workers of a ``gang`` wait for each other within a call, so an error of one leaves the others stuck. Its calls raise
     WorkerLost or GangTimeout if a restart of all may help. They raise a worker's BadInput as it is, any other error as
@@ -47,18 +47,23 @@ class WorkerGroup:
     ) -> None:
         self.role, self.cls, self.arguments, self.options = role, cls, arguments, options
         self.deadline_s, self.max_restarts, self.num_restarts = deadline_s, max_restarts, 0
-        self.gang = gang
+        self.gang, self.counts_progress = gang, hasattr(cls, "progress")
         self.lock = threading.RLock()  # two threads may see the same death
         self.on_start: Callable[[Any], None] | None = None
         self.ended = False
+        self.processes: dict[int, Any] = {}  # references to where each actor runs
         self.actors: list[Any] = [self._spawn(index) for index in range(count)]
 
     def __len__(self) -> int:
         return len(self.actors)
 
     def _spawn(self, index: int) -> Any:
-        remote: Any = ray.remote(self.cls).options(max_restarts=0, max_concurrency=1, **self.options(index))
-        return remote.remote(**self.arguments(index))
+        remote: Any = ray.remote
+        cls = remote(concurrency_groups={PROGRESS_GROUP: 1})(self.cls) if self.counts_progress else remote(self.cls)
+        options = {"max_restarts": 0, "max_concurrency": 1, **self.options(index)}
+        actor = cls.options(**options).remote(**self.arguments(index))
+        self.processes[index] = actor.__ray_call__.remote(process_of)
+        return actor
 
     def broadcast(self, method: str, *args: Any) -> list[Any]:
         """Calls all workers with the same arguments; returns their results in order.
@@ -81,27 +86,28 @@ class WorkerGroup:
         running: dict[Any, int] = {stream: index for index, stream in enumerate(streams)}
         newest: dict[int, Any] = {}  # a generator's error is the last thing that it yields
         errors: dict[int, RayError] = {}
-        deadline = time.monotonic() + self.deadline_s
+        clock = self._clock()
         while running and not _has_death(errors):
-            ready = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))[0]
-            if not ready:
+            stream = clock.wait([*running])
+            if stream is None:
                 if errors:
                     break
                 raise self.timeout(method, sorted(running.values()))
-            index = running[ready[0]]
+            index = running[stream]
             try:
-                newest[index] = next(streams[index])
+                newest[index] = next(stream)
             except StopIteration:
-                del running[ready[0]]
+                del running[stream]
             else:
                 if index == 0:  # not looked into: it may be large, and on another node
                     yield newest[index]
-                    deadline = time.monotonic() + (GRACE_S if errors else self.deadline_s)
+                    if not errors:
+                        clock.restart()
                     continue
             error = _error_of(newest[index]) if index in newest else None
             if error is not None:
                 errors.setdefault(index, error)
-            deadline = time.monotonic() + (GRACE_S if errors else self.deadline_s)
+                clock.shorten(GRACE_S)
         if errors:
             self._raise(errors, list(running.values()), method)
 
@@ -163,19 +169,23 @@ class WorkerGroup:
         Returns the errors by worker, in the order in which they came, and the calls that have not ended. Raises
         StageTimeout.
         """
-        deadline, pending = time.monotonic() + self.deadline_s, list(refs)
+        clock, pending = self._clock(), list(refs)
         errors: dict[int, RayError] = {}
         while pending and not _has_death(errors):
-            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
+            ref = clock.wait(pending)
+            if ref is None:
                 if errors:
                     break
                 raise self.timeout(stage, [refs.index(ref) for ref in pending])
-            error = _error_of(done[0])
+            pending.remove(ref)
+            error = _error_of(ref)
             if error is not None:
-                errors[refs.index(done[0])] = error
-                deadline = min(deadline, time.monotonic() + GRACE_S)
+                errors[refs.index(ref)] = error
+                clock.shorten(GRACE_S)
         return errors, pending
+
+    def _clock(self) -> ProgressClock:
+        return ProgressClock(self.deadline_s, self.actors if self.counts_progress else ())
 
     def timeout(self, stage: str, waiting: list[int]) -> StageTimeout:
         """The error of a stage that passed its deadline while it waited for these workers."""
@@ -183,8 +193,9 @@ class WorkerGroup:
 
     def describe_hang(self, stage: str, waiting: list[int]) -> str:
         """One line with the stage and the workers that it waits for, then their Python stacks if they can be read."""
-        head = f"{self.role}.{stage} did not finish in {self.deadline_s:.0f} s (worker {', '.join(map(str, waiting))})"
-        return head + "\n" + "\n".join(stacks(type_name=self.cls.__name__))
+        workers = ", ".join(map(str, waiting))
+        head = f"{self.role}.{stage} did not get further in {self.deadline_s:.0f} s (worker {workers})"
+        return "\n".join([head, *stacks({index: self.processes[index] for index in waiting})])
 
     def replace(self, index: int, dead: Any = None) -> None:
         """Starts a new actor in place of a dead one, and prepares it. Raises RuntimeError after max_restarts.
@@ -207,6 +218,8 @@ class WorkerGroup:
                 self.on_start(self.actors[index])
         except DEAD:
             self.replace(index)
+        except GetTimeoutError:
+            raise self.timeout("receive", [index]) from None
 
     def _count_restart(self) -> None:
         if self.ended:
@@ -255,16 +268,3 @@ def _device(worker: Any) -> tuple[str, str, list[str]]:
     """Address and id of the worker's node, and its GPUs, numbers as "0003"."""
     context = ray.get_runtime_context()
     return ray.util.get_node_ip_address(), context.get_node_id(), [str(gpu).zfill(4) for gpu in ray.get_gpu_ids()]
-
-
-def stacks(type_name: str) -> list[str]:
-    """py-spy dumps of the actors of a class on this machine; empty if py-spy has no permission."""
-    dumps = []
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        if any(f"ray::{type_name}" in part for part in process.info["cmdline"] or []):
-            command = ["py-spy", "dump", "--pid", str(process.info["pid"])]
-            try:
-                dumps.append(subprocess.run(command, capture_output=True, text=True, timeout=20).stdout)
-            except (OSError, subprocess.TimeoutExpired):
-                continue
-    return dumps

@@ -43,7 +43,9 @@ class ClusterConfig(Section):
         description="CPU threads of each worker; by default the cores of its node over the learner ranks there.",
     )
     deadline_s: float = Field(
-        1800.0, gt=0, description="Seconds a stage may take before the run stops and names the stage."
+        1800.0,
+        gt=0,
+        description="Seconds without a finished piece, micro-batch or bucket after which a stage counts as hung.",
     )
     price_per_gpu_hour: float | None = Field(
         None,

@@ -67,7 +67,7 @@ class LearnerWorker:
     def __init__(
         self, *, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
     ) -> None:
-        torch.set_num_threads(num_threads)
+        self.num_threads = num_threads
         self.config, self.roles = config, {role.name: role for role in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
         self.rank, self.world_size, self.peak_flops = 0, 1, 0.0  # known after start()
@@ -76,12 +76,17 @@ class LearnerWorker:
         self.averages: dict[str, zero.PolyakAverages] = {}
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
         self.micro_batch: Batch | None = None  # the one that is computed
+        self.num_begun = 0
 
     def free_port(self) -> int:
         """A free port on this host, at which the ranks meet."""
         with socket.socket() as listener:
             listener.bind(("", 0))
             return int(listener.getsockname()[1])
+
+    def progress(self) -> int:
+        """How many pieces of work this rank has begun: models, micro-batches, gathered parameters. For the deadline."""
+        return self.num_begun
 
     @explains_memory
     def start(self, rank: int, world_size: int, address: str, port: int) -> dict[str, Any]:
@@ -91,6 +96,7 @@ class LearnerWorker:
         measured, and 'padded_reason' if packed passes are impossible), and the device's 'peak_flops' in the model's
         dtype and 'float32_flops'.
         """
+        torch.set_num_threads(self.num_threads)  # here: Ray calls the constructor in another thread than the methods
         self.rank, self.world_size = rank, world_size
         zero.join_ranks(
             rank=rank,
@@ -113,6 +119,7 @@ class LearnerWorker:
 
     def _build(self, role: Role) -> dict[str, Any]:
         """Fills ``engines``, ``widths`` and ``averages`` for a role; returns its sizes."""
+        self.num_begun += 1
         config, path = role.model, str(role.model.path)
         dtype, is_trained = DTYPES[config.dtype], role.lr is not None
         common: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "labels": role.labels}
@@ -314,6 +321,7 @@ class LearnerWorker:
         for name, parameter in module.named_parameters():
             if "lora_" in name:
                 continue
+            self.num_begun += 1
             layer = adapted.get(name.removesuffix(".weight").removesuffix(".base_layer"))
             with zero.gathered([parameter] if layer is None else list(layer.parameters())):
                 if self.rank:
@@ -372,6 +380,7 @@ class LearnerWorker:
         """
         for rows in self._plan(role, batch, unit)[self.rank]:
             column = np.arange(len(batch)) if unit is None else getattr(batch, unit)
+            self.num_begun += 1
             self.micro_batch = batch.take(rows if len(rows) else column == column[0])
             yield MicroBatch(self.micro_batch, rows)
         self.micro_batch = None

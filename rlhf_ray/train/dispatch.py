@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +184,6 @@ class PendingRollouts:
 
     def generate(self) -> None:
         """Returns when every chunk is generated, and every piece is scored or at a reward worker."""
-        self.deadline = time.monotonic() + self.dispatcher.deadline_s
         while self.waiting_chunks or self.generating:
             while self.waiting_chunks and self.idle_workers:
                 self._start_chunk(self.idle_workers.popleft(), self.waiting_chunks.popleft())
@@ -193,15 +191,14 @@ class PendingRollouts:
 
     def scored(self) -> Batch:
         """Waits for the last score; returns all rows with their reward_parts, in canonical order."""
-        self.deadline = time.monotonic() + self.dispatcher.deadline_s
         while self.scoring:
             self._take_results()
         return cat(piece for chunk in range(len(self.chunks)) for piece in self.scored_pieces[chunk]).sorted()
 
     def _take_results(self) -> None:
-        """Waits for one piece or one score; takes it and all others that are ready."""
+        """Waits up to ``deadline_s`` for one piece or one score; takes it and all others that are ready."""
         pending = [*self.generating, *self.scoring]
-        if not ray.wait(pending, num_returns=1, timeout=max(0.0, self.deadline - time.monotonic()))[0]:
+        if not ray.wait(pending, num_returns=1, timeout=self.dispatcher.deadline_s)[0]:
             self._raise_timeout()
         for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
             if reference in self.generating:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError
 
 from ..actors.errors import DEAD
 from ..actors.group import WorkerGroup
@@ -204,6 +205,8 @@ class RL:
                 return self.transport.receive(worker)
             except DEAD:
                 self.rollout.replace(index, worker)
+            except GetTimeoutError:
+                raise self.rollout.timeout("receive", [index]) from None
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

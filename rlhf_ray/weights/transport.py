@@ -71,7 +71,8 @@ class ObjectStoreTransport:
 
     def receive(self, worker: Any) -> SyncResult:
         """See :meth:`WeightTransport.receive`. Raises GetTimeoutError after ``deadline_s``."""
-        result: SyncResult = ray.get(self.replies[worker], timeout=self.deadline_s)[-1]
+        results = [ray.get(reply, timeout=self.deadline_s) for reply in self.replies[worker]]  # each has the whole time
+        result: SyncResult = results[-1]
         return result
 
     def resend(self, worker: Any) -> None:

@@ -6,20 +6,26 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_ray.actors import group
-from rlhf_ray.actors.errors import GangTimeout, WorkerFailed, WorkerLost
+from rlhf_ray.actors.errors import GangTimeout, StageTimeout, WorkerFailed, WorkerLost
 from rlhf_ray.actors.group import WorkerGroup
+from rlhf_ray.actors.placement import Placement, cluster_nodes, plan_placement, worker_demand
 from rlhf_ray.batch import from_sequences
-from rlhf_ray.config import BadInput, LearnerConfig, ModelConfig
+from rlhf_ray.config import BadInput, LearnerConfig, ModelConfig, parse
+from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.tasks.language_model import LanguageModelObjective
-from tests.helpers import ROOT, TINY
+from rlhf_ray.train.dispatch import Dispatcher, RolloutRequest
+from rlhf_ray.train.learner_group import LearnerGroup
+from tests.benchmarks.zero_cost import Engine, Scorer
+from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration
 
@@ -72,20 +78,20 @@ def gang():
     """gang(count, ...) starts workers that end with the test."""
     groups = []
 
-    def start(count, *, deadline_s=60.0, is_gang=True):
+    def start(count, *, cls=Worker, role="learner", deadline_s=60.0, is_gang=True, arguments=None):
         groups.append(
             WorkerGroup(
-                "learner",
-                Worker,
+                role,
+                cls,
                 count,
-                arguments=lambda index: {"index": index},
+                arguments=arguments or (lambda index: {"index": index}),
                 options=lambda index: {"num_cpus": 0, "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}},
                 deadline_s=deadline_s,
                 max_restarts=1,
                 gang=is_gang,
             )
         )
-        assert groups[-1].broadcast("act", [(None, None)] * count) == list(range(count))
+        ray.get([actor.__ray_ready__.remote() for actor in groups[-1].actors], timeout=60.0)  # longer than a deadline
         return groups[-1]
 
     yield start
@@ -143,10 +149,12 @@ def test_workers_that_do_not_wait_for_each_other_go_on_after_an_error(gang):
     assert workers.broadcast("act", [(None, None)] * 2) == [0, 1]
 
 
-def test_a_stopped_rank_is_named_with_its_stack_and_can_be_restarted(gang):
+def test_a_hanging_rank_is_named_with_its_stack_and_can_be_restarted(gang):
     workers = gang(2, deadline_s=3.0)
-    with pytest.raises(GangTimeout, match=r"(?s)learner.act did not finish in 3 s \(worker 1\).*time.sleep|act \("):
+    with pytest.raises(GangTimeout, match=r"(?s)learner.act did not get further in 3 s \(worker 1\).*act \(") as caught:
         workers.broadcast("act", [(None, None), ("sleep", 600.0)])
+    assert "worker 0" not in str(caught.value)
+    workers.deadline_s = 60.0  # new processes need longer than three seconds
     workers.respawn()
     assert workers.broadcast("act", [(None, None)] * 2) == [0, 1]
 
@@ -201,6 +209,11 @@ def join(workers):
     workers.map("start", [(rank, len(workers), address, port) for rank in range(len(workers))])
 
 
+def progress_of(workers):
+    """The ranks' counts of micro-batches and other work."""
+    return ray.get([actor.progress.options(concurrency_group="progress").remote() for actor in workers.actors])
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "sentence"),
     [
@@ -219,8 +232,98 @@ def test_the_error_of_a_learner_rank_ends_an_update_in_which_the_other_waits(lea
     tokens, mask = [np.full(6, 3, np.int32)] * 8, [np.r_[0, np.ones(5)]] * 8
     batch = from_sequences(tokens, response_mask=mask, prompt_length=[1] * 8, group=np.arange(8), seed=np.arange(8))
     sound = LossTerm(objective=LanguageModelObjective(), coef=1.0, batch=None, rows=rows)
+    before = progress_of(workers)
     workers.broadcast("update_on", "actor", [sound], ray.put(batch))
+    assert [count - earlier for count, earlier in zip(progress_of(workers), before, strict=True)] == [2, 2]
     began = time.monotonic()
     with pytest.raises(kind, match=sentence):
         workers.broadcast("update_on", "actor", [replace(sound, objective=Faulty(error))], ray.put(batch))
     assert time.monotonic() - began < 15.0
+
+
+class Counter:
+    """Finishes a piece of work each second, and hangs after ``most`` of them."""
+
+    def __init__(self, most):
+        self.most, self.num_finished = most, 0
+
+    def progress(self):
+        return self.num_finished
+
+    def work(self, pieces):
+        for _ in range(pieces):
+            time.sleep(1.0 if self.num_finished < self.most else 600.0)
+            self.num_finished += 1
+        return self.num_finished
+
+    def tell(self, pieces):
+        """Yields only at the end."""
+        yield self.work(pieces)
+
+
+@pytest.mark.parametrize("method", ["work", "tell"])
+def test_a_deadline_bounds_progress_and_not_a_stage(gang, method):
+    workers = gang(2, cls=Counter, deadline_s=3.0, arguments=lambda index: {"most": 7 + 600 * index})
+    if method == "tell":
+        assert [ray.get(reference) for reference in workers.stream("tell", 6)] == [6]
+    else:
+        assert workers.broadcast("work", 6) == [6, 6]
+    began = time.monotonic()
+    with pytest.raises(GangTimeout, match=rf"(?s)learner.{method} did not get further in 3 s \(worker 0\).*work \("):
+        call(workers, method, 3)  # worker 0 hangs in its second piece, worker 1 returns
+    assert time.monotonic() - began < 15.0
+
+
+class SlowEngine(Engine):
+    """Needs a second for each piece, and hangs at one of version 1."""
+
+    def generate(self, version, chunk, piece):
+        for batch in super().generate(version, chunk, piece):
+            time.sleep(600.0 if version else 1.0)
+            yield batch
+
+
+def test_each_piece_of_a_generation_restarts_the_clock(gang):
+    prompts = Prompts(
+        [np.ones(16, np.int32)] * 20, pa.table({"example_id": range(20), "prompt": ["p"] * 20}), np.arange(20)
+    )
+    rollout = gang(1, cls=SlowEngine, role="rollout", deadline_s=3.0, is_gang=False, arguments=lambda index: {})
+    reward = gang(1, cls=Scorer, role="reward", deadline_s=3.0, is_gang=False, arguments=lambda index: {})
+    dispatcher = Dispatcher(rollout=rollout, reward=reward, chunk_prompts=20, run_seed=0, deadline_s=3.0)
+
+    def request(version):
+        return RolloutRequest(step=version, version=version, prompts=range(20), first_group=0, samples=1)
+
+    began = time.monotonic()
+    assert len(dispatcher.collect(request(0), prompts)) == 20
+    assert time.monotonic() - began > 3.5  # four pieces of a second each
+    with pytest.raises(
+        StageTimeout, match=r"(?s)rollout.generate did not get further in 3 s \(worker 0\).*generate \("
+    ):
+        dispatcher.collect(request(1), prompts)
+
+
+def test_a_hang_of_a_gang_is_one_restart_and_a_second_one_ends_the_run(tmp_path):
+    job = parse(rl_job(cluster={"device": "cpu"}), "job")
+    placement = Placement(plan_placement(job.cluster, worker_demand(learner=job.learner), cluster_nodes()))
+    learners = LearnerGroup(job, [], placement)
+    try:
+        learners.start = learners.remarks = lambda: None  # ranks without models
+        calls = []
+
+        def work():
+            calls.append(learners.group.actors)
+            raise learners.group.timeout("update_on", [0])
+
+        with pytest.raises(GangTimeout):
+            learners.recover(work)
+        assert len(calls) == 2
+        assert calls[0] != calls[1]
+        learners.save(tmp_path)
+        calls.clear()
+        with pytest.raises(GangTimeout):
+            learners.recover(work)
+        assert len(calls) == 2  # a checkpoint allows another restart
+    finally:
+        learners.kill()
+        placement.remove()

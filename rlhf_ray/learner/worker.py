@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..batch import Batch, micro_batches
+from ..batch import Batch
 from ..config import LearnerConfig, ModelConfig
 from ..models.load import (
     DTYPES,
@@ -32,12 +32,11 @@ from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, 
 from . import zero
 from .memory_errors import explains_memory
 from .mfu import HEADS, num_elements, peak_flops, training_flops
-from .micro_batch import MicroBatch
+from .micro_batch import MicroBatch, plan_micro_batches
 from .objectives import Columns, LossTerm, Objective, final_positions
 from .residency import Residency
 
 COLLECTIVE_MARGIN_S = 120.0  # a collective fails so much later than the driver gives a stage up, and names its stacks
-LEAST_SHARED = 0.1  # share of the tokens that shared prompts must save before groups are kept together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,28 +372,20 @@ class LearnerWorker:
         return Path(directory) / f"{name}-averages-rank{self.rank:03d}.pt"
 
     def _micro_batches(self, role: str, batch: Batch, unit: str | None) -> Iterator[MicroBatch]:
-        """This rank's micro-batches, as many as the other ranks have: fillers come at the end if it has fewer rows.
-
-        The rows are balanced over ranks by their cost in this role's model. Rows with equal values in the column
-        ``unit`` stay together. Without a unit, groups stay together if that leaves out enough of their prompts.
-        """
-        for rows in self._plan(role, batch, unit)[self.rank]:
+        """This rank's micro-batches, as many as the other ranks have: fillers come at the end if it has fewer rows."""
+        plan = plan_micro_batches(
+            batch,
+            unit,
+            budget=self.config.micro_batch_tokens,
+            world_size=self.world_size,
+            width=self.widths[role],
+        )
+        for rows in plan[self.rank]:
             column = np.arange(len(batch)) if unit is None else getattr(batch, unit)
             self.num_begun += 1
             self.micro_batch = batch.take(rows if len(rows) else column == column[0])
             yield MicroBatch(self.micro_batch, rows)
         self.micro_batch = None
-
-    def _plan(self, role: str, batch: Batch, unit: str | None) -> list[list[np.ndarray]]:
-        """Rows of each micro-batch of each rank: ``plan[rank][i]``, empty for a filler."""
-        budget, lengths, column = self.config.micro_batch_tokens, batch.lengths, getattr(batch, unit) if unit else None
-        if column is None and batch.has("prompt_length"):
-            unshared = lengths - batch.shared_prompts
-            _, group = np.unique(batch.group, return_inverse=True)
-            longest_group = np.bincount(group, unshared).max(initial=0)
-            if longest_group <= budget and lengths.sum() - unshared.sum() >= LEAST_SHARED * lengths.sum():
-                lengths, column = unshared, batch.group
-        return micro_batches(lengths, budget, self.world_size, column, self.widths[role])
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Any]:

@@ -51,7 +51,7 @@ class WorkerGroup:
         self.lock = threading.RLock()  # two threads may see the same death
         self.on_start: Callable[[Any], None] | None = None
         self.ended = False
-        self.processes: dict[int, Any] = {}  # references to where each actor runs
+        self.processes: dict[Any, Any] = {}  # of each actor, a reference to where it runs
         self.actors: list[Any] = [self._spawn(index) for index in range(count)]
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class WorkerGroup:
         cls = remote(concurrency_groups={PROGRESS_GROUP: 1})(self.cls) if self.counts_progress else remote(self.cls)
         options = {"max_restarts": 0, "max_concurrency": 1, **self.options(index)}
         actor = cls.options(**options).remote(**self.arguments(index))
-        self.processes[index] = actor.__ray_call__.remote(process_of)
+        self.processes[actor] = actor.__ray_call__.remote(process_of)
         return actor
 
     def broadcast(self, method: str, *args: Any) -> list[Any]:
@@ -195,7 +195,7 @@ class WorkerGroup:
         """One line with the stage and the workers that it waits for, then their Python stacks if they can be read."""
         workers = ", ".join(map(str, waiting))
         head = f"{self.role}.{stage} did not get further in {self.deadline_s:.0f} s (worker {workers})"
-        return "\n".join([head, *stacks({index: self.processes[index] for index in waiting})])
+        return "\n".join([head, *stacks({index: self.processes[self.actors[index]] for index in waiting})])
 
     def replace(self, index: int, dead: Any = None) -> None:
         """Starts a new actor in place of a dead one, and prepares it. Raises RuntimeError after max_restarts.

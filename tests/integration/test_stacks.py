@@ -37,7 +37,7 @@ def test_a_worker_on_another_node_is_named_with_its_stack():
             max_restarts=0,
             gang=True,
         )
-        places = ray.get([workers.processes[index] for index in range(2)], timeout=60.0)
+        places = ray.get([workers.processes[actor] for actor in workers.actors], timeout=60.0)
         assert places[0][0] != places[1][0]
         with pytest.raises(GangTimeout) as caught:
             workers.broadcast("oversleep")

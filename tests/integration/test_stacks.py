@@ -22,9 +22,11 @@ class Sleeper:
 
 
 def test_a_worker_on_another_node_is_named_with_its_stack():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"node-0": 1}, "include_dashboard": False}
+    )
     try:
-        cluster.add_node(num_cpus=1, resources={"second": 1})
+        cluster.add_node(num_cpus=1, resources={"node-1": 1})
         ray.init(address=cluster.address, log_to_driver=False)
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         workers = WorkerGroup(
@@ -32,7 +34,7 @@ def test_a_worker_on_another_node_is_named_with_its_stack():
             Sleeper,
             2,
             arguments=lambda index: {},
-            options=lambda index: {"num_cpus": 0, "resources": {"second": 0.5 * index}, "runtime_env": environment},
+            options=lambda index: {"num_cpus": 0, "resources": {f"node-{index}": 1}, "runtime_env": environment},
             deadline_s=2.0,
             max_restarts=0,
             gang=True,

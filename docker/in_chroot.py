@@ -1,7 +1,9 @@
-"""Runs a Dockerfile's commands in a root directory, where there is no container engine: `sudo python docker/in_chroot.py ROOT cpu`.
+"""Runs a Dockerfile's commands in a root directory, where there is no container engine: `sudo python
+docker/in_chroot.py ROOT cpu`.
 
-ROOT stands for the base image: a Debian with Python 3.11 and pip (docker/README.md says how to make one). Layers, caches and isolation
-are not imitated. pip's variables are passed on. It ends with the health check and the version, as the image's user.
+ROOT stands for the base image: a Debian with Python 3.11 and pip (docker/README.md says how to make one). Layers,
+caches and isolation are not imitated. pip's variables are passed on. It ends with the health check and the version, as
+the image's user.
 """
 
 import os

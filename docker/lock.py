@@ -1,7 +1,9 @@
-"""Writes docker/*.lock, every package of an image with its hashes, from pyproject.toml and constraints.txt: `make lock`.
+"""Writes docker/*.lock, every package of an image with its hashes, from pyproject.toml and constraints.txt: `make
+lock`.
 
-`build.lock` is what builds source archives, `cpu.lock` and `cuda.lock` are torch for one device and what only it needs, `packages.lock`
-is the rest of both. Needs uv and, for the CPU build of torch, PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL where it lies.
+`build.lock` is what builds source archives, `cpu.lock` and `cuda.lock` are torch for one device and what only it needs,
+`packages.lock` is the rest of both. Needs uv and, for the CPU build of torch, PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL
+where it lies.
 """
 
 import os

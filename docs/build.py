@@ -6,8 +6,8 @@ A page may hold these markers, each a line of its own; the table takes the marke
     <!-- metrics: kl/* policy/* -->          metrics by name, from rlhf_ray.run.metric_names
     <!-- run directory -->                   the layout of RUN, from the docstring of rlhf_ray/run/directory.py
 
-A fenced block `math` becomes MathML, so that browsers need no script for it. Files that live elsewhere in the repository
-are pages too (INCLUDED). A link to any other file of the repository becomes the file's name.
+A fenced block `math` becomes MathML, so that browsers need no script for it. Files that live elsewhere in the
+repository are pages too (INCLUDED). A link to any other file of the repository becomes the file's name.
 
 Problems end the build: a link, anchor or image without a target, a page outside the navigation, a marker that selects
 nothing, and anything that a browser would load from another host.
@@ -67,8 +67,8 @@ class Problem(Exception):
 
 def sources() -> dict[str, Path]:
     """Each page of the site, by its path in it, and the file it is made of."""
-    own = {str(file.relative_to(DOCS)): file for file in sorted(DOCS.rglob("*.md"))}
-    return own | {page: ROOT / file for page, file in INCLUDED.items()}
+    docs_pages = {str(file.relative_to(DOCS)): file for file in sorted(DOCS.rglob("*.md"))}
+    return docs_pages | {page: ROOT / file for page, file in INCLUDED.items()}
 
 
 def expand(text: str, page: str, files: dict[str, Path]) -> str:
@@ -251,4 +251,4 @@ if __name__ == "__main__":
         build()
     except Problem as problem:
         sys.exit(str(problem))
-    print(f"open {SITE / 'index.html'}")
+    print(f"open {SITE / 'index.html'}; search needs a web server: python -m http.server -d {SITE}")

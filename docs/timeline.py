@@ -63,7 +63,8 @@ def main() -> None:
     )
     width, height = LEFT + 126 * UNIT, 2 * PANEL + 16
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" '
+        'font-family="sans-serif" font-size="12">',
         f"<style>{style}</style>",
         f'<rect class="back" width="{width:g}" height="{height}" rx="8" fill="#fff"/>',
     ]

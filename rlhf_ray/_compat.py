@@ -8,8 +8,8 @@ WORKER_SETUP = "rlhf_ray._compat.hide_sklearn"  # Ray calls it at the start of e
 def hide_sklearn() -> None:
     """Tells transformers that scikit-learn is not installed; call it before anything imports a transformers model.
 
-    Transformers imports scikit-learn with its generation code, for one kind of assisted generation that is not used here.
-    That import is about a quarter of the start of every process.
+    Transformers imports scikit-learn with its generation code, for one kind of assisted generation that is not used
+    here. That import is about a quarter of the start of every process.
     """
     import transformers.utils
 

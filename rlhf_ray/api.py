@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._compat import hide_sklearn
 from .actors.environment import authenticate
-from .config import BadInput, Job, apply_overrides, load, parse
+from .config import BadInput, Job, apply_overrides, load_job, parse
 from .run import reader
 from .run.directory import correct_state
 from .run.events import PACKAGE, TerminalHandler
@@ -52,7 +52,10 @@ class Run:
 
     @property
     def evaluations(self) -> dict[int, pa.Table]:
-        """Steps done -> held-out answers: example_id, sample, prompt, completion, reward, part/..., kl (nats), length."""
+        """Finished steps -> held-out answers.
+
+        Columns: example_id, sample, prompt, completion, reward, part/..., kl (nats), length (tokens).
+        """
         import pyarrow.parquet as pq
 
         return {reader.evaluation_step(file): pq.read_table(file) for file in reader.evaluation_files(self.path)}
@@ -105,7 +108,7 @@ def read_job(job: str | Path | Mapping[str, Any], overrides: list[str] | tuple[s
     """The checked job of a file or a dict."""
     if isinstance(job, Mapping):
         return parse(apply_overrides(dict(job), list(overrides)), "job")
-    return load(job, list(overrides))
+    return load_job(job, list(overrides))
 
 
 def model_of(path: Path) -> Path:

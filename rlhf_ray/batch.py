@@ -23,8 +23,8 @@ class MissingField(AttributeError):
 class Column:
     """What a column of a Batch holds: its dtype, one row for each token or sequence, and the stage that fills it.
 
-    The column's array is an attribute of the Batch itself, which Python finds first. So ``__get__`` is called for a missing
-    column only.
+    The column's array is an attribute of the Batch itself, which Python finds first. So ``__get__`` is called for a
+    missing column only.
     """
 
     def __init__(self, dtype: str, per: str, stage: str) -> None:
@@ -46,8 +46,8 @@ def _column(dtype: str, per: str, stage: str) -> Any:
 class Batch:
     """B ragged sequences of T tokens in all. Columns are read-only numpy arrays, and a Batch does not change.
 
-    Per-token columns have shape (T,), per-sequence columns (B,) or (B, k). Reading a column that no stage has filled raises
-    :class:`MissingField`, which names the column and the stage; :meth:`has` asks first.
+    Per-token columns have shape (T,), per-sequence columns (B,) or (B, k). Reading a column that no stage has filled
+    raises :class:`MissingField`, which names the column and the stage; :meth:`has` asks first.
 
     These columns mean different things in different jobs::
 
@@ -78,7 +78,10 @@ class Batch:
     prompt_length: Array = _column("int64", "sequence", "rollout or data")
     """(B,) tokens before the response; see the table."""
     group: Array = _column("int64", "sequence", "rollout or data")
-    """(B,) equal for rows that belong together, which lie next to each other; see the table. RL numbers prompts over the run."""
+    """(B,) equal for rows that belong together, which lie next to each other; see the table.
+
+    RL numbers prompts over the run.
+    """
     example_id: Array = _column("int64", "sequence", "rollout or data")
     """(B,) number of the row in the dataset."""
     sample: Array = _column("int32", "sequence", "rollout")
@@ -98,7 +101,7 @@ class Batch:
     step_rewards: Array = _column("float32", "token", "rewards or data")
     """(T,) rewards at single tokens: of process reward models in RL, of the data in ilql."""
     targets: Array = _column("int32", "token", "data")
-    """(T,) what is predicted at response_mask: the token (mlm), the tag (tag), 1 for a right step and 0 (reward on steps)."""
+    """(T,) the target at response_mask: the token (mlm), the tag (tag), 1 or 0 for a right or wrong step (reward)."""
     words: Array = _column("int32", "token", "data")
     """(T,) number of the word that the token is part of; -1 for special tokens (mlm)."""
     labels: Array = _column("float32", "sequence", "data")
@@ -161,7 +164,7 @@ class Batch:
 
     @property
     def shared_prompts(self) -> Array:
-        """(B,) int64: leading tokens that a sequence shares with the one before it: its prompt, if both are of one group."""
+        """(B,) int64: leading tokens shared with the sequence before it: the prompt, if both are in one group."""
         same = self.group[1:] == self.group[:-1]
         return np.concatenate([[0], np.where(same, self.prompt_length[1:], 0)])[: len(self)]
 
@@ -256,10 +259,10 @@ def micro_batches(
 ) -> list[list[Array]]:
     """Splits rows over ranks and into micro-batches of at most ``budget`` tokens: ``plan[rank][i]`` are row indices.
 
-    Rows that share a ``unit`` (a preference pair) stay together; a unit above the budget is a micro-batch of its own. The
-    cost of a row of s tokens is ``12 * width * s + s^2``: up to a factor the FLOPs in a model of that hidden size, with
-    attention's square. All ranks get the same number of micro-batches, empty ones at the end for those with fewer, since
-    uneven counts hang ZeRO-2 and 3. The plan depends on the arguments alone, so every rank computes the same one.
+    Rows that share a ``unit`` (a preference pair) stay together; a unit above the budget is a micro-batch of its own.
+    The cost of a row of s tokens is ``12 * width * s + s^2``: up to a factor the FLOPs in a model of that hidden size,
+    with attention's square. All ranks get the same number of micro-batches, empty ones at the end for those with fewer,
+    since uneven counts hang ZeRO-2 and 3. The plan depends on the arguments alone, so every rank computes the same one.
     """
     groups = groups_of(np.arange(len(lengths)) if unit is None else unit)
     tokens = [lengths[rows] for rows in groups]

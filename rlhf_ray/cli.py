@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from ._compat import hide_sklearn
-from .config import BadInput, ClusterConfig, load, load_search
+from .config import BadInput, ClusterConfig, load_job, load_search
 from .config.options import listing, search
 from .run.events import TerminalHandler
 from .run.outcome import Failed, Stopped
@@ -59,8 +59,8 @@ examples:
   rlhf-ray train jobs/rl/grpo.yaml model.path=MODEL data.path=prompts.jsonl rewards.terms.0.path=reward.py:reward
   rlhf-ray train jobs/rl/grpo.yaml ... num_steps=400        (the same run, made longer)
 
-Find an option: `rlhf-ray options WORD`, also by the name that TRL, OpenRLHF or verl give it. Check a job before it runs:
-`rlhf-ray plan JOB.yaml`, `rlhf-ray data JOB.yaml`. One page for each algorithm and stage is in docs/.
+Find an option: `rlhf-ray options WORD`, also by the name that TRL, OpenRLHF or verl give it. Check a job before it
+runs: `rlhf-ray plan JOB.yaml`, `rlhf-ray data JOB.yaml`. One page for each algorithm and stage is in docs/.
 Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped from outside (SIGTERM, Ctrl-C) with a checkpoint.
 """
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a command line. argparse allows no positional argument after an option; overrides may come there."""
+    """The arguments of a command line, with overrides also after options, where argparse allows none."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
@@ -147,7 +147,7 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     from .api import start
 
-    start(load(args.job, args.overrides))
+    start(load_job(args.job, args.overrides))
     return 0
 
 
@@ -186,7 +186,7 @@ def _plan(args: argparse.Namespace) -> int:
     from .jobs.preflight import check_job
     from .plan import text as plan
 
-    job = load(args.job, args.overrides)
+    job = load_job(args.job, args.overrides)
     check_job(job, packages=args.gpus is None)
     device = "cpu" if job.job == "tokenizer" else job.cluster.device
     answer = plan.answer(job, plan.hardware(args.gpus, args.nodes, device), args.run, args.scale, args.reward_seconds)
@@ -204,7 +204,7 @@ def _data(args: argparse.Namespace) -> int:
     from .jobs.data_report import data_report
     from .jobs.preflight import check_job
 
-    job = load(args.job, args.overrides)
+    job = load_job(args.job, args.overrides)
     check_job(job)
     return _print_lines(data_report(job))
 
@@ -243,7 +243,7 @@ def _add_submit(commands: Commands) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    job = load(args.job, args.overrides)
+    job = load_job(args.job, args.overrides)
     env = dict(e.split("=", 1) if "=" in e else (e, os.environ.get(e)) for e in args.env)
     if missing := [name for name, value in env.items() if value is None]:
         raise BadInput(f"--env: {missing[0]} is not set here; set it, or give {missing[0]}=VALUE")

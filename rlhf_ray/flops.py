@@ -36,7 +36,8 @@ def causal_pairs(squares: float) -> float:
 
 
 def head_chunk(vocab_size: int, on_gpu: bool) -> int:
-    """Positions whose logits the head holds at a time: about HEAD_CHUNK_LOGITS numbers, and no fewer than 128 positions.
+    """Positions whose logits the head holds at a time: about HEAD_CHUNK_LOGITS numbers, and no fewer than 128
+    positions.
 
     On a CPU 524 of a vocabulary of 32,000 and 128 of 152,064; on a GPU 4,194 and 882.
     """

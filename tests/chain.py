@@ -1,7 +1,9 @@
-"""A chain of positions whose optimal values are known exactly, walks on it that are mostly bad, and the same walks as texts.
+"""A chain of positions whose optimal values are known exactly, walks on it that are mostly bad, and the same walks as
+texts.
 
-A walker moves left or right (at a wall it stays) or stops, and is paid one step later: 1 at the right end, 0.3 at the left one, 0
-in between. Each step discounts. As text a walk is the positions it comes to: "p2" | "p3 p4 p5 stop <eos>", paid at <eos>.
+A walker moves left or right (at a wall it stays) or stops, and is paid one step later: 1 at the right end, 0.3 at the
+left one, 0 in between. Each step discounts. As text a walk is the positions it comes to: "p2" | "p3 p4 p5 stop <eos>",
+paid at <eos>.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def expectile_values(value) -> np.ndarray:
 
 
 def expectile(q: np.ndarray, tau: float) -> np.ndarray:
-    """(SIZE,): the tau-expectile of each position's Q under the walkers' actions, by bisection of its first-order condition."""
+    """(SIZE,): the tau-expectile of each position's Q under the walkers' actions, by bisection."""
     low, high = q.min(1), q.max(1)
     for _ in range(60):
         v = (low + high) / 2
@@ -57,15 +59,15 @@ def expectile(q: np.ndarray, tau: float) -> np.ndarray:
 def walks(count: int, seed: int) -> list[Walk]:
     """Random walks from all positions; the last of LONGEST actions is to stop."""
     draw = np.random.default_rng(seed)
-    found = []
+    rows = []
     for i in range(count):
         position, walk = i % SIZE, []
         while not walk or walk[-1][1] != STOP:
             action = STOP if len(walk) == LONGEST - 1 else int(draw.choice(3, p=BEHAVIOUR))
             walk.append((position, action))
             position = moved(position, action)
-        found.append(walk)
-    return found
+        rows.append(walk)
+    return rows
 
 
 def q_learning(some: list[Walk], rate: float) -> np.ndarray:
@@ -104,6 +106,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False, model_max_length=1 << 20,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 20,
+    )

@@ -254,7 +254,7 @@ def _has_death(errors: dict[int, RayError]) -> bool:
 
 
 def _error_of(ref: Any) -> RayError | None:
-    """The error of a call that has ended; None if it returned, which includes a result that is still on its way here."""
+    """The error of a call that has ended; None if it returned, also if its result has not arrived yet."""
     try:
         ray.get(ref, timeout=0)
     except GetTimeoutError:

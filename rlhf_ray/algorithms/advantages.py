@@ -233,13 +233,13 @@ def best_and_worst(scores: Tensor, group: Tensor) -> Tensor:
 
     Of several equally good (or bad) ones the first counts. For online DPO, Guo et al. 2024, arXiv 2402.04792.
     """
-    found = torch.zeros_like(scores)
+    signs = torch.zeros_like(scores)
     for g in torch.unique(group):
         rows = torch.nonzero(group == g).squeeze(1)
         best, worst = rows[scores[rows].argmax()], rows[scores[rows].argmin()]
         if scores[best] > scores[worst]:
-            found[best], found[worst] = 1.0, -1.0
-    return found
+            signs[best], signs[worst] = 1.0, -1.0
+    return signs
 
 
 @torch.no_grad()

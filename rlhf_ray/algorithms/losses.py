@@ -264,7 +264,8 @@ def cross_entropy(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of (1 - e) -log p[target] + e mean_v -log p[v], in nats: (scalar, {`loss/cross_entropy`, without e}).
+    """Sum over tokens of (1 - e) -log p[target] + e mean_v -log p[v], in nats: (scalar, {`loss/cross_entropy`, without
+    e}).
 
     ``logits`` (R, V), ``targets`` (R,), e ``smoothing`` in [0, 1). Szegedy et al. 2016, arXiv 1512.00567, section 7.
     """
@@ -275,7 +276,8 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
 
 
 def sides(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (P,) of the chosen and of the rejected side of each pair, in the order of ``group`` (B,); ``labels`` (B,) 1 and 0.
+    """Rows (P,) of the chosen and of the rejected side of each pair, in the order of ``group`` (B,); ``labels`` (B,) 1
+    and 0.
 
     Raises ValueError unless each group is one chosen and one rejected row.
     """
@@ -288,9 +290,9 @@ def sides(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     place = 2 * pair_of + labels.long()
     order = torch.argsort(place)
     expected = torch.arange(2 * unique.numel(), device=group.device)
-    found = place[order]
-    if not torch.equal(found, expected):
-        broken = unique[torch.bincount(found, minlength=expected.numel()).view(-1, 2).ne(1).any(1)]
+    paired_rows = place[order]
+    if not torch.equal(paired_rows, expected):
+        broken = unique[torch.bincount(paired_rows, minlength=expected.numel()).view(-1, 2).ne(1).any(1)]
         raise ValueError(f"group {int(broken[0])} is not one chosen and one rejected row")
     rejected_at, chosen_at = order.view(-1, 2).unbind(1)
     return chosen_at, rejected_at
@@ -305,8 +307,8 @@ def bradley_terry(
     arXiv 2312.09244).
 
     `scores` and `labels` (1 chosen, 0 rejected) are (B,); the two sides of a pair share a `group` (B,), in any place.
-    `margin` (B,), in nats, is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155; margin:
-    Touvron et al. 2023, arXiv 2307.09288. Metrics per pair: `reward/accuracy` (ties are wrong, no margin),
+    `margin` (B,), in nats, is read at the chosen side. Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155;
+    margin: Touvron et al. 2023, arXiv 2307.09288. Metrics per pair: `reward/accuracy` (ties are wrong, no margin),
     `reward/margin` (chosen - rejected), `loss/bradley_terry`. Raises ValueError unless each group is one chosen and
     one rejected row (:func:`sides`).
     """
@@ -317,11 +319,11 @@ def bradley_terry(
     loss = -F.logsigmoid(difference - margin[chosen_at])
     if centre_coef:
         loss = loss + centre_coef * (scores[chosen_at] + scores[rejected_at]).square()
-    every = torch.ones_like(difference, dtype=torch.bool)
+    all_pairs = torch.ones_like(difference, dtype=torch.bool)
     return loss.sum(), {
-        "reward/accuracy": metric(difference > 0, every),
-        "reward/margin": metric(difference, every),
-        "loss/bradley_terry": metric(loss, every),
+        "reward/accuracy": metric(difference > 0, all_pairs),
+        "reward/margin": metric(difference, all_pairs),
+        "loss/bradley_terry": metric(loss, all_pairs),
     }
 
 
@@ -336,9 +338,9 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Metric
     if ((labels < 0) | (labels > 1)).any():
         raise ValueError("labels of binary cross-entropy must lie in 0..1")
     loss = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
-    every = torch.ones_like(scores, dtype=torch.bool)
+    all_rows = torch.ones_like(scores, dtype=torch.bool)
     right = (scores > 0) == (labels > 0.5)
-    return loss.sum(), {"reward/accuracy": metric(right, every), "loss/binary_cross_entropy": metric(loss, every)}
+    return loss.sum(), {"reward/accuracy": metric(right, all_rows), "loss/binary_cross_entropy": metric(loss, all_rows)}
 
 
 def squared_error(scores: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:

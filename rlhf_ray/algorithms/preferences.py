@@ -16,8 +16,8 @@ from .losses import Metrics, metric
 def dpo(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> tuple[Tensor, Metrics]:
     """Sum of -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d), d the difference of the summed log-ratios.
 
-    ``chosen`` and ``rejected`` are policy minus reference, summed over tokens. Rafailov et al. 2023, arXiv 2305.18290, eq. 7;
-    ``label_smoothing`` e for answers flipped with that probability: conservative DPO, Mitchell 2023.
+    ``chosen`` and ``rejected`` are policy minus reference, summed over tokens. Rafailov et al. 2023, arXiv 2305.18290,
+    eq. 7; ``label_smoothing`` e for answers flipped with that probability: conservative DPO, Mitchell 2023.
     """
     logits = beta * (chosen - rejected)
     loss = -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
@@ -27,7 +27,8 @@ def dpo(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 
 def ipo(chosen: Tensor, rejected: Tensor, beta: float) -> tuple[Tensor, Metrics]:
     """Sum of (d - 1 / (2 beta))^2, d the difference of the log-ratios averaged over tokens.
 
-    Azar et al. 2023, arXiv 2310.12036, eq. 17, with beta for the paper's tau; the mean over tokens as its authors recommend.
+    Azar et al. 2023, arXiv 2310.12036, eq. 17, with beta for the paper's tau; the mean over tokens as its authors
+    recommend.
     """
     loss = (chosen - rejected - 1 / (2 * beta)).square()
     return loss.sum(), _metrics("ipo", loss, beta * chosen, beta * rejected)
@@ -45,8 +46,8 @@ def simpo(chosen: Tensor, rejected: Tensor, beta: float, margin: float) -> tuple
 def orpo(chosen: Tensor, rejected: Tensor, beta: float) -> tuple[Tensor, Metrics]:
     """Sum of -chosen - beta log sigmoid(log odds(chosen) - log odds(rejected)), no reference.
 
-    Inputs are log-probs averaged over tokens, below 0; odds(p) = p / (1 - p) of their exponentials, and -chosen is the chosen
-    side's cross-entropy. Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7, with beta for the paper's lambda.
+    Inputs are log-probs averaged over tokens, below 0; odds(p) = p / (1 - p) of their exponentials, and -chosen is the
+    chosen side's cross-entropy. Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7, with beta for the paper's lambda.
     """
     odds = chosen - rejected - (log1mexp(chosen) - log1mexp(rejected))
     loss = -chosen - beta * F.logsigmoid(odds)
@@ -57,18 +58,20 @@ def orpo(chosen: Tensor, rejected: Tensor, beta: float) -> tuple[Tensor, Metrics
 def kto(
     ratio: Tensor, desirable: Tensor, beta: float, reference_point: float, gains: float, losses: float
 ) -> tuple[Tensor, Metrics]:
-    """Sum over rows of gains (1 - sigmoid(beta (r - z))) where desirable (P,) and of losses (1 - sigmoid(beta (z - r))) elsewhere.
+    """Sum over rows of gains (1 - sigmoid(beta (r - z))) where desirable (P,) and of losses (1 - sigmoid(beta (z - r)))
+    elsewhere.
 
-    ``ratio`` r (P,) is policy minus reference, summed over tokens. ``reference_point`` z, detached and not below 0, is the mean
-    of r over prompts with other prompts' responses (:func:`reference_point`). Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8.
+    ``ratio`` r (P,) is policy minus reference, summed over tokens. ``reference_point`` z, detached and not below 0, is
+    the mean of r over prompts with other prompts' responses (:func:`reference_point`). Ethayarajh et al. 2024, arXiv
+    2402.01306, eq. 8.
     """
-    wanted = desirable.bool()
-    side = torch.where(wanted, ratio - reference_point, reference_point - ratio)
-    loss = torch.where(wanted, gains, losses) * (1 - torch.sigmoid(beta * side))
+    is_desirable = desirable.bool()
+    side = torch.where(is_desirable, ratio - reference_point, reference_point - ratio)
+    loss = torch.where(is_desirable, gains, losses) * (1 - torch.sigmoid(beta * side))
     return loss.sum(), {
         "loss/kto": metric(loss, torch.ones_like(loss)),
-        "preference/chosen": metric(beta * ratio, wanted),
-        "preference/rejected": metric(beta * ratio, ~wanted),
+        "preference/chosen": metric(beta * ratio, is_desirable),
+        "preference/rejected": metric(beta * ratio, ~is_desirable),
         "preference/accuracy": metric(side > 0, torch.ones_like(loss)),
     }
 
@@ -86,11 +89,11 @@ def log1mexp(x: Tensor) -> Tensor:
 
 def _metrics(name: str, loss: Tensor, chosen: Tensor, rejected: Tensor) -> Metrics:
     """Loss, implicit rewards of both sides, their margin, and how often the chosen side has the larger."""
-    every = torch.ones_like(loss)
+    all_pairs = torch.ones_like(loss)
     return {
-        f"loss/{name}": metric(loss, every),
-        "preference/chosen": metric(chosen, every),
-        "preference/rejected": metric(rejected, every),
-        "preference/margin": metric(chosen - rejected, every),
-        "preference/accuracy": metric(chosen > rejected, every),
+        f"loss/{name}": metric(loss, all_pairs),
+        "preference/chosen": metric(chosen, all_pairs),
+        "preference/rejected": metric(rejected, all_pairs),
+        "preference/margin": metric(chosen - rejected, all_pairs),
+        "preference/accuracy": metric(chosen > rejected, all_pairs),
     }

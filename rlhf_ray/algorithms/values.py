@@ -1,11 +1,13 @@
 """Values of tokens from recorded samples: implicit language Q-learning, as masked SUMS over ragged flat batches.
 
-The state of token i is all tokens before it, its action is the token itself: q[i] = Q(s_i, a_i) and values[i] = V(s_i), in
-units of the return. Shapes are those of advantages.py: per-token (T,), `lengths` (B,), masks bool or uint8, 1 on the
-response's tokens, holes allowed. Values outside the mask never matter: no loss, no gradient, even where they are not finite.
+The state of token i is all tokens before it, its action is the token itself: q[i] = Q(s_i, a_i) and values[i] = V(s_i),
+in units of the return. Shapes are those of advantages.py: per-token (T,), `lengths` (B,), masks bool or uint8, 1 on the
+response's tokens, holes allowed. Values outside the mask never matter: no loss, no gradient, even where they are not
+finite.
 
-Snell et al. 2022, arXiv 2206.11871 (ILQL), section 4: L_Q,V = sum_i (R_i + gamma V(s_i+1) - Q(s_i, a_i))^2 + L2_tau(Qhat - V), and
-alpha L_CQL. It is IQL (Kostrikov et al. 2021, arXiv 2110.06169) with CQL's term (Kumar et al. 2020, arXiv 2006.04779).
+Snell et al. 2022, arXiv 2206.11871 (ILQL), section 4: L_Q,V = sum_i (R_i + gamma V(s_i+1) - Q(s_i, a_i))^2 +
+L2_tau(Qhat - V), and alpha L_CQL. It is IQL (Kostrikov et al. 2021, arXiv 2110.06169) with CQL's term (Kumar et al.
+2020, arXiv 2006.04779).
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from .losses import Metrics, metric
 def td_targets(rewards: Tensor, values: Tensor, response_mask: Tensor, lengths: Tensor, gamma: float) -> Tensor:
     """R_i + gamma V(s_i+1) at each response token, 0 elsewhere: (T,), detached.
 
-    i+1 is the sequence's next response token; after the last one the value is 0. `rewards` and `values` are (T,) floats.
-    This is what makes Q's equation (IQL, eq. 6) one of policy improvement: V is an upper expectile over the data's actions.
+    i+1 is the sequence's next response token; after the last one the value is 0. `rewards` and `values` are (T,)
+    floats. This is what makes Q's equation (IQL, eq. 6) one of policy improvement: V is an upper expectile over the
+    data's actions.
     """
     at = response_mask.bool().nonzero().squeeze(-1)
     row = segment_ids(lengths)[at]
@@ -47,8 +50,8 @@ def squared_td_error(q: Tensor, targets: Tensor, response_mask: Tensor) -> tuple
 def expectile_loss(values: Tensor, q: Tensor, response_mask: Tensor, expectile: float) -> tuple[Tensor, Metrics]:
     """Sum over response tokens of |tau - 1(u < 0)| u^2 with u = Q - V: (scalar, {`loss/expectile`}).
 
-    `q` (T,) is the target heads' and detached; `values` (T,) learn. tau 1/2 gives the mean over the data's actions, tau near 1 the
-    best of them. IQL, eq. 5. Raises ValueError unless 0 < tau < 1.
+    `q` (T,) is the target heads' and detached; `values` (T,) learn. tau 1/2 gives the mean over the data's actions, tau
+    near 1 the best of them. IQL, eq. 5. Raises ValueError unless 0 < tau < 1.
     """
     if not 0.0 < expectile < 1.0:
         raise ValueError(f"the expectile must lie between 0 and 1, got {expectile}")

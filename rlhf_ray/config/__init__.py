@@ -5,7 +5,7 @@ from .data import DataConfig, PromptConfig, TrainingData
 from .inference import EvaluateJob, GenerationJob, SampleJob, ScoreJob, TokenizerJob
 from .jobs import Job, PipelineJob, RLJob, SingleJob, TrainingJob
 from .learner import CriticConfig, LearnerConfig, ReferenceConfig
-from .load import ConfigError, apply_overrides, load, load_search, parse, set_values
+from .load import ConfigError, apply_overrides, load_job, load_search, parse, set_values
 from .model import LoraConfig, ModelConfig
 from .preferences import DPO, IPO, KTO, ORPO, PreferenceConfig, SimPO
 from .rewards import (
@@ -101,8 +101,8 @@ __all__ = [
     "TuneConfig",
     "VLLMEngineConfig",
     "apply_overrides",
-    "load",
+    "load_job",
     "load_search",
     "parse",
     "set_values",
-]  # fmt: skip
+]

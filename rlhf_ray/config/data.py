@@ -1,4 +1,4 @@
-"""Where examples come from."""
+"""Options of data: files, columns, mixtures and prompts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Form = str | list[dict[Literal["role", "content"], str]]
 
 
 class SamplingConfig(Section):
-    """How often a row is drawn for training: in proportion to exp(column / temperature), its epochs as even as that allows."""
+    """How often training draws a row: in proportion to exp(column / temperature), spread evenly over time."""
 
     by: str = Field(..., min_length=1, description="Column with a number, such as the score of job: score.")
-    temperature: float = Field(1.0, gt=0, description="The lower, the more the highest numbers are drawn.")
+    temperature: float = Field(1.0, gt=0, description="Lower values draw the rows with the highest numbers more often.")
 
 
 class Source(Section):
@@ -26,26 +26,33 @@ class Source(Section):
     path: str = Field(
         ...,
         min_length=1,
-        description="JSONL, JSON (SQuAD's too), Parquet, CSV, TSV, Arrow, text by lines, saved HF dataset, 'hf:NAME:SPLIT', "
-        "'toy:reviews/sft' or 'toy:reviews/sft:heldout'.",
+        description="A file (JSONL, JSON, SQuAD, Parquet, CSV, TSV, Arrow, lines of text), a saved HF dataset, "
+        "'hf:NAME:SPLIT', 'toy:reviews/sft' or 'toy:reviews/sft:heldout'.",
     )
-    split: Literal["train", "heldout"] = Field("train", description="Split of the toy dataset; a file is one split.")
-    size: int | None = Field(None, ge=1, description="How many examples to generate, or to keep of a file.")
+    split: Literal["train", "heldout"] = Field("train", description="Split of the toy dataset; a file has one split.")
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="How many examples to generate, or to read from a file; none: all, of the toy dataset 1000.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the toy dataset's generator.")
-    parallel: str | None = Field(None, description="A second text file, line by line the translation of path's.")
+    parallel: str | None = Field(
+        None, description="A second text file; each line is the translation of the same line of path."
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="Renames columns: {'sentence': 'text'}.")
     formats: dict[str, Form] = Field(
         default_factory=dict,
-        description="Makes columns of others: {'prompt': 'English: {source} German:'}; a list of role and content makes messages.",
+        description="Makes columns from other columns: {'prompt': 'English: {source} German:'}; a list of "
+        "role and content makes messages.",
     )
     above: dict[str, float] = Field(
-        default_factory=dict, description="Leaves out rows whose number in a column is not above this: {'score': 0.5}."
+        default_factory=dict, description="Keeps only rows with a higher number in a column: {'score': 0.5}."
     )
     sampling: SamplingConfig | None = Field(
-        None, description="In training, draws rows by a number; none: all equally often."
+        None, description="Draws rows more often by a number, in training; none: all equally often."
     )
     redact: list[Literal["email", "phone", "card", "iban", "ip", "key"]] = Field(
-        default_factory=list, description="Personal data that is replaced by its kind, and counted."
+        default_factory=list, description="Kinds of personal data to replace by their name, and to count."
     )
 
     @model_validator(mode="after")
@@ -61,28 +68,31 @@ class Part(Source):
     """A source of a mixture."""
 
     weight: float = Field(
-        1.0, gt=0, description="Its share of the training examples, against the other parts' weights."
+        1.0, gt=0, description="Share of the training examples, relative to the weights of the other parts."
     )
 
 
 class DataConfig(Source):
     """Examples from one source, or from several."""
 
-    path: str = Field("", description=f"{Source.model_fields['path'].description} Required where there is no mix.")
+    path: str = Field("", description=f"{Source.model_fields['path'].description} Required if there is no mix.")
     mix: list[Part] = Field(
         default_factory=list,
-        description="Several sources, each as a data section; a small one is repeated, each of its epochs a shuffle.",
+        description="Several sources, each a data section; a small one is repeated, shuffled again each time.",
     )
 
     @model_validator(mode="after")
     def _path_or_mix(self) -> DataConfig:
         if not self.mix and not self.path:
             raise ValueError("path is missing: a file, 'toy:TASK', or several of them as mix")
-        beside = sorted(self.model_fields_set & set(Source.model_fields)) if self.mix else []
         fields = type(self).model_fields
-        own = [k for k in beside if getattr(self, k) != fields[k].get_default(call_default_factory=True)]
-        if own:
-            raise ValueError(f"{', '.join(own)} beside mix would belong to no part; give it to the parts that need it")
+        keys = [
+            key
+            for key in sorted(self.model_fields_set & set(Source.model_fields))
+            if getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        ]
+        if self.mix and keys:
+            raise ValueError(f"{', '.join(keys)} next to mix belongs to no part; move it into the parts that need it")
         return self
 
     @property
@@ -97,11 +107,11 @@ class DataConfig(Source):
 
 
 class TrainingData(DataConfig):
-    """Examples that may be more than memory holds."""
+    """Examples, also more than memory can hold."""
 
     stream: bool = Field(
         False,
-        description="Tokenise a block at a time into files of the run directory, so that memory does not grow with the data.",
+        description="Tokenise block by block into files of the run directory; set it for data that memory cannot hold.",
     )
 
     @property
@@ -114,4 +124,6 @@ class PromptConfig(DataConfig):
     """Prompts for rollouts."""
 
     max_prompt_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens.")
-    too_long: Literal["error", "drop", "truncate_left"] = Field("error", description="What happens to a longer prompt.")
+    too_long: Literal["error", "drop", "truncate_left"] = Field(
+        "error", description="A longer prompt stops the job, is dropped, or loses its first tokens."
+    )

@@ -1,4 +1,4 @@
-"""The jobs: what `job:` in a file chooses."""
+"""The jobs that `job:` in a file chooses from: RL, pipelines, and the union of all."""
 
 from __future__ import annotations
 
@@ -29,29 +29,31 @@ from .supervised import (
 
 
 class EvaluateRL(Section):
-    """Held-out prompts, the same and with the same seeds every time."""
+    """Held-out prompts; each evaluation has the same prompts and seeds."""
 
     every: int = Field(
-        0, ge=0, description="Steps between evaluations; 0: before the first and after the last step only."
+        0, ge=0, description="Steps between evaluations; 0: only before the first and after the last step."
     )
     data: PromptConfig | None = Field(None, description="Held-out prompts; none: no evaluation.")
-    greedy: bool = Field(False, description="Take the likeliest token instead of sampling.")
+    greedy: bool = Field(False, description="Take the most likely token instead of sampling.")
     terms: list[Reward] = Field(
         default_factory=list,
-        description="Terms that only judge, as they score: without weight and standardise.",
+        description="Terms that only score held-out answers; weight and standardise are ignored.",
     )
-    num_shown: int = Field(3, ge=0, description="Samples shown side by side.")
+    num_shown: int = Field(3, ge=0, description="Prompts whose answers before and after training are shown at the end.")
 
 
 class RLJob(Common):
     """Reinforcement learning; `algorithm.type` chooses which."""
 
-    unless_said: ClassVar[dict[str, str]] = {"algorithm": "ppo"}
+    default_variants: ClassVar[dict[str, str]] = {"algorithm": "ppo"}
 
     job: Literal["ppo"] = "ppo"
     data: PromptConfig = Field(..., description="Prompts to train on.")
-    ptx_data: DataConfig | None = Field(None, description="Pre-training text for algorithm.ptx_coef.")
-    algorithm: AlgorithmConfig = Field(default_factory=PPO, description="Advantage, ratio, clip and loss.")
+    ptx_data: DataConfig | None = Field(
+        None, description="Pre-training text for the loss that algorithm.ptx_coef weighs."
+    )
+    algorithm: AlgorithmConfig = Field(default_factory=PPO, description="The RL algorithm and its loss.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Generation.")
     rewards: RewardsConfig = Field(..., description="The reward.")
     reference: ReferenceConfig = Field(
@@ -59,7 +61,7 @@ class RLJob(Common):
     )
     critic: CriticConfig = Field(
         default_factory=CriticConfig,
-        description="The critic; read by ppo alone, which has one.",
+        description="The critic; only algorithm.type: ppo has one.",
     )
     evaluate: EvaluateRL = Field(default_factory=EvaluateRL, description="Held-out evaluation.")
 
@@ -74,13 +76,15 @@ class RLJob(Common):
     def _samples_its_own_policy(self) -> RLJob:
         if self.rollout.engine.guide:
             raise ValueError(
-                "rollout.engine.guide: training rollouts sample from the distribution that is trained; guide job: evaluate or sample"
+                "rollout.engine.guide: training rollouts sample from the distribution that is trained; set it to 0 "
+                "here, and guide job: evaluate or sample"
             )
         return self
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> RLJob:
         samples = self.rollout.prompts_per_step * self.algorithm.group_size
+        longest = self.data.max_prompt_tokens + self.rollout.max_new_tokens
         if samples % self.algorithm.num_mini_batches:
             raise ValueError(
                 f"rollout.prompts_per_step * algorithm.group_size = {samples} samples do not divide into "
@@ -91,10 +95,10 @@ class RLJob(Common):
                 f"a mini-batch of {samples // self.algorithm.num_mini_batches} samples leaves some of "
                 f"learner.num_workers = {self.learner.num_workers} ranks without one"
             )
-        if self.data.max_prompt_tokens + self.rollout.max_new_tokens > self.learner.micro_batch_tokens:
+        if longest > self.learner.micro_batch_tokens:
             raise ValueError(
                 f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than the longest sequence, "
-                f"data.max_prompt_tokens + rollout.max_new_tokens = {self.data.max_prompt_tokens + self.rollout.max_new_tokens}"
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}"
             )
         overlong = self.algorithm.overlong
         if overlong is not None and overlong.buffer > self.rollout.max_new_tokens:
@@ -105,7 +109,8 @@ class RLJob(Common):
         controller = self.algorithm.kl.controller
         if isinstance(controller, AdaptiveKL) and samples >= 5 * controller.horizon:
             raise ValueError(
-                f"algorithm.kl.controller.horizon = {controller.horizon:g} must exceed a fifth of the step's {samples} samples"
+                f"algorithm.kl.controller.horizon = {controller.horizon:g} must exceed a fifth of the "
+                f"{samples} samples of a step"
             )
         if (self.algorithm.ptx_coef > 0) != (self.ptx_data is not None):
             raise ValueError("algorithm.ptx_coef above 0 and ptx_data go together")
@@ -116,8 +121,8 @@ class RLJob(Common):
         steps = [t.name for t in self.rewards.terms if isinstance(t, ModelReward) and t.steps is not None]
         if steps and not self.algorithm.token_advantages:
             raise ValueError(
-                f"rewards.terms: '{steps[0]}' rewards steps, and algorithm.type {self.algorithm.type} gives a whole answer one "
-                "advantage; take ppo, reinforce or reinforce_plus_plus"
+                f"rewards.terms: '{steps[0]}' rewards steps, but algorithm.type {self.algorithm.type} has one "
+                "advantage for a whole answer; take ppo, reinforce or reinforce_plus_plus"
             )
         return self
 
@@ -128,7 +133,7 @@ class RLJob(Common):
 
     @property
     def needs_reference(self) -> bool:
-        """KL in reward or loss, or reported for held-out prompts."""
+        """Whether there is a reference model: for a KL penalty, or for the KL of held-out answers."""
         return self.algorithm.kl.coef > 0 or self.evaluate.data is not None
 
     @property
@@ -167,19 +172,25 @@ StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class PipelineJob(Section):
-    """Stages in order, in one Ray session; in a path 'stage:NAME' is an earlier stage's model, 'stage:NAME/FILE' a file of its run."""
+    """Stages that run one after the other, in one Ray session.
+
+    In a path, 'stage:NAME' is the model of an earlier stage, and 'stage:NAME/FILE' a file of its run.
+    """
 
     job: Literal["pipeline"] = "pipeline"
     run: RunConfig = Field(
-        default_factory=RunConfig, description="Run directory (a stage's is a folder in it) and seed."
+        default_factory=RunConfig, description="Run directory, with a folder for each stage, and seed."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray cluster, for all stages.")
     log: LogConfig = Field(default_factory=LogConfig, description="Where metrics go, for all stages.")
     files: dict[StageName, str | dict[str, Any]] = Field(
         default_factory=dict,
-        description="Data (or a model) by name, as a path or as keys of a section: a stage's 'path: file:NAME' takes it, said once.",
+        description="Data or models that several stages share, by name: a path, or keys of a section. A "
+        "stage uses one with 'path: file:NAME'.",
     )
-    stages: dict[StageName, SingleJob] = Field(..., min_length=1, description="Name: job.")
+    stages: dict[StageName, SingleJob] = Field(
+        ..., min_length=1, description="The jobs by name, in the order in which they run."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -195,33 +206,35 @@ class PipelineJob(Section):
             for key, shared in (("run", RunConfig()), ("cluster", ClusterConfig())):
                 if getattr(stage, key) != shared:
                     raise ValueError(f"stages.{name}.{key}: stages share the pipeline's; set it there")
-            for wanted in _references(stage.model_dump(mode="json")):
-                if wanted not in earlier:
-                    there = ", ".join(earlier) or "none"
-                    raise ValueError(f"stages.{name}: '{STAGE}{wanted}' names no earlier stage (there is: {there})")
+            for reference in _references(stage.model_dump(mode="json")):
+                if reference not in earlier:
+                    names = ", ".join(earlier) or "none"
+                    raise ValueError(
+                        f"stages.{name}: '{STAGE}{reference}' names no earlier stage (earlier stages: {names})"
+                    )
             earlier.append(name)
         return self
 
 
 def _with_files(node: Any, files: dict[str, Any]) -> Any:
-    """``node`` with every section whose path is 'file:NAME' completed by what the file is; the section's own keys win."""
+    """``node`` with the keys of the named file in each section whose path is 'file:NAME'; the section's keys win."""
     if isinstance(node, list):
         return [_with_files(value, files) for value in node]
     if not isinstance(node, dict):
         return node
     path = node.get("path")
-    more: dict[str, Any] = {}
+    file_keys: dict[str, Any] = {}
     if isinstance(path, str) and path.startswith(FILE):
         name = path.removeprefix(FILE)
         if name not in files:
-            raise ValueError(f"'{path}' names none of files ({', '.join(files) or 'there are none'})")
-        more = files[name] if isinstance(files[name], dict) else {"path": files[name]}
+            raise ValueError(f"'{path}' is not one of files ({', '.join(files) or 'there are none'})")
+        file_keys = files[name] if isinstance(files[name], dict) else {"path": files[name]}
         node = {key: value for key, value in node.items() if key != "path"}
-    return {**more, **{key: _with_files(value, files) for key, value in node.items()}}
+    return {**file_keys, **{key: _with_files(value, files) for key, value in node.items()}}
 
 
 def _references(node: Any) -> list[str]:
-    """The stages that paths below ``node`` name."""
+    """The names of the stages that paths in ``node`` refer to."""
     if isinstance(node, dict):
         return [r for value in node.values() for r in _references(value)]
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a checked job."""
+"""Loads a job from a YAML file and dotted overrides, and checks it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from .supervised import PreferenceJob
 from .tune import Search, TuneConfig, values_to_check
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Job)
-UNLESS_SAID = RLJob.unless_said | PreferenceJob.unless_said | RolloutConfig.unless_said
+DEFAULT_VARIANTS = RLJob.default_variants | PreferenceJob.default_variants | RolloutConfig.default_variants
 
 
 class ConfigError(BadInput):
-    """A job file or override that does not make a job."""
+    """A job file or an override that is not valid."""
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Any:
-    """The job of a YAML (or JSON) file with ``key.path=value`` overrides applied; its section `tune:` is checked and left out.
+def load_job(path: str | Path, overrides: list[str] | None = None) -> Any:
+    """The job of a YAML (or JSON) file with ``key.path=value`` overrides; a section `tune:` is checked and left out.
 
-    Raises ConfigError: no such file, not YAML, or any check of the config tree, with the path of the key.
+    Raises ConfigError if there is no such file, it is not YAML, or a check of the config tree fails. The message has
+    the path of the key.
     """
-    tree = read(path, overrides)
+    tree = read_tree(path, overrides)
     if tree.get("tune") is not None:
         _space(tree, str(path))
     return parse({key: value for key, value in tree.items() if key != "tune"}, str(path))
@@ -40,13 +41,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Any:
 def load_search(path: str | Path, overrides: list[str] | None = None) -> Search:
     """The search of a file: its section `tune:` and the job around it, with overrides applied.
 
-    Every key's ends and some random draws are parsed as jobs. Raises ConfigError for what :func:`load` refuses, no `tune:`, and values of
-    the space that make no job, with those values.
+    The extremes of each key and some random draws are checked as jobs. Raises ConfigError as :func:`load_job` does, if
+    there is no `tune:`, and for values of the space that are not valid, with these values.
     """
-    tree = read(path, overrides)
+    tree = read_tree(path, overrides)
     if tree.get("tune") is None:
         raise ConfigError(
-            f"{path}: there is no section `tune:`; it names the keys to search, such as "
+            f"{path}: has no section `tune:`; it names the keys to search, such as "
             "{space: {learner.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}}}; jobs/recipes/tune.yaml is an example"
         )
     tune = _space(tree, str(path))
@@ -68,8 +69,8 @@ def _space(tree: dict[str, Any], where: str) -> TuneConfig:
         raise ConfigError(f"{where}: tune." + "; tune.".join(sentences)) from None
 
 
-def read(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The tree of a YAML (or JSON) file with overrides applied, unchecked."""
+def read_tree(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The keys of a YAML (or JSON) file with overrides applied, as nested dicts, unchecked. Raises ConfigError."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such job file; jobs/ has examples")
@@ -77,19 +78,19 @@ def read(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # bytes that are no text, or a date such as 2026-13-45
+    except ValueError as error:  # bytes that are not UTF-8, or a date such as 2026-13-45
         raise ConfigError(f"{path}: not YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a job file is a mapping of keys, such as `job: ppo`")
+        raise ConfigError(f"{path}: not a mapping of keys; a job file begins with a key such as `job: ppo`")
     return apply_overrides(tree, overrides or [])
 
 
 def parse(tree: dict[str, Any], where: str) -> Any:
-    """A checked job from nested dicts. Raises ConfigError that names ``where`` and the key's path."""
+    """A checked job from nested dicts. Raises ConfigError with ``where`` and the path of the key."""
     try:
         return ADAPTER.validate_python(tree)
     except ValidationError as error:
@@ -102,7 +103,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
-            raise ConfigError(f"override '{override}' is not key.path=value")
+            raise ConfigError(f"override '{override}' is not key.path=value, such as learner.lr=1e-5")
         try:
             value = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, ValueError):
@@ -139,48 +140,47 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
 
 
 def _sentence(error: Any, tree: Any) -> str:
-    where = ".".join(_path(error["loc"], tree))
+    """What is wrong, with the path of the key, of one error of pydantic's."""
+    where = ".".join(_key_path(error["loc"], tree))
     message = error["msg"].removeprefix("Value error, ")
     context = error.get("ctx", {})
     if error["type"] == "union_tag_invalid":
-        known = context["expected_tags"].replace("'", "").split(", ")
-        near = difflib.get_close_matches(context["tag"], known, n=1)
+        variants = context["expected_tags"].replace("'", "").split(", ")
+        near = difflib.get_close_matches(context["tag"], variants, n=1)
         message = f"unknown {context['discriminator']} '{context['tag']}'; "
-        message += f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        message += f"did you mean '{near[0]}'?" if near else f"known: {', '.join(variants)}"
     if error["type"] == "union_tag_not_found":
         message = f"the key {context['discriminator']} is missing"
-    given = (
-        ""
-        if error["type"] in ("missing", "value_error") or isinstance(error["input"], dict)
-        else f", got {error['input']!r}"
-    )
-    return f"{where}: {message}{given}" if where else f"{message}{given}"
+    if error["type"] not in ("missing", "value_error") and not isinstance(error["input"], dict):
+        message += f", got {error['input']!r}"
+    return f"{where}: {message}" if where else message
 
 
-def _path(loc: tuple[Any, ...], tree: Any) -> list[str]:
-    """The keys of the file on the way to an error, without the names of variants that pydantic puts between them."""
-    found: list[str] = []
-    node, tagged = tree, False
+def _key_path(loc: tuple[Any, ...], tree: Any) -> list[str]:
+    """The keys of the file on the way to an error. pydantic's ``loc`` has a variant's name before the variant's keys.
+
+    Example: ("ppo", "algorithm", "grpo", "kl", "coef") is algorithm.kl.coef in a file with job: ppo.
+    """
+    keys: list[str] = []
+    node, after_variant = tree, False
     for position, part in enumerate(loc):
-        default = UNLESS_SAID.get(found[-1]) if found else None
-        if not tagged and isinstance(node, dict) and part in (node.get("type", default), node.get("job")):
-            tagged = True  # the variant's name, which stands before its keys
+        default = DEFAULT_VARIANTS.get(keys[-1]) if keys else None
+        if not after_variant and isinstance(node, dict) and part in (node.get("type", default), node.get("job")):
+            after_variant = True
             continue
-        tagged = False
+        after_variant = False
         if (isinstance(node, dict) and part in node) or (
             isinstance(node, list) and isinstance(part, int) and part < len(node)
         ):
-            found.append(str(part))
+            keys.append(str(part))
             node = node[part]
-        elif position == len(loc) - 1 and not isinstance(node, dict | list):
-            continue
-        else:
-            found.append(str(part))
-    return found
+        elif position < len(loc) - 1 or isinstance(node, dict | list):
+            keys.append(str(part))
+    return keys
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
+    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does, and refuses a repeated key."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()

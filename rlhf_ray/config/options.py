@@ -1,4 +1,4 @@
-"""Every option of every job, as lines: the golden list and `rlhf-ray options` are made of it."""
+"""The list of all options of all jobs, which `rlhf-ray options` prints."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from .tune import TuneConfig
 
 
 def listing() -> list[str]:
-    """Lines 'job.key.path  type  default  meaning', sorted; a variant's options stand under its name in brackets."""
-    found: dict[str, str] = {}
+    """Lines 'job.key.path  type  default  meaning', sorted.
+
+    The path of a variant's option has the variant's name in brackets: 'ppo.algorithm[grpo].clip_low'.
+    """
+    lines: dict[str, str] = {}
     for job in _variants(Job):
-        _walk(job, str(job.model_fields["job"].default), found)
-    _walk(TuneConfig, "tune", found)
-    return [f"{path}  {rest}" for path, rest in sorted(found.items())]
+        _add_options(job, str(job.model_fields["job"].default), lines)
+    _add_options(TuneConfig, "tune", lines)
+    return [f"{path}  {rest}" for path, rest in sorted(lines.items())]
 
 
 def search(word: str) -> list[str]:
     """Lines of the options whose path contains ``word``, or that other systems call ``word``.
 
-    Options that several jobs or algorithms share are one line: 'learner.lr  float  1e-06; reward 1e-05  Learning rate.  (12 jobs)'.
-    Raises BadInput that names similar options if there are none.
+    An option that several jobs or algorithms share is one line, such as
+    'learner.lr  float  1e-06; reward 1e-05  Learning rate.  (12 jobs)'. Raises BadInput with similar options if no
+    option matches.
     """
     targets = SYNONYMS.get(word, ())
     groups: dict[tuple[str, str, str], list[tuple[str, str, str]]] = defaultdict(list)
@@ -44,13 +48,13 @@ def search(word: str) -> list[str]:
     if not groups:
         names = {re.sub(r"\[\w+\]", "", line.split("  ")[0]).rpartition(".")[2] for line in listing()}
         near = difflib.get_close_matches(word, sorted(names | set(SYNONYMS)), n=3)
-        hint = f"similar: {', '.join(near)}" if near else "`rlhf-ray options` lists all"
+        hint = f"similar: {', '.join(near)}" if near else "`rlhf-ray options` lists all options"
         raise BadInput(f"no option matches '{word}'; {hint}")
     return [_group_line(*key, uses) for key, uses in sorted(groups.items())]
 
 
 def _group_line(plain: str, kind: str, meaning: str, uses: list[tuple[str, str, str]]) -> str:
-    """One line of an option that is used as (job, its variant or else the job, default)."""
+    """The line of an option. ``uses`` are (job, variant or else job, default)."""
     jobs = sorted({job for job, _, _ in uses})
     common = Counter(default for _, _, default in uses).most_common(1)[0][0]
     others = dict.fromkeys(f"{name} {default}" for _, name, default in uses if default != common)
@@ -61,24 +65,25 @@ def _group_line(plain: str, kind: str, meaning: str, uses: list[tuple[str, str, 
     return f"{where}  {kind}  {'; '.join([common, *others])}  {meaning}{end}"
 
 
-def _walk(section: type[BaseModel], path: str, found: dict[str, str]) -> None:
+def _add_options(section: type[BaseModel], path: str, lines: dict[str, str]) -> None:
+    """Adds the options of a section and of all sections in it to ``lines``: dotted path -> type, default, meaning."""
     for name, field in section.model_fields.items():
-        here = f"{path}.{name}"
+        option = f"{path}.{name}"
         variants = _variants(field.annotation)
         if name not in ("type", "job"):
             default = (
                 "required" if field.default is PydanticUndefined and field.default_factory is None else _default(field)
             )
-            found[here] = f"{_type(field.annotation)}  {default}  {field.description}"
+            lines[option] = f"{_type(field.annotation)}  {default}  {field.description}"
         if name == "stages":
-            continue  # each stage is a job of its own, listed under its name
+            continue  # a stage is a job, and each job is listed under its name
         for variant in variants:
             tag = variant.model_fields.get("type")
-            _walk(variant, f"{here}[{tag.default}]" if tag is not None else here, found)
+            _add_options(variant, f"{option}[{tag.default}]" if tag is not None else option, lines)
 
 
 def _variants(annotation: Any) -> list[type[BaseModel]]:
-    """The sections inside an annotation: unions, lists, optional ones."""
+    """The sections in an annotation: the members of a union, the items of a list, an optional section."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [v for inner in get_args(annotation) for v in _variants(inner)]

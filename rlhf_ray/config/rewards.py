@@ -1,4 +1,4 @@
-"""The reward: a weighted sum of named terms."""
+"""Options of the reward, a weighted sum of named terms."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pydantic import Field, model_validator
 from .section import Section
 
 STANDARDISE: bool = Field(
-    True, description="Subtract mean, divide by deviation of the starting policy's scores, frozen."
+    True,
+    description="Normalise scores with the mean and deviation of the starting policy's scores, which then stay fixed.",
 )
 
 
 class RewardTerm(Section):
-    """What every term has."""
+    """What all terms share."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9_-]+$", description="Name in metrics and trajectories.")
-    weight: float = Field(1.0, description="Factor in the total; 0 only records it.")
+    weight: float = Field(1.0, description="Factor in the reward; 0 records the term without using it.")
     on_error: Literal["fail", "drop"] = Field(
-        "fail", description="Where there is no finite number: stop the run, or drop the samples, counted."
+        "fail", description="If the term fails or is not finite: stop the run, or drop and count these samples."
     )
 
 
@@ -27,24 +28,24 @@ class RuleReward(RewardTerm):
     """A rule that ships with the package (rewards/rules.py)."""
 
     type: Literal["rule"] = "rule"
-    rule: str = Field(..., description="Which rule.")
+    rule: str = Field(..., description="Name of the rule in rewards/rules.py.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the rule.")
 
 
 class FunctionReward(RewardTerm):
-    """A function of the user with TRL's signature: f(prompts, completions, **columns) -> list[float]."""
+    """Your function, with TRL's signature: f(prompts, completions, **columns) -> list[float]."""
 
     type: Literal["function"] = "function"
     path: str = Field(..., pattern=r"^.+\.py:[A-Za-z_]\w*$", description="The function, as path/to/file.py:function.")
-    timeout_s: float = Field(60.0, gt=0, description="Seconds one call may take before it is killed.")
+    timeout_s: float = Field(60.0, gt=0, description="Seconds that one call may take; then it is killed.")
     retries: int = Field(2, ge=0, description="How often a failed call is tried again.")
 
 
 class NeuralReward(RewardTerm):
-    """What terms with a model have."""
+    """What terms with a model share."""
 
-    path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' for an earlier pipeline stage.")
-    micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass.")
+    path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' is the model of an earlier stage.")
+    micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass; lower it if memory runs out.")
 
 
 class ModelReward(NeuralReward):
@@ -55,12 +56,13 @@ class ModelReward(NeuralReward):
     steps: str | None = Field(
         None,
         min_length=1,
-        description="A process reward: score each step of an answer at its end, which is this text; not standardised.",
+        description="Text that ends a step, for a process reward: each step is scored at its end, not "
+        "normalised; none: one score for each answer.",
     )
 
 
 class LikelihoodReward(NeuralReward):
-    """Fluency: the mean log-prob of an answer's tokens, in nats, under a causal language model that stays as it is."""
+    """Fluency: the mean log-prob of an answer's tokens, in nats, under a frozen causal language model."""
 
     type: Literal["likelihood"] = "likelihood"
     standardise: bool = STANDARDISE
@@ -70,8 +72,8 @@ class ClassifierReward(NeuralReward):
     """A classifier's probability that a completion is of a class."""
 
     type: Literal["classifier"] = "classifier"
-    column: str = Field("label", description="The dataset's column that names the class of each example.")
-    label: str | None = Field(None, description="One class for all, in place of a column.")
+    column: str = Field("label", description="Column of the dataset with the class of each example.")
+    label: str | None = Field(None, description="One class for all examples; none: the column's.")
 
 
 Reward = Annotated[
@@ -80,26 +82,24 @@ Reward = Annotated[
 
 
 class Ensemble(Section):
-    """Reward models that count as one term, with their common weight: their standardised scores are combined.
+    """Reward models that count as one term with their common weight; their normalised scores are combined.
 
     Coste et al. 2023, arXiv 2310.02743.
     """
 
-    members: list[str] = Field(..., min_length=2, description="Names of the terms, standardised reward models.")
+    members: list[str] = Field(..., min_length=2, description="Names of terms that are normalised reward models.")
     combine: Literal["mean", "min", "uncertainty"] = Field(
-        "min", description="The mean of the scores, the lowest, or the mean less coef times the variance."
+        "min", description="Mean of the scores, lowest score, or (uncertainty) mean minus coef times variance."
     )
-    coef: float = Field(0.1, ge=0, description="Of uncertainty: what a variance of 1 costs.")
+    coef: float = Field(0.1, ge=0, description="Weight of the variance; only uncertainty uses it.")
 
 
 class RewardsConfig(Section):
-    """The terms and who computes them."""
+    """The terms of the reward and the workers that compute them."""
 
-    num_workers: int = Field(1, ge=1, description="Reward workers.")
+    num_workers: int = Field(1, ge=1, description="Reward workers; each has all reward models.")
     terms: list[Reward] = Field(..., min_length=1, description="The named terms; the reward is their weighted sum.")
-    ensembles: list[Ensemble] = Field(
-        default_factory=list, description="Terms that are reward models of one thing, and count as one."
-    )
+    ensembles: list[Ensemble] = Field(default_factory=list, description="Reward models that count as one term.")
 
     @model_validator(mode="after")
     def _distinct_names(self) -> RewardsConfig:
@@ -109,15 +109,15 @@ class RewardsConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _ensembles_are_sound(self) -> RewardsConfig:
+    def _ensembles_have_reward_models(self) -> RewardsConfig:
         terms, seen = {t.name: t for t in self.terms}, set[str]()
         for ensemble in self.ensembles:
             for name in ensemble.members:
                 term = terms.get(name)
                 if not isinstance(term, ModelReward) or not term.standardise or term.steps is not None:
-                    raise ValueError(f"ensembles: '{name}' is no standardised reward model among the terms")
+                    raise ValueError(f"ensembles: '{name}' is not a term with type: model and standardise: true")
                 if name in seen:
-                    raise ValueError(f"ensembles: '{name}' is a member twice")
+                    raise ValueError(f"ensembles: '{name}' is a member twice; name it once")
                 seen.add(name)
             if len({terms[name].weight for name in ensemble.members}) > 1:
                 raise ValueError(f"ensembles: {', '.join(ensemble.members)} have different weights; give all the same")

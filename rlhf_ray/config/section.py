@@ -12,22 +12,22 @@ from .synonyms import SYNONYMS
 
 
 def _elsewhere(key: Any, names: Collection[str]) -> list[str]:
-    """The option that other systems call ``key``: its name if it is one of ``names``, else its dotted path."""
+    """Options that other systems call ``key``: by name if they are among ``names``, else by dotted path."""
     targets = SYNONYMS.get(str(key), ())
     return [t.rpartition(".")[2] for t in targets if t.rpartition(".")[2] in names] or list(targets)
 
 
 class BadInput(ValueError):
-    """Input a user can mend: one sentence with what, where and how. The command line exits with 2."""
+    """Input that the user can fix. The message says what is wrong, where, and how to fix it. Exit code 2."""
 
 
 class Section(BaseModel):
-    """A frozen group of options. An unknown key is an error that suggests the nearest known one.
+    """A frozen group of options. An unknown key is an error that suggests the most similar known one.
 
-    ``unless_said`` names the variant of a key that says none: ``algorithm: {lam: 0.9}`` is ppo's.
+    ``default_variants`` maps a key to the variant of a section without a type: ``algorithm: {lam: 0.9}`` is ppo's.
     """
 
-    unless_said: ClassVar[dict[str, str]] = {}
+    default_variants: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -41,8 +41,10 @@ class Section(BaseModel):
                     )
                     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key '{key}'; {hint}")
-            said = {
-                k: {"type": kind, **data[k]} for k, kind in cls.unless_said.items() if isinstance(data.get(k), dict)
+            typed = {
+                key: {"type": variant, **data[key]}
+                for key, variant in cls.default_variants.items()
+                if isinstance(data.get(key), dict)
             }
-            data = {**data, **said}
+            data = {**data, **typed}
         return data

@@ -1,7 +1,8 @@
 """Names that other systems use for options, and where the option is here.
 
-Errors about unknown keys and `rlhf-ray options WORD` read it. A value is a list of endings of dotted paths: ``learner.lr``
-stands for ``ppo.learner.lr``, ``sft.learner.lr`` and so on. Sources: TRL, OpenRLHF, verl, transformers' TrainingArguments.
+Errors about unknown keys and `rlhf-ray options WORD` read it. A value is a list of endings of dotted paths:
+``learner.lr`` stands for ``ppo.learner.lr``, ``sft.learner.lr`` and so on. Sources: TRL, OpenRLHF, verl, transformers'
+TrainingArguments.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class QUniform(Uniform):
     """A multiple of q between two numbers, uniform."""
 
     type: Literal["quniform"] = "quniform"  # type: ignore[assignment]
-    q: float = Field(..., gt=0, description="What values are multiples of.")
+    q: float = Field(..., gt=0, description="Step: all values are multiples of it.")
 
     @model_validator(mode="after")
     def _multiples(self) -> QUniform:
@@ -138,7 +138,8 @@ class OptunaSearch(Section):
 
     type: Literal["optuna"] = "optuna"
     pareto: bool = Field(
-        False, description="Look for the whole front of metric, KL and length instead of the best within the budget."
+        False,
+        description="Search the Pareto front of metric, KL and length instead of the best trial within the budgets.",
     )
 
 
@@ -149,7 +150,7 @@ class HyperOptSearch(Section):
 
 
 class NoScheduler(Section):
-    """Every trial runs to its end."""
+    """All trials run to their end."""
 
     type: Literal["none"] = "none"
 
@@ -159,14 +160,17 @@ class ASHA(Section):
 
     type: Literal["asha"] = "asha"
     grace: int | None = Field(None, ge=1, description="Steps before a trial may be stopped; none: evaluate.every.")
-    reduction_factor: float = Field(3.0, gt=1, description="One trial in so many goes on at each rung.")
+    reduction_factor: float = Field(3.0, gt=1, description="One trial in this many continues at each rung.")
 
 
 class HyperBand(Section):
-    """HyperBand (Li et al., 2016): trials wait for each other at each rung, and the best continue from their checkpoints."""
+    """HyperBand (Li et al., 2016).
+
+    Trials wait for each other at each rung, and the best continue from their checkpoints.
+    """
 
     type: Literal["hyperband"] = "hyperband"
-    reduction_factor: float = Field(3.0, gt=1, description="One trial in so many goes on at each rung.")
+    reduction_factor: float = Field(3.0, gt=1, description="One trial in this many continues at each rung.")
 
 
 class MedianStopping(Section):
@@ -181,33 +185,40 @@ class MedianStopping(Section):
 
 
 class PopulationBased(Section):
-    """Population Based Training (Jaderberg et al., 2017): the worst trials continue from the best ones' checkpoints, changed."""
+    """Population Based Training (Jaderberg et al., 2017).
+
+    The worst trials continue from the checkpoints of the best ones, with changed values.
+    """
 
     type: Literal["pbt"] = "pbt"
-    every: int | None = Field(None, ge=1, description="Steps between such exchanges; none: evaluate.every.")
-    quantile: float = Field(0.25, gt=0, le=0.5, description="Share of the trials that counts as best, and as worst.")
+    every: int | None = Field(None, ge=1, description="Steps between exchanges of checkpoints; none: evaluate.every.")
+    quantile: float = Field(0.25, gt=0, le=0.5, description="Share of the trials that count as best, and as worst.")
     synchronous: bool = Field(
-        False, description="All trials wait for each other at an exchange, which makes it independent of their speed."
+        False,
+        description="All trials wait for each other at an exchange; the result then does not depend on their speed.",
     )
     resample: float = Field(
-        0.25, ge=0, le=1, description="Chance that a key is drawn anew instead of multiplied by 0.8 or 1.2."
+        0.25, ge=0, le=1, description="Chance that a key is drawn again instead of multiplied by 0.8 or 1.2."
     )
 
 
 class ObjectiveConfig(Section):
-    """What makes a trial the best.
+    """The measure by which the best trial is chosen.
 
-    For job: ppo never the reward alone: a policy that exceeds the KL budget is not chosen, whatever its reward.
+    For job: ppo it is never the reward alone: a policy over the KL budget is not chosen, however high its reward is.
     """
 
     metric: str | None = Field(
         None,
-        description="Held-out metric to be high, '-' before it where less is better; none: reward of ppo, else evaluate.best.",
+        description="Held-out metric to maximise, with '-' before it if less is better; none: the reward of ppo, else "
+        "evaluate.best.",
     )
     max_kl: float | None = Field(
-        None, gt=0, description="Of ppo, which needs it: most KL to the reference, in nats a held-out answer."
+        None, gt=0, description="Largest mean KL to the reference of a held-out answer, in nats; ppo requires it."
     )
-    max_length: float | None = Field(None, gt=0, description="Of ppo: most tokens of a held-out answer, on average.")
+    max_length: float | None = Field(
+        None, gt=0, description="Largest mean length of a held-out answer, in tokens; for ppo."
+    )
 
 
 NOT_SEARCHABLE = {
@@ -225,19 +236,21 @@ NOT_SEARCHABLE = {
 class TuneConfig(Section):
     """The search. `rlhf-ray train` checks this section and ignores it."""
 
-    space: dict[str, Distribution] = Field(..., min_length=1, description="Dotted key of the job: its distribution.")
-    num_samples: int = Field(10, ge=1, description="Trials; with grids, of each combination.")
-    max_concurrent: int = Field(
-        1, ge=1, description="Trials at a time; each plans its workers on so small a share of every node's CPUs."
+    space: dict[str, Distribution] = Field(
+        ..., min_length=1, description="Keys of the job to search, each with its distribution."
     )
-    max_failures: int = Field(1, ge=0, description="How often a trial that failed goes on from its last checkpoint.")
+    num_samples: int = Field(10, ge=1, description="Trials; with grids, trials for each combination.")
+    max_concurrent: int = Field(
+        1, ge=1, description="Trials at a time; each may use 1 / max_concurrent of the CPUs of every node."
+    )
+    max_failures: int = Field(1, ge=0, description="How often a failed trial continues from its last checkpoint.")
     searcher: RandomSearch | OptunaSearch | HyperOptSearch = Field(
-        default_factory=RandomSearch, discriminator="type", description="Where values come from."
+        default_factory=RandomSearch, discriminator="type", description="How the values of a trial are chosen."
     )
     scheduler: NoScheduler | ASHA | HyperBand | MedianStopping | PopulationBased = Field(
-        default_factory=NoScheduler, discriminator="type", description="Which trials go on."
+        default_factory=NoScheduler, discriminator="type", description="Which trials stop early."
     )
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is best.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="How the best trial is chosen.")
 
     @model_validator(mode="before")
     @classmethod
@@ -268,7 +281,8 @@ class TuneConfig(Section):
         grids = [key for key, d in self.space.items() if isinstance(d, Grid)]
         if grids and not isinstance(self.searcher, RandomSearch):
             raise ValueError(
-                f"space: {grids[0]} is a grid, and searcher {self.searcher.type} has none; take type: choice, or searcher random"
+                f"space: {grids[0]} is a grid, which searcher {self.searcher.type} does not support; take type: "
+                "choice, or searcher random"
             )
         if isinstance(self.scheduler, PopulationBased):
             if not isinstance(self.searcher, RandomSearch):
@@ -302,8 +316,8 @@ class Search(Section):
 def flatten_space(space: dict[str, Any]) -> dict[str, Any]:
     """``space`` with nested keys as dotted ones: {"learner": {"lr": D}} is {"learner.lr": D} for a distribution D.
 
-    A nested key that ends in no distribution changes one that is there: {"learner.lr": D, "learner": {"lr": {"high": 1}}}
-    is D with another bound. So `tune.space.learner.lr.high=1` works on the command line.
+    A nested key that ends in no distribution changes one that is there: {"learner.lr": D, "learner": {"lr": {"high":
+    1}}} is D with another bound. So `tune.space.learner.lr.high=1` works on the command line.
     """
     flat: dict[str, Any] = {key: node for key, node in space.items() if _is_distribution(node)}
 

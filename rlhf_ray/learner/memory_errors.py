@@ -26,7 +26,8 @@ class OutOfMemory(BadInput):
 def explains_memory(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """A method of a LearnerWorker that raises OutOfMemory in place of the allocator's error.
 
-    It reads the worker's ``rank``, ``world_size``, ``config``, ``roles``, and ``micro_batch``, the one that is computed.
+    It reads the worker's ``rank``, ``world_size``, ``config``, ``roles``, and ``micro_batch``, the one that is
+    computed.
     """
 
     @functools.wraps(method)

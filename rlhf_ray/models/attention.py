@@ -20,7 +20,10 @@ FLOAT32_LENGTH = 256  # tokens; up to it, CPU attention (with its backward pass)
 
 
 class UnsupportedModel(ValueError):
-    """An architecture needs something that a fast path lacks; the message names both. The caller takes the slow path."""
+    """An architecture needs something that a fast path lacks; the message names both.
+
+    The caller takes the slow path.
+    """
 
 
 def require_plain_attention(module: nn.Module, options: dict[str, Any], path: str) -> None:
@@ -57,12 +60,12 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each packed sequence; the interface of transformers' attention functions.
 
-    ``query`` (1, heads, T, d), ``key`` and ``value`` (1, kv_heads, T, d); returns (1, T, heads, d). ``sequence_lengths``
-    (S,) sum to T. ``sequence_prefixes`` (S,): the index of the sequence that a sequence continues, -1 if there is none.
-    So a prompt is stored once for all its samples (see packing.py). On a GPU, half-precision sequences go through one
-    flash-attention kernel. Elsewhere sequences of the same shape are computed together, and short bfloat16 ones in
-    float32. Raises UnsupportedModel if the model does not pass ``sequence_lengths`` on, or if it uses an option that is
-    not implemented here (soft-capping, position bias).
+    ``query`` (1, heads, T, d), ``key`` and ``value`` (1, kv_heads, T, d); returns (1, T, heads, d).
+    ``sequence_lengths`` (S,) sum to T. ``sequence_prefixes`` (S,): the index of the sequence that a sequence continues,
+    -1 if there is none. So a prompt is stored once for all its samples (see packing.py). On a GPU, half-precision
+    sequences go through one flash-attention kernel. Elsewhere sequences of the same shape are computed together, and
+    short bfloat16 ones in float32. Raises UnsupportedModel if the model does not pass ``sequence_lengths`` on, or if it
+    uses an option that is not implemented here (soft-capping, position bias).
     """
     if sequence_lengths is None:
         raise UnsupportedModel(f"{type(module).__name__} does not pass keyword arguments on to its attention")
@@ -136,8 +139,9 @@ def flash_attention(
 class KeyLayout(NamedTuple):
     """Where the keys of S packed sequences are, for the flash-attention kernel.
 
-    ``positions``: flat positions of the keys, sequence by sequence; None if they are in order already. ``query_ends`` and
-    ``key_ends`` (S + 1,) int32: cumulative numbers of queries and keys, from 0. ``max_keys``: the most of one sequence.
+    ``positions``: flat positions of the keys, sequence by sequence; None if they are in order already. ``query_ends``
+    and ``key_ends`` (S + 1,) int32: cumulative numbers of queries and keys, from 0. ``max_keys``: the most of one
+    sequence.
     """
 
     positions: Tensor | None
@@ -173,7 +177,7 @@ def _with_prefix(parts: tuple[Tensor, ...], index: int, prefix: int) -> Tensor:
 
 
 def _mask(length: int, prefix_length: int, window: int | None, device: torch.device) -> dict[str, Any]:
-    """Arguments that let ``length`` queries after a prefix see themselves and the tokens before, within a ``window``."""
+    """Arguments that let ``length`` queries after a prefix see themselves and earlier tokens, within a ``window``."""
     if prefix_length == 0 and (window is None or length <= window):
         return {"is_causal": True}
     num_keys = prefix_length + length

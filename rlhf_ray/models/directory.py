@@ -31,7 +31,8 @@ def find_local_model(path: str) -> str | None:
 
 
 def fetch_config(path: str, revision: str | None = None) -> dict[str, Any]:
-    """The values of config.json of a directory or a Hugging Face id, which is downloaded; of an adapter those of its base.
+    """The values of config.json of a directory or a Hugging Face id, which is downloaded; of an adapter those of its
+    base.
 
     Values of `text_config` replace those of the same name. Raises OSError if there is no config.json or it cannot be
     downloaded, and ValueError if it is not JSON.

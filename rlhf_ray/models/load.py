@@ -61,7 +61,10 @@ WRAPPERS: dict[str, type[Ragged]] = {
 
 
 def resolve_model(path: str, revision: str | None = None) -> str:
-    """The local directory of a model: itself, or the snapshot of a Hugging Face id. Raises BadInput if there is none."""
+    """The local directory of a model: itself, or the snapshot of a Hugging Face id.
+
+    Raises BadInput if there is none.
+    """
     directory = find_local_model(path)
     if directory is not None:
         return directory
@@ -69,7 +72,8 @@ def resolve_model(path: str, revision: str | None = None) -> str:
         return snapshot_download(path, revision=revision)
     except Exception as error:
         raise BadInput(
-            f"{path}: is not a directory, and cannot be downloaded as a Hugging Face id ({type(error).__name__}: {error})"
+            f"{path}: is not a directory, and cannot be downloaded as a Hugging Face id "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 
@@ -158,8 +162,8 @@ def build_skeleton(
     """
     if (Path(path) / "adapter_config.json").is_file():
         raise BadInput(
-            f"{path}: is an adapter, which learner.zero_stage: 3 cannot read; set learner.zero_stage to 2 or less, or merge "
-            "the adapter into its base first"
+            f"{path}: is an adapter, which learner.zero_stage: 3 cannot read; set learner.zero_stage to 2 or less, or "
+            "merge the adapter into its base first"
         )
     head_options = label_config(kind, labels)
     transformers_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **head_options)
@@ -218,8 +222,8 @@ def wrap_model(kind: str, model: Any, *, attention: str, lora: LoraConfig | None
 def compile_layers(model: nn.Module) -> None:
     """Compiles each normalisation layer and each MLP by itself, for any number of tokens.
 
-    Their many small operations are limited by memory bandwidth. Attention between them is not compiled, since the shapes
-    of packed sequences change with every pass.
+    Their many small operations are limited by memory bandwidth. Attention between them is not compiled, since the
+    shapes of packed sequences change with every pass.
     """
     for module in model.modules():
         if type(module).__name__.endswith(COMPILED_LAYERS):
@@ -227,7 +231,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability to 0: in modules, and in attributes such as ``attention_dropout``, ``layerdrop``."""
+    """Sets all dropout probabilities to 0, in modules and in attributes such as ``layerdrop``."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,7 +1,7 @@
 """Token log-probabilities, entropies and scalars of ragged sequences.
 
-``log_probs[i]`` belongs to predicting token i from the tokens before it, and so do ``values[i]``: both are read from the
-hidden state of position i - 1.
+``log_probs[i]`` belongs to predicting token i from the tokens before it, and so do ``values[i]``: both are read from
+the hidden state of position i - 1.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ragged(nn.Module):
 
     @contextlib.contextmanager
     def _noisy(self, noise: Tensor | None) -> Iterator[None]:
-        """Adds ``noise`` (in the layout of the input ids, with the embeddings' width) to the embeddings while the block runs."""
+        """Adds ``noise`` (the layout of the input ids, the embeddings' width) to the embeddings in the block."""
         if noise is None:
             yield
             return
@@ -66,7 +66,8 @@ class Ragged(nn.Module):
     def hidden(
         self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths`` (B,).
+        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths``
+        (B,).
 
         ``shared`` (B,) leading tokens that a sequence has in common with the one before it are computed once. ``noise``
         (T, width) is added to the embeddings (shared tokens get that of the sequence they are computed in).
@@ -98,7 +99,7 @@ class Ragged(nn.Module):
         self._switch(self.plain)
 
     def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
-        """What :meth:`check` compares: hidden states (R, H) scaled to length 1, since a scalar head may start at zero."""
+        """What :meth:`check` compares: hidden states (R, H) of length 1, since a scalar head may start at zero."""
         return nn.functional.normalize(self.hidden(tokens, lengths, at).float(), dim=-1)
 
     @torch.no_grad()
@@ -122,10 +123,12 @@ class Ragged(nn.Module):
             self.use_padded()
             return float("inf")
         self.use_padded()
-        alone = torch.cat([
-            self.comparable(tokens[:7], lengths[:1].to(device), torch.arange(1, 7, device=device)),
-            self.comparable(tokens[7:], lengths[1:].to(device), torch.arange(1, 12, device=device)),
-        ])  # fmt: skip
+        alone = torch.cat(
+            [
+                self.comparable(tokens[:7], lengths[:1].to(device), torch.arange(1, 7, device=device)),
+                self.comparable(tokens[7:], lengths[1:].to(device), torch.arange(1, 12, device=device)),
+            ]
+        )
         difference = float((packed - alone).view(len(at), -1).norm(dim=-1).max())
         if difference <= tolerance:
             self.packed = True
@@ -159,11 +162,13 @@ class PolicyModel(Ragged):
         shared: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its sequence's start.
+        """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its
+        sequence's start.
 
-        ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so that
-        no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it, and is
-        NaN where no gradient is taken at all (:func:`head_log_probs`). ``shared`` and ``noise`` are :meth:`hidden`'s.
+        ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so
+        that no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it,
+        and is NaN where no gradient is taken at all (:func:`head_log_probs`). ``shared`` and ``noise`` are
+        :meth:`hidden`'s.
         """
         if self.packed:
             return head_log_probs(

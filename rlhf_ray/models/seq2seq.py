@@ -12,7 +12,7 @@ from .task_heads import PaddedHead
 
 
 class Seq2SeqModel(PaddedHead):
-    """A sequence of the Batch is a source and its target end to end; the first ``source_lengths`` (B,) tokens are the source."""
+    """A sequence is a source and its target end to end; the first ``source_lengths`` (B,) tokens are the source."""
 
     def forward(self, tokens: Tensor, lengths: Tensor, source_lengths: Tensor) -> Tensor:
         """Logits (R, V) float32 of the R target tokens among ``tokens`` (T,), in their order."""

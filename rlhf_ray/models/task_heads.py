@@ -21,7 +21,8 @@ class PaddedHead(Ragged):
         return 0.0
 
     def padded(self, tokens: Tensor, lengths: Tensor, second: Tensor | None = None) -> tuple[Any, Tensor, Tensor]:
-        """The model's output for ``tokens`` (T,) of sequences of ``lengths`` (B,), and each token's row and column (T,).
+        """The model's output for ``tokens`` (T,) of sequences of ``lengths`` (B,), and each token's row and column
+        (T,).
 
         ``second`` (B,): the position in each sequence at which its second text begins, if it has two.
         """

@@ -138,8 +138,8 @@ class _TokenScores(torch.autograd.Function):
         d log p[t] / dz = e[t] - p         so that  d log p[t] / dh = (W[t] - p W) / T,  and H needs p W, not p z
         d H / dz        = -p (log p + H)
 
-    Only ``weight`` and ``bias`` themselves are saved, not their values: at ZeRO-3 these are gone after the forward pass,
-    and are gathered again before the backward pass. The weights' gradient is summed over chunks in float32.
+    Only ``weight`` and ``bias`` themselves are saved, not their values: at ZeRO-3 these are gone after the forward
+    pass, and are gathered again before the backward pass. The weights' gradient is summed over chunks in float32.
     """
 
     @staticmethod

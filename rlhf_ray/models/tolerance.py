@@ -1,6 +1,7 @@
 """Tolerances in nats: how far the log-probs of two implementations of one model may lie apart.
 
-Each table has an entry for every dtype of a config. bfloat16 has 8 bits of precision, so single tokens differ by tenths.
+Each table has an entry for every dtype of a config. bfloat16 has 8 bits of precision, so single tokens differ by
+tenths.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ def new_heads(model: Any) -> ValueHeads:
     options = [name for name in LOGIT_OPTIONS if getattr(config, name, None) not in (None, 1, 1.0)]
     if options:
         raise BadInput(
-            f"{type(model).__name__} changes logits after its output layer ({options[0]}); value heads need a model that "
-            "does not"
+            f"{type(model).__name__} changes logits after its output layer ({options[0]}); value heads need a model "
+            "that does not"
         )
     return ValueHeads(config.hidden_size, config.vocab_size)
 
@@ -163,8 +163,8 @@ def guide_model(model: Any, path: str, beta: float) -> None:
     heads = new_heads(model)
     if not heads.restore(path):
         raise BadInput(
-            f"{path}: has no {HEADS_FILE}, and rollout.engine.guide needs value heads; train them with job: ilql, or set "
-            "rollout.engine.guide to 0"
+            f"{path}: has no {HEADS_FILE}, and rollout.engine.guide needs value heads; train them with job: ilql, or "
+            "set rollout.engine.guide to 0"
         )
     model.set_output_embeddings(GuidedHead(model.get_output_embeddings(), heads.to(model.device, model.dtype), beta))
 

@@ -28,8 +28,8 @@ def mean(values: np.ndarray) -> Estimate:
     if kept.std() == 0:
         return Estimate(middle, middle, middle)
     rng = np.random.default_rng(0)
-    found = stats.bootstrap((kept,), np.mean, n_resamples=10_000, method="percentile", rng=rng, batch=1000)
-    return Estimate(middle, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    bootstrap = stats.bootstrap((kept,), np.mean, n_resamples=10_000, method="percentile", rng=rng, batch=1000)
+    return Estimate(middle, float(bootstrap.confidence_interval.low), float(bootstrap.confidence_interval.high))
 
 
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Estimate:

@@ -25,15 +25,18 @@ def references(value: Any) -> list[str]:
 
     Raises BadInput where there is none.
     """
-    found = value["text"] if isinstance(value, dict) and "text" in value else value
-    found = list(found) if isinstance(found, list | tuple) else [found]
-    if not found or any(r is None for r in found):
+    texts = value["text"] if isinstance(value, dict) and "text" in value else value
+    texts = list(texts) if isinstance(texts, list | tuple) else [texts]
+    if not texts or any(r is None for r in texts):
         raise BadInput(f"a reference is {value!r}; give a text or a list of texts")
-    return [str(r) for r in found]
+    return [str(r) for r in texts]
 
 
 def normalised(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single blanks (Rajpurkar et al. 2016, arXiv 1606.05250)."""
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single blanks.
+
+    Rajpurkar et al. 2016, arXiv 1606.05250.
+    """
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
@@ -49,23 +52,26 @@ def token_f1(text: str, references: Sequence[str]) -> float:
 
 
 def token_recall(text: str, references: Sequence[str]) -> float:
-    """Share of a reference's normalised words that the text has too, the best over references; of an empty reference 1."""
+    """Share of a reference's normalised words that the text has, the best over references; 1 for an empty reference."""
     return max(_recall(normalised(text).split(), normalised(r).split()) for r in references)
 
 
-def _recall(found: list[str], wanted: list[str]) -> float:
-    return sum((Counter(found) & Counter(wanted)).values()) / len(wanted) if wanted else 1.0
+def _recall(words: list[str], reference: list[str]) -> float:
+    return sum((Counter(words) & Counter(reference)).values()) / len(reference) if reference else 1.0
 
 
-def _f1(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted))
+def _f1(words: list[str], reference: list[str]) -> float:
+    if not words or not reference:
+        return float(words == reference)
+    common = sum((Counter(words) & Counter(reference)).values())
+    return 2 * common / (len(words) + len(reference))
 
 
 def bleu(texts: Sequence[str], references: References, language: str | None = None) -> float:
-    """Corpus BLEU, 0 to 100 (Papineni et al. 2002; Post 2018, arXiv 1804.08771). ``language`` zh, ja or ko takes its tokenizer."""
+    """Corpus BLEU, 0 to 100 (Papineni et al. 2002; Post 2018, arXiv 1804.08771).
+
+    ``language`` zh, ja or ko takes its tokenizer.
+    """
     names = {"zh": "zh", "ja": "char", "ko": "char"}
     metric = sacrebleu().BLEU(tokenize=names.get(language or "", "13a"))
     return float(metric.corpus_score(list(texts), _columns(references)).score)
@@ -83,32 +89,36 @@ def sentence_chrf(texts: Sequence[str], references: References) -> list[float]:
 
 
 def rouge_l(texts: Sequence[str], references: References) -> list[float]:
-    """F measure of each text's longest common subsequence with a reference, 0 to 1, the best over references (Lin 2004)."""
+    """F measure (0 to 1) of each text's longest common subsequence with a reference, the best over references.
+
+    Lin 2004.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise BadInput("ROUGE needs rouge-score: pip install 'rlhf-ray[metrics]'") from None
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     return [
-        max(float(scorer.score(wanted, t)["rougeL"].fmeasure) for wanted in r)
+        max(float(scorer.score(reference, t)["rougeL"].fmeasure) for reference in r)
         for t, r in zip(texts, references, strict=True)
     ]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all n-grams of all texts, 0 to 1 (Li et al. 2016, arXiv 1510.03055)."""
-    every = [gram for text in texts for gram in grams(text, n)]
-    return len(set(every)) / len(every) if every else 0.0
+    all_grams = [gram for text in texts for gram in grams(text, n)]
+    return len(set(all_grams)) / len(all_grams) if all_grams else 0.0
 
 
 def repetition(text: str, n: int = 3) -> float:
     """Share of a text's n-grams that it had before, 0 to 1."""
-    every = grams(text, n)
-    return 1 - len(set(every)) / len(every) if every else 0.0
+    all_grams = grams(text, n)
+    return 1 - len(set(all_grams)) / len(all_grams) if all_grams else 0.0
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """Chance that one of k of the samples is right, without bias: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+    """Chance that one of k of the samples is right, without bias: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv
+    2107.03374).
 
     Raises ValueError for fewer samples than k.
     """

@@ -116,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
-        """Log-probs (T,) float32 of ``tokens`` (T,) at the sampling temperature, 0 for the first; the probe of a sync."""
+        """Log-probs (T,) float32 of ``tokens`` (T,) at the sampling temperature, 0 for the first; a sync's probe."""
         ...
 
     def take_counters(self) -> dict[str, float]:

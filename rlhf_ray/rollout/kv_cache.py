@@ -31,9 +31,10 @@ def decode_attention(
     """Attention over a KV cache: two batched matrix products for one query token, torch's function for more.
 
     ``query`` (rows, heads, n, d), ``key`` (rows, kv_heads, width, d) and ``value`` (rows, kv_heads, width, d'); returns
-    (rows, n, heads, d'). ``attention_mask`` (rows, 1, 1, width) is added to the scores. Keys and values may have another
-    dtype than the query (:func:`cache_dtype`). torch's function with one token was 1.3 times slower on CPUs in float32,
-    and 3 to 7 times slower in bfloat16. Raises UnsupportedModel for a mask with heads or an option that is not softmax.
+    (rows, n, heads, d'). ``attention_mask`` (rows, 1, 1, width) is added to the scores. Keys and values may have
+    another dtype than the query (:func:`cache_dtype`). torch's function with one token was 1.3 times slower on CPUs in
+    float32, and 3 to 7 times slower in bfloat16. Raises UnsupportedModel for a mask with heads or an option that is not
+    softmax.
     """
     require_plain_attention(module, kwargs, "decoding with a KV cache")
     if query.shape[2] != 1 or attention_mask is None:
@@ -77,7 +78,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token of each row (rows, kv_heads, 1, d); returns all keys and values (rows, kv_heads, width, d)."""
+        """Writes one token of each row (rows, kv_heads, 1, d); returns the cached ones (rows, kv_heads, width, d)."""
         rows, kv_heads, new_tokens, _ = key_states.shape
         if new_tokens != 1:
             raise UnsupportedModel(f"the model adds {new_tokens} tokens to the KV cache for one input token")
@@ -141,8 +142,8 @@ class CachedDecoder:
     """Implements Decoder with the model's own forward pass and a RaggedCache.
 
     ``graphed``: a decode step is a CUDA graph, which costs the host one launch instead of some hundred. There is one
-    graph for each number of rows and each width; both are powers of two, so there are few. Raises UnsupportedModel, here
-    or when a method first runs the model.
+    graph for each number of rows and each width; both are powers of two, so there are few. Raises UnsupportedModel,
+    here or when a method first runs the model.
     """
 
     def __init__(self, model: Any, max_rows: int, device: torch.device, graphed: bool = False) -> None:
@@ -181,7 +182,8 @@ class CachedDecoder:
         ).last_hidden_state
         if len(prefix.layers) != self.num_layers:
             raise UnsupportedModel(
-                f"{type(self.model).__name__} caches keys and values of {len(prefix.layers)} of {self.num_layers} layers"
+                f"{type(self.model).__name__} caches keys and values of {len(prefix.layers)} of "
+                f"{self.num_layers} layers"
             )
         lengths = torch.tensor(prompt_lengths, device=self.device)
         logits = self.model.get_output_embeddings()(hidden[torch.arange(len(prompts), device=self.device), lengths - 1])
@@ -228,7 +230,7 @@ class CachedDecoder:
             self.graphs.clear()
 
     def _decode(self, width: int, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits (rows, V) after ``tokens`` (rows,) at ``positions`` (rows,), over the first ``width`` slots of each row."""
+        """Logits (rows, V) after ``tokens`` (rows,) at ``positions`` (rows,), over the first ``width`` slots."""
         self.cache.set_write_positions(positions, width)
         out = self.model(
             input_ids=tokens[:, None],
@@ -282,7 +284,7 @@ class Graphs:
         return out
 
     def _capture(self, size: int, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...], Tensor]:
-        """Raises UnsupportedModel if ``function`` does something that a graph cannot, such as waiting for the device."""
+        """Raises UnsupportedModel if ``function`` does what a graph cannot, such as waiting for the device."""
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):

@@ -51,7 +51,8 @@ def sample_tokens(
 
 
 class TransformersEngine:
-    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a time.
+    """Implements Engine for ``model`` (a causal LM in eval mode on ``device``), at most ``max_rows`` sequences at a
+    time.
 
     Row r of every tensor below belongs to the request ``self.rows[r]``.
     """
@@ -92,7 +93,10 @@ class TransformersEngine:
         return finished
 
     def _refill(self) -> None:
-        """Fills free rows from the queue if they are worth a prefill. Neighbours with the same prompt share its prefill."""
+        """Fills free rows from the queue if they are worth a prefill.
+
+        Neighbours with the same prompt share its prefill.
+        """
         free = min(self.max_rows - len(self.rows), len(self.waiting))
         enough = min(len(self.waiting), self.max_rows // REFILL_SHARE if self.rows else 1)
         if not free or free < enough:

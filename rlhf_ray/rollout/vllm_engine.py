@@ -2,8 +2,8 @@
 
 This is the only file that imports vllm, and it does so when an engine is built. The engine core runs inside the rollout
 worker: a decode step is a function call, and weights do not leave the process. The core starts with random weights of
-the model's shapes, since the worker serves no version before the first weight sync. LoRA needs nothing here: the learner
-merges adapters into the weights that it sends.
+the model's shapes, since the worker serves no version before the first weight sync. LoRA needs nothing here: the
+learner merges adapters into the weights that it sends.
 """
 
 from __future__ import annotations
@@ -226,7 +226,8 @@ def _verify_shapes(tensors: Sequence[tuple[str, Tensor]], shapes: dict[str, tupl
 def _reload(worker: Any, tensors: Sequence[tuple[str, Tensor]]) -> None:
     """Runs in each of vLLM's workers: loads the weights, then packs the output head again.
 
-    On CPUs the head is a packed copy. vLLM packs it before it loads a tied embedding, and would compute with the old one.
+    On CPUs the head is a packed copy. vLLM packs it before it loads a tied embedding, and would compute with the old
+    one.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

@@ -142,9 +142,9 @@ class RunDir:
             return
         if self._has_output():
             raise BadInput(
-                f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); set these options back to "
-                "continue it, or choose another run.dir; to train its model further with other options, choose another "
-                f"run.dir and model.path={self.path / 'model'}"
+                f"run.dir: {self.path} holds a run with another config ({'; '.join(refused[:3])}); set these "
+                "options back to continue it, or choose another run.dir; to train its model further with other "
+                f"options, choose another run.dir and model.path={self.path / 'model'}"
             )
         for name in BEFORE_STEP_1:
             path = self.path / name

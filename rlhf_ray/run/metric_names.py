@@ -96,11 +96,11 @@ class/accuracy | share | Share of the texts whose class is predicted right.
 span/exact | share | Share of the windows whose first and last answer token are both predicted right.
 
 actor/grad_norm | norm | Norm of the actor's gradient before clipping.
-actor/skipped_steps | steps | Optimizer steps of the actor that were skipped because the gradient was not finite; absent if none was.
+actor/skipped_steps | steps | Optimizer steps of the actor skipped for a gradient that is not finite; absent if none.
 actor/lr | rate | Learning rate of the actor's update.
 actor/mfu | share | Model FLOP/s of the actor's update as a share of the device's peak.
 critic/grad_norm | norm | Norm of the critic's gradient before clipping.
-critic/skipped_steps | steps | Optimizer steps of the critic that were skipped because the gradient was not finite; absent if none was.
+critic/skipped_steps | steps | Optimizer steps of the critic skipped for a gradient that is not finite; absent if none.
 critic/lr | rate | Learning rate of the critic's update.
 critic/mfu | share | Model FLOP/s of the critic's update as a share of the device's peak.
 

@@ -2,12 +2,13 @@
 
 Reviews. A review names a topic and has two to four clauses about parts of it, then a verdict. A clause has one of four
 patterns and a positive or negative adjective; some are negated. A mood makes the clauses of a review lean one way. A
-prompt is the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` measures an answer.
+prompt is the topic and a first clause; the right answer is two more clauses, and no verdict. ``judge`` measures an
+answer.
 
     review of the hotel : the staff was lovely . i found the view not cold . verdict good
 
-The same reviews give classes (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or none),
-and questions about a part, answered by its adjective.
+The same reviews give classes (good, mixed or bad, without the verdict), a tag for each word (part, plus, minus or
+none), and questions about a part, answered by its adjective.
 
 Translation. The same clauses in an invented language: words spelt backwards, the verb last, the adjective before it.
 
@@ -68,8 +69,8 @@ MakeRow = Callable[[random.Random], tuple[str, dict[str, Any]]]
 class Verdict:
     """The measures of an answer to a review prompt.
 
-    truth: mean over its clauses of +1 or -1, where an invalid, repeated or unfinished clause counts -1; -1 if there is none.
-    sentiment: the mean over valid clauses only (0 if there is none). validity: the share of valid clauses.
+    truth: mean over its clauses of +1 or -1, where an invalid, repeated or unfinished clause counts -1; -1 if there is
+    none. sentiment: the mean over valid clauses only (0 if there is none). validity: the share of valid clauses.
     """
 
     truth: float
@@ -90,9 +91,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False, model_max_length=1 << 20,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 20,
+    )
 
 
 def judge(prompt: str, completion: str) -> Verdict:
@@ -118,7 +124,7 @@ def polarity(clause: str) -> int | None:
 
 
 def is_consistent(prompt: str, completion: str) -> bool:
-    """Whether a review, prompt and completion together, closes with the verdict of its clauses, all of them valid and different."""
+    """Whether a review (prompt and completion) ends with the verdict of its clauses, all valid and different."""
     text = " ".join((prompt + completion).replace(".", " . ").split())
     body, _, verdict = text.partition(" : ")[2].partition(" verdict ")
     *clauses, rest = body.split(" .")
@@ -168,8 +174,11 @@ def _text(clause: Clause) -> str:
 
 _CLAUSES = {
     _text((part, word, pattern, negated)): -value if negated else value
-    for part in PARTS for word, value in POLARITY.items() for pattern in range(len(PATTERNS)) for negated in (False, True)
-}  # fmt: skip
+    for part in PARTS
+    for word, value in POLARITY.items()
+    for pattern in range(len(PATTERNS))
+    for negated in (False, True)
+}
 
 
 def _clause(draw: random.Random, mood: float) -> str:

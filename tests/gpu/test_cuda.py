@@ -20,9 +20,9 @@ SHAPE = {**TINY, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_he
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def made(dtype, **more):
+def made(dtype, **options):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**SHAPE, "initializer_range": 0.1, **more})
+    config = AutoConfig.for_model(**{**SHAPE, "initializer_range": 0.1, **options})
     return AutoModelForCausalLM.from_config(config, dtype=dtype).cuda().eval()
 
 
@@ -37,15 +37,15 @@ def test_packed_log_probs_and_gradients_are_the_padded_ones(dtype, shared):
     tokens, sizes = torch.cat(rows).cuda(), torch.tensor(lengths).cuda()
     at = torch.cat([torch.arange(5, n) + sum(lengths[:i]) for i, n in enumerate(lengths)]).cuda()
     leading = torch.tensor([0, *[shared] * 3]).cuda()
-    found = []
-    for given in (leading, None):
+    results = []
+    for shared_lengths in (leading, None):
         model.zero_grad()
-        log_probs, _ = model(tokens, sizes, at, 1.0, False, given)
+        log_probs, _ = model(tokens, sizes, at, 1.0, False, shared_lengths)
         log_probs.sum().backward()
-        found.append((log_probs.detach(), model.core.lm_head.weight.grad.float().clone()))
+        results.append((log_probs.detach(), model.core.lm_head.weight.grad.float().clone()))
         model.use_padded()
-    assert (found[0][0] - found[1][0]).abs().max() < BOUND[dtype]
-    assert torch.nn.functional.cosine_similarity(found[0][1].flatten(), found[1][1].flatten(), 0) > 0.99
+    assert (results[0][0] - results[1][0]).abs().max() < BOUND[dtype]
+    assert torch.nn.functional.cosine_similarity(results[0][1].flatten(), results[1][1].flatten(), 0) > 0.99
 
 
 def test_the_engines_log_probs_are_the_learners():

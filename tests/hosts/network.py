@@ -74,13 +74,13 @@ class Network:
             "try: socket.create_connection((sys.argv[1], 9), timeout=2)\n"
             "except ConnectionRefusedError: print(time.monotonic()-began)"
         )
-        found: list[float] = []
+        seconds: list[float] = []
         for _ in range(tries):
             line = self.command(start, [sys.executable, "-S", "-c", code, self.address(end)])
             done = subprocess.run(line, capture_output=True, text=True, check=False)
-            found += [float(done.stdout)] if done.stdout.strip() else []
-            if len(found) == 3:
-                return min(found)
+            seconds += [float(done.stdout)] if done.stdout.strip() else []
+            if len(seconds) == 3:
+                return min(seconds)
             time.sleep(0.1)
         raise RuntimeError(f"host {end} cannot be reached from host {start}")
 

@@ -31,23 +31,23 @@ def hosts():
     why = network.missing()
     if why:
         pytest.skip(why)
-    made = network.Network(NUM_HOSTS, LATENCY_S)
-    address = f"{made.address(0)}:6379"
+    net = network.Network(NUM_HOSTS, LATENCY_S)
+    address = f"{net.address(0)}:6379"
     processes = []
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
         try:
             for i in range(NUM_HOSTS):
                 how = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={session}"]
                 line = [str(BIN / "ray"), "start", "--block", "--num-cpus=4", "--disable-usage-stats"]
-                line += [f"--node-ip-address={made.address(i)}", *(how if i == 0 else [f"--address={address}"])]
+                line += [f"--node-ip-address={net.address(i)}", *(how if i == 0 else [f"--address={address}"])]
                 log = (Path(session) / f"host{i}.log").open("w")
-                processes.append(subprocess.Popen(made.command(i, line), stdout=log, stderr=subprocess.STDOUT))
+                processes.append(subprocess.Popen(net.command(i, line), stdout=log, stderr=subprocess.STDOUT))
                 await_text(Path(session) / f"host{i}.log", "--block", processes[-1])
-            yield made, address
+            yield net, address
         finally:
             for process in reversed(processes):
                 end(process)
-            made.remove()
+            net.remove()
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +83,20 @@ def end(process):
 
 
 def job(num_steps):
-    """Two learner ranks and three rollout workers: with four CPUs a host they cannot share one, and two hosts have room for all."""
-    found = rl_job(num_steps=num_steps, checkpoint={"every": 2})
-    found["cluster"] = {**found["cluster"], "spread": True, "num_threads": 1, "deadline_s": 300}
-    found["learner"] = {**found["learner"], "num_workers": 2}
-    found["rollout"] = {**found["rollout"], "num_workers": 3}
-    return found
+    """Two learner ranks and three rollout workers.
+
+    With four CPUs a host they cannot share one, and two hosts have room for all.
+    """
+    tree = rl_job(num_steps=num_steps, checkpoint={"every": 2})
+    tree["cluster"] = {**tree["cluster"], "spread": True, "num_threads": 1, "deadline_s": 300}
+    tree["learner"] = {**tree["learner"], "num_workers": 2}
+    tree["rollout"] = {**tree["rollout"], "num_workers": 3}
+    return tree
 
 
 def start(hosts, file, run_dir):
     """The job, driven from the first host."""
-    made, address = hosts
+    net, address = hosts
     line = [
         str(BIN / "python"),
         "-m",
@@ -104,13 +107,13 @@ def start(hosts, file, run_dir):
         f"cluster.address={address}",
     ]
     pipe = subprocess.PIPE
-    return subprocess.Popen(made.command(0, line), stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=dict(os.environ))
+    return subprocess.Popen(net.command(0, line), stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=dict(os.environ))
 
 
 def test_training_goes_on_when_links_are_cut_and_healed(hosts, near, tmp_path):
     """And ends where a run on one host ends."""
-    made, _ = hosts
-    trips = [made.round_trip_s(0, i) for i in range(1, NUM_HOSTS)]
+    net, _ = hosts
+    trips = [net.round_trip_s(0, i) for i in range(1, NUM_HOSTS)]
     assert all(trip > 2 * LATENCY_S * (i + 1) for i, trip in enumerate(trips))
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job(num_steps=10)))
@@ -119,7 +122,7 @@ def test_training_goes_on_when_links_are_cut_and_healed(hosts, near, tmp_path):
         wait_for(tmp_path / "far" / "metrics.jsonl", lines, process)
         for state in ("down", "up"):  # of all hosts but the first, for Ray may leave one of them without a worker
             for host in range(1, NUM_HOSTS):
-                made.link(host, state)
+                net.link(host, state)
             time.sleep(seconds if state == "down" else 0.0)
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out + err
@@ -135,12 +138,12 @@ def test_training_goes_on_when_links_are_cut_and_healed(hosts, near, tmp_path):
 
 def test_training_goes_on_without_a_host_that_is_gone(hosts, near, tmp_path):
     """Ray counts a host as dead after some seconds without an answer; its workers move to the hosts that are left."""
-    made, _ = hosts
+    net, _ = hosts
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job(num_steps=10)))
     process = start(hosts, file, tmp_path / "run")
     wait_for(tmp_path / "run" / "metrics.jsonl", 3, process)
-    made.link(NUM_HOSTS - 1, "down")
+    net.link(NUM_HOSTS - 1, "down")
     began = time.monotonic()
     out, err = process.communicate(timeout=600)
     print(f"{time.monotonic() - began:.0f} s from the cut to the end of the run")

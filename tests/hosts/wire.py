@@ -1,4 +1,5 @@
-"""A wire between two bridges that takes its time: `python wire.py SECONDS BRIDGE BRIDGE`, in the namespace of the bridges.
+"""A wire between two bridges that takes its time: `python wire.py SECONDS BRIDGE BRIDGE`, in the namespace of the
+bridges.
 
 Frames go through two TAP devices and this process, each as late as was asked: many kernels are built without netem.
 """

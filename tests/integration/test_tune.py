@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from rlhf_ray.config import load
+from rlhf_ray.config import load_job
 from rlhf_ray.run.checkpoint import complete_checkpoints
 from rlhf_ray.run.reader import read_manifest
 from tests.helpers import ROOT, TINY, metrics_of
@@ -70,5 +70,5 @@ def test_a_search_that_is_stopped_from_outside_continues(tmp_path):
     best = next(t for t in results["trials"] if t["name"] == results["best"])
     assert best["values"] == {"learner.lr": 3e-3}
     assert (run / "trials" / best["run"] / "model" / "model.safetensors").is_file()
-    assert load(run / "best.yaml").learner.lr == 3e-3
+    assert load_job(run / "best.yaml").learner.lr == 3e-3
     assert "<svg" in (run / "trials.svg").read_text()

@@ -73,15 +73,15 @@ def test_values_near_the_optimum_and_guidance_takes_the_best_walks(tmp_path):
         [chain.FIRST + chain.moved(p, a) for a in (chain.LEFT, chain.RIGHT)] + [chain.STOPPED]
         for p in range(chain.SIZE)
     ]
-    found = np.take_along_axis(q, np.array(ids), 1)
+    q_of_actions = np.take_along_axis(q, np.array(ids), 1)
     limit = chain.expectile_values(lambda values: chain.expectile(values, EXPECTILE))
     assert (
-        np.abs(found - limit).max() < 0.1
+        np.abs(q_of_actions - limit).max() < 0.1
     )  # what IQL converges to with this expectile, below the optimum by at most 0.05
-    assert np.abs(found - best).max() < 0.15
-    assert (found.argmax(1) == best.argmax(1)).all()
+    assert np.abs(q_of_actions - best).max() < 0.15
+    assert (q_of_actions.argmax(1) == best.argmax(1)).all()
     for place, takes in enumerate(ids):  # a jump is worth less than any step: the conservative term
-        assert np.delete(q[place], takes).max() < found[place].min()
+        assert np.delete(q[place], takes).max() < q_of_actions[place].min()
     results = {n: json.loads((tmp_path / "run" / n / "evaluation.json").read_text()) for n in ("plain", "guided")}
     assert 0.1 < results["plain"]["terms"]["paid"]["mean"] < 0.3  # as the data
     assert results["guided"]["terms"]["paid"]["mean"] == 1.0

@@ -32,12 +32,12 @@ def quickstart(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_truth_rises(quickstart, seed):
-    found = results(quickstart(seed))
-    assert found["reward"]["evaluate/reward/accuracy"] >= 0.85  # one pair in twenty is flipped: 0.95 is the most
+    measures = results(quickstart(seed))
+    assert measures["reward"]["evaluate/reward/accuracy"] >= 0.85  # one pair in twenty is flipped: 0.95 is the most
     for name in ("truth", "sentiment"):
-        assert found["ppo"][f"part/{name}"]["low"] > 0.4
-    assert found["ppo"]["part/validity"]["after"] > 0.9
-    assert found["ppo"]["kl"]["after"] < 10
+        assert measures["ppo"][f"part/{name}"]["low"] > 0.4
+    assert measures["ppo"]["part/validity"]["after"] > 0.9
+    assert measures["ppo"]["kl"]["after"] < 10
 
 
 def test_without_a_penalty_the_reward_model_is_hacked(quickstart, tmp_path):
@@ -64,6 +64,6 @@ def test_shuffled_labels_teach_no_sentiment(quickstart, tmp_path):
     stages["ppo"]["model"]["path"] = f"{base}/sft/model"
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"job": "pipeline", "stages": stages}, sort_keys=False))
     run_job(tmp_path / "job.yaml", tmp_path / "run", timeout=900)
-    found = results(tmp_path / "run")
-    assert abs(found["reward"]["evaluate/reward/accuracy"] - 0.5) < 0.1
-    assert found["ppo"]["part/sentiment"]["after"] < 0.5 * results(base)["ppo"]["part/sentiment"]["after"]
+    measures = results(tmp_path / "run")
+    assert abs(measures["reward"]["evaluate/reward/accuracy"] - 0.5) < 0.1
+    assert measures["ppo"]["part/sentiment"]["after"] < 0.5 * results(base)["ppo"]["part/sentiment"]["after"]

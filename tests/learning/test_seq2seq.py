@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.learning, pytest.mark.timeout(1800)]
 
 def test_translations_are_learnt(tmp_path):
     run_job(JOBS["seq2seq"], tmp_path / "run", timeout=1200)
-    found = json.loads((tmp_path / "run" / "seq2seq" / "evaluation.json").read_text())
-    assert found["chrf"] > 80
+    evaluation = json.loads((tmp_path / "run" / "seq2seq" / "evaluation.json").read_text())
+    assert evaluation["chrf"] > 80
     data = [
         "data.path=toy:translation:heldout", "data.columns={source: prompt, target: answer}", "data.size=50",
         "data.max_prompt_tokens=64", "rollout.max_new_tokens=64", "rewards.terms=[{name: chrf, type: rule, rule: chrf}]",

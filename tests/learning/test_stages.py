@@ -37,11 +37,11 @@ def data(task, size=4000):
     return {"data": {"path": path, "size": size}, "evaluate": {"data": {"path": path, "split": "heldout", "size": 256}}}
 
 
-def supervised(job, start, task, lr=1e-3, steps=150, **more):
+def supervised(job, start, task, lr=1e-3, steps=150, **options):
     """A supervised stage that starts from the model of stage ``start``."""
     learner = {"lr": lr, "warmup_steps": 10, "schedule": "linear"}
     common = {"num_steps": steps, "batch_size": 32, "max_length": 128, "learner": learner, "log": {"every": 50}}
-    return {"job": job, "model": {"path": f"stage:{start}"}, **data(task), **common, **more}
+    return {"job": job, "model": {"path": f"stage:{start}"}, **data(task), **common, **options}
 
 
 def pipeline(folder, stages):
@@ -76,33 +76,33 @@ def results(start, tmp_path_factory):
     ]
     (folder / "judged.jsonl").write_text("\n".join(map(json.dumps, judged[:-512])))
     (folder / "heldout.jsonl").write_text("\n".join(map(json.dumps, judged[-512:])))
-    own = {
+    job_keys = {
         "data": {"path": str(folder / "judged.jsonl")},
         "evaluate": {"data": {"path": str(folder / "heldout.jsonl")}},
     }
     encoder = {"tokenizer": "toy", "init": BERT}
-    found = {
+    measures = {
         "masked": supervised("pretrain", "", "reviews/text", steps=400, objective="masked", model=encoder),
         "classify": supervised("classify", "masked", "reviews/labels", steps=400),
         "tag": supervised("tag", "masked", "reviews/tags"),
         "qa": supervised("qa", "masked", "reviews/questions", steps=600, stride=16),
         "pairwise": supervised("reward", "pretrain", "reviews/pairs"),
-        "labelled": supervised("reward", "pretrain", "reviews/pairs", lr=4e-4, steps=800, objective="labelled", **own),
+        "labelled": supervised("reward", "pretrain", "reviews/pairs", lr=4e-4, steps=800, objective="labelled", **job_keys),
     }  # fmt: skip
     for name, objective in PREFERENCES.items():
-        found[name] = supervised("dpo", "sft", "reviews/pairs", lr=3e-4, steps=100, objective=objective)
-    found["kto"] |= own
-    for stage in found.values():
+        measures[name] = supervised("dpo", "sft", "reviews/pairs", lr=3e-4, steps=100, objective=objective)
+    measures["kto"] |= job_keys
+    for stage in measures.values():
         origin = stage["model"].get("path", "").removeprefix("stage:")
         if origin in ("pretrain", "sft"):
             stage["model"] = {"path": str(base / origin / "model")}
-    return pipeline(folder, found)
+    return pipeline(folder, measures)
 
 
 def test_language_models_come_close_to_the_worlds_entropy(start):
-    found = start[1]
-    assert found["pretrain"]["evaluate/perplexity"] < 3.0
-    assert found["sft"]["evaluate/perplexity"] < 3.0
+    measures = start[1]
+    assert measures["pretrain"]["evaluate/perplexity"] < 3.0
+    assert measures["sft"]["evaluate/perplexity"] < 3.0
 
 
 # Spans: a third is the right kind of word, whichever part was asked for; finding that part again is not learnt in thousands of
@@ -123,7 +123,7 @@ def test_held_out_values(results, stage, measure, least):
 def improved(start, tmp_path_factory):
     """Results of every RL algorithm, and of the fine-tuned model against one that was fine-tuned further on its best answers."""
     sft = {"path": str(start[0] / "sft" / "model")}
-    found = {
+    improvements = {
         name: {
             "job": "ppo", "model": sft, "algorithm": {"type": name}, "data": PROMPTS, "rewards": SENTIMENT, "num_steps": 15,
             "rollout": {"prompts_per_step": 64 if name in ("ppo", "reinforce", "reinforce_plus_plus", "remax") else 16,
@@ -134,19 +134,19 @@ def improved(start, tmp_path_factory):
         for name in ALGORITHMS
     }  # fmt: skip
     rollout = {"chunk_prompts": 32, "max_new_tokens": 24}
-    found["sample"] = {
+    improvements["sample"] = {
         "job": "sample", "model": sft, "data": {**PROMPTS, "size": 512}, "rollout": rollout, "rewards": SENTIMENT,
         "samples": 8, "keep": "best",
     }  # fmt: skip
-    found["kept"] = supervised(
+    improvements["kept"] = supervised(
         "sft", "", "", steps=60, model=sft, data={"path": "stage:sample/kept.jsonl"}, evaluate={}
     )
-    found["judged"] = {
+    improvements["judged"] = {
         "job": "evaluate", "model": {"path": "stage:kept"}, "against": sft["path"], "data": HELDOUT, "rollout": rollout,
         "rewards": SENTIMENT, "greedy": False,
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("improved")
-    results = pipeline(folder, found)
+    results = pipeline(folder, improvements)
     return results | {"judged": json.loads((folder / "run" / "judged" / "evaluation.json").read_text())}
 
 

@@ -1,12 +1,11 @@
-"""GSM8K as it is published: every reference solution is understood by the rule that judges answers. RLHF_RAY_REAL has data/gsm8k."""
+"""GSM8K as published: the rule that scores answers reads every reference solution. RLHF_RAY_REAL has data/gsm8k."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config import DataConfig
-from rlhf_ray.config import load as load_job
+from rlhf_ray.config import DataConfig, load_job
 from rlhf_ray.data import examples
 from rlhf_ray.rewards.rules import rule
 from tests.helpers import JOBS

@@ -48,6 +48,6 @@ def test_stories_get_happier(paths, reward_model, monkeypatch, tmp_path, algorit
     model = [f"rewards.terms.0.path={reward_model}/model"] if algorithm == "ppo" else []
     job = JOBS[f"stories_{algorithm}"]
     run_job(job, tmp_path, f"model.path={paths['models/stories260k']}", f"run.seed={seed}", *model, timeout=900)
-    found = results(tmp_path)
+    measures = results(tmp_path)
     for name in ("words", "judge"):
-        assert found[f"part/{name}"]["low"] > 0
+        assert measures[f"part/{name}"]["low"] > 0

@@ -119,7 +119,7 @@ def test_canonical_order_is_by_example_then_sample():
     assert batch.sorted().sample.tolist() == [0, 1, 0]
 
 
-# plans ------------------------------------------------------------------------------------------------------------------
+# plans --------------------------------------------------------------------------------------------------------------
 
 
 ragged = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)

@@ -51,15 +51,15 @@ def violations(file, root=PACKAGE):
     """Sentences about what a file imports and should not."""
     place = file.relative_to(root)
     parts = [*place.with_suffix("").parts]
-    own, found = parts[0], []
+    room, messages = parts[0], []
     for name, line, inside in imports(ast.parse(file.read_text()), parts):
-        if inside and name in LEVEL and name != own and own in LEVEL and LEVEL[name] >= LEVEL[own]:
-            found.append(f"{place}:{line}: {own} imports {name}, which is not below it")
+        if inside and name in LEVEL and name != room and room in LEVEL and LEVEL[name] >= LEVEL[room]:
+            messages.append(f"{place}:{line}: {room} imports {name}, which is not below it")
         if not inside and name in DOORS and not str(place).startswith(DOORS[name]):
-            found.append(f"{place}:{line}: {name} has its door elsewhere")
-        if not inside and own == "config" and name in ("torch", "transformers"):
-            found.append(f"{place}:{line}: config imports {name}")
-    return found
+            messages.append(f"{place}:{line}: {name} has its door elsewhere")
+        if not inside and room == "config" and name in ("torch", "transformers"):
+            messages.append(f"{place}:{line}: config imports {name}")
+    return messages
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -97,7 +97,10 @@ def test_config_brings_neither_torch_nor_ray():
 def test_no_process_starts_with_what_it_may_never_need():
     """Each of these takes a worker seconds."""
     late = {"vllm", "deepspeed", "peft", "sklearn", "scipy.stats", "pandas"}
-    code = f"import sys, rlhf_ray._compat as c; c.hide_sklearn(); import rlhf_ray.jobs.start; assert not {late} & set(sys.modules)"
+    code = (
+        "import sys, rlhf_ray._compat as c; c.hide_sklearn(); import rlhf_ray.jobs.start; "
+        f"assert not {late} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -110,7 +113,10 @@ def test_functions_and_files_stay_small(file):
 
 
 def test_behaviour_is_chosen_by_records_and_not_by_the_class_of_a_config():
-    """A kind of job, an algorithm, an engine is a record. A check of a config's class in other packages needs a good reason."""
+    """A kind of job, an algorithm, an engine is a record.
+
+    A check of a config's class in other packages needs a good reason.
+    """
     classes = {
         node.name
         for file in (PACKAGE / "config").glob("*.py")

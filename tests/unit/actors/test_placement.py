@@ -229,8 +229,9 @@ SLOTS = st.lists(
 )
 NODES = st.lists(
     st.builds(lambda cpus, gpus: {"CPU": cpus, "GPU": gpus}, st.integers(1, 16), st.integers(0, 4)),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 @settings(deadline=None)

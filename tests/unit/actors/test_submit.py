@@ -6,7 +6,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from rlhf_ray.actors import submit
 from rlhf_ray.cli import main
-from rlhf_ray.config import BadInput, load
+from rlhf_ray.config import BadInput, load_job
 from tests.helpers import rl_job
 
 
@@ -22,7 +22,12 @@ def project(tmp_path, monkeypatch):
 def test_a_request_runs_the_file_in_the_clusters_copy(project):
     file = project / "jobs" / "my job.yaml"
     request = submit.make_request(
-        "train", load(file, ["run.dir=/shared/x"]), file, project, ["run.dir=/shared/x", "run.seed=3"], {"SST2": "a b"}
+        "train",
+        load_job(file, ["run.dir=/shared/x"]),
+        file,
+        project,
+        ["run.dir=/shared/x", "run.seed=3"],
+        {"SST2": "a b"},
     )
     assert request["entrypoint"] == "rlhf-ray train 'jobs/my job.yaml' run.dir=/shared/x run.seed=3"
     assert request["runtime_env"]["working_dir"] == str(project)
@@ -56,7 +61,7 @@ def test_a_file_outside_the_working_directory_would_not_be_there(project):
     file = project / "jobs" / "my job.yaml"
     (project / "other").mkdir()
     with pytest.raises(BadInput, match=r"is outside .*/other, of which the cluster gets a copy"):
-        submit.make_request("train", load(file, ["run.dir=/s/x"]), file, project / "other", [], {})
+        submit.make_request("train", load_job(file, ["run.dir=/s/x"]), file, project / "other", [], {})
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,10 @@ def test_sums_and_weights_add_over_micro_batches(over):
         )
         return losses.aggregate(loss, mask, lengths, over), losses.weight(mask, lengths, over, 20), metrics
 
-    whole, halves = run(slice(None), slice(None)), [run(*part) for part in parts]
-    torch.testing.assert_close(whole[0], halves[0][0] + halves[1][0])
-    assert whole[1] == halves[0][1] + halves[1][1]
-    for key, value in whole[2].items():
+    total, halves = run(slice(None), slice(None)), [run(*part) for part in parts]
+    torch.testing.assert_close(total[0], halves[0][0] + halves[1][0])
+    assert total[1] == halves[0][1] + halves[1][1]
+    for key, value in total[2].items():
         first, second = (half[2][key] for half in halves)
         if key.endswith("_max"):
             assert value == max(first, second)
@@ -163,9 +163,14 @@ def test_sums_and_weights_add_over_micro_batches(over):
 def test_clipped_policy_against_a_loop(seed, low, high, dual):
     c = case(seed)
     result = losses.clipped_policy(c.new, c.old, c.advantages, c.mask, low, high, dual)
-    check_tokens(result, c, {
-        i: surrogate_loss(math.exp(c.new[i] - c.old[i]), c.advantages[i].item(), low, high, dual) for i in c.positions()
-    })  # fmt: skip
+    check_tokens(
+        result,
+        c,
+        {
+            i: surrogate_loss(math.exp(c.new[i] - c.old[i]), c.advantages[i].item(), low, high, dual)
+            for i in c.positions()
+        },
+    )
 
 
 def test_clipped_policy_by_hand():
@@ -507,9 +512,9 @@ def test_centring_and_squared_error_against_a_loop(seed):
     plain, _ = losses.bradley_terry(scores, labels, group, zero)
     centred, _ = losses.bradley_terry(scores, labels, group, zero, 0.3)
     assert float(centred - plain) == pytest.approx(sum(0.3 * float(a + b) ** 2 for a, b in scores.view(4, 2)))
-    wanted = torch.randn(8, generator=generator, dtype=torch.float64)
-    total, metrics = losses.squared_error(scores, wanted)
-    assert float(total) == pytest.approx(sum((float(a) - float(b)) ** 2 for a, b in zip(scores, wanted, strict=True)))
+    targets = torch.randn(8, generator=generator, dtype=torch.float64)
+    total, metrics = losses.squared_error(scores, targets)
+    assert float(total) == pytest.approx(sum((float(a) - float(b)) ** 2 for a, b in zip(scores, targets, strict=True)))
     assert float(metrics["loss/squared_error"][1]) == 8
     with pytest.raises(ValueError, match="must share one shape"):
-        losses.squared_error(scores, wanted[:3])
+        losses.squared_error(scores, targets[:3])

@@ -20,8 +20,8 @@ LENGTHS, SEEDS, WIDTH = (5, 2, 9, 40), (3, 2**63 + 1, 4, 3), 32
 
 
 def test_each_sequence_has_its_own_scale_and_numbers():
-    found = embedding_noise(torch.tensor(LENGTHS), WIDTH, 5.0, SEEDS).split(LENGTHS)
-    for noise, length, seed in zip(found, LENGTHS, SEEDS, strict=True):
+    noises = embedding_noise(torch.tensor(LENGTHS), WIDTH, 5.0, SEEDS).split(LENGTHS)
+    for noise, length, seed in zip(noises, LENGTHS, SEEDS, strict=True):
         bound = 5.0 / np.sqrt(length * WIDTH)
         assert noise.shape == (length, WIDTH)
         assert float(noise.abs().max()) <= bound
@@ -29,8 +29,8 @@ def test_each_sequence_has_its_own_scale_and_numbers():
         assert float(noise.max()) > 0.9 * bound
         alone = embedding_noise(torch.tensor([length]), WIDTH, 5.0, [seed])
         assert torch.equal(alone, noise)
-    assert torch.allclose(found[0].flatten() * np.sqrt(5), found[3].flatten()[: 5 * WIDTH] * np.sqrt(40))  # one seed
-    assert float((found[0].flatten() * np.sqrt(5) - found[2].flatten()[: 5 * WIDTH] * 3).abs().max()) > 0.1
+    assert torch.allclose(noises[0].flatten() * np.sqrt(5), noises[3].flatten()[: 5 * WIDTH] * np.sqrt(40))  # one seed
+    assert float((noises[0].flatten() * np.sqrt(5) - noises[2].flatten()[: 5 * WIDTH] * 3).abs().max()) > 0.1
 
 
 def batch():
@@ -52,8 +52,8 @@ def test_the_loss_is_that_of_each_sequence_with_its_noise(kind, attention):
         ids = torch.tensor(tokens).long()
         with torch.no_grad():
             uniform = torch.rand(len(ids), 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-            given = embed(ids) + uniform * 20.0 / np.sqrt(len(ids) * 32)
-            log_p = plain(inputs_embeds=given[None]).logits[0].log_softmax(-1)
+            embeddings = embed(ids) + uniform * 20.0 / np.sqrt(len(ids) * 32)
+            log_p = plain(inputs_embeds=embeddings[None]).logits[0].log_softmax(-1)
         naive -= sum(float(log_p[i - 1, ids[i]]) for i in range(1, len(ids)))
     wrapped, objective = PolicyModel(made(kind), attention), LanguageModelObjective(neftune_alpha=20.0)
     noisy = objective.loss(wrapped, batch(), CPU)[0]
@@ -77,19 +77,19 @@ def test_tokens_of_a_shared_prompt_get_the_noise_of_the_first_of_their_sequences
     model = PolicyModel(made("llama"), "packed")
     with torch.no_grad():
         once = model(tokens, lengths, at, shared=shared, noise=noise)[0]
-        whole = model(tokens, lengths, at, noise=same)[0]
-    torch.testing.assert_close(once, whole, atol=1e-5, rtol=1e-5)
+        unshared = model(tokens, lengths, at, noise=same)[0]
+    torch.testing.assert_close(once, unshared, atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_has_its_own_noise_and_has_it_again():
-    given = Rows([{"prompt": "the view", "completion": "was great"}] * 3, "x.jsonl", range(1, 4))
+    examples = Rows([{"prompt": "the view", "completion": "was great"}] * 3, "x.jsonl", range(1, 4))
     values = {"model": {"init": TINY, "tokenizer": "toy"}, "data": {"path": "none"}, "num_steps": 1}
-    task = SFT.build(SFTJob(**values, neftune_alpha=5.0), given, None, toy.tokenizer())
+    task = SFT.build(SFTJob(**values, neftune_alpha=5.0), examples, None, toy.tokenizer())
     assert task.objective == LanguageModelObjective(neftune_alpha=5.0)
     first, again, other = (
         task.view(task.data.train.take(rows), [1, step]).seed for rows, step in (([0, 2], 4), ([2], 4), ([2], 5))
     )
     assert first[1] == again[0] != first[0]
     assert again[0] != other[0]
-    assert SFT.build(SFTJob(**values), given, None, toy.tokenizer()).view is None
+    assert SFT.build(SFTJob(**values), examples, None, toy.tokenizer()).view is None
     assert seed_rows(task.data.train, [2, 4]).seed[2] != again[0]

@@ -1,4 +1,4 @@
-"""Preference losses against naive loops over Python floats, and their objectives on a model, whatever the micro-batches."""
+"""Preference losses against naive loops over Python floats, and their objectives on a model."""
 
 import math
 from dataclasses import replace
@@ -52,10 +52,10 @@ def test_a_pairwise_loss_is_the_naive_sum(name, seed):
 def test_kto_is_the_naive_sum(seed):
     draw = torch.Generator().manual_seed(seed)
     ratio = torch.randn(9, generator=draw, dtype=torch.float64)
-    wanted = torch.randint(0, 2, (9,), generator=draw)
-    total, _ = preferences.kto(ratio, wanted, BETA, 0.7, 2.0, 0.5)
+    desirable = torch.randint(0, 2, (9,), generator=draw)
+    total, _ = preferences.kto(ratio, desirable, BETA, 0.7, 2.0, 0.5)
     naive = 0.0
-    for r, w in zip(ratio.tolist(), wanted.tolist(), strict=True):
+    for r, w in zip(ratio.tolist(), desirable.tolist(), strict=True):
         naive += 2.0 * (1 - sigmoid(BETA * (r - 0.7))) if w else 0.5 * (1 - sigmoid(BETA * (0.7 - r)))
     assert float(total) == pytest.approx(naive, rel=1e-9)
 
@@ -67,8 +67,8 @@ def test_a_reference_point_is_never_negative():
 
 @pytest.mark.parametrize("x", [-1e-6, -0.5, -0.6931472, -5.0, -40.0])
 def test_log1mexp_keeps_its_digits(x):
-    found = float(log1mexp(torch.tensor(x, dtype=torch.float64)))
-    assert found == pytest.approx(math.log(-math.expm1(x)), rel=1e-6)
+    result = float(log1mexp(torch.tensor(x, dtype=torch.float64)))
+    assert result == pytest.approx(math.log(-math.expm1(x)), rel=1e-6)
 
 
 def plain():
@@ -90,16 +90,23 @@ def pairs():
             rows.append(np.r_[prompt, draw.integers(0, 40, answer)])
             masks.append(np.r_[np.zeros(size), np.ones(answer)])
     return from_sequences(
-        rows, response_mask=masks, group=np.repeat([0, 1, 2], 2), example_id=np.repeat([0, 1, 2], 2),
-        prompt_length=np.repeat([4, 2, 6], 2), labels=np.array([[1.0, 0], [0, 0]] * 3),
+        rows,
+        response_mask=masks,
+        group=np.repeat([0, 1, 2], 2),
+        example_id=np.repeat([0, 1, 2], 2),
+        prompt_length=np.repeat([4, 2, 6], 2),
+        labels=np.array([[1.0, 0], [0, 0]] * 3),
         ref_log_probs=[np.where(m, -2.0 - draw.random(len(m)), 0) for m in masks],
-    )  # fmt: skip
+    )
 
 
 OBJECTIVES = [
-    PairObjective(DPO(beta=BETA, label_smoothing=0.2)), PairObjective(IPO(beta=BETA)), PairObjective(ORPO(beta=BETA)),
-    PairObjective(SimPO(beta=BETA, margin=0.5)), DesirableObjective(KTO(beta=BETA), reference_point=0.4),
-]  # fmt: skip
+    PairObjective(DPO(beta=BETA, label_smoothing=0.2)),
+    PairObjective(IPO(beta=BETA)),
+    PairObjective(ORPO(beta=BETA)),
+    PairObjective(SimPO(beta=BETA, margin=0.5)),
+    DesirableObjective(KTO(beta=BETA), reference_point=0.4),
+]
 
 
 def naive(objective, model, batch):
@@ -123,10 +130,10 @@ def naive(objective, model, batch):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.config.type)
 def test_an_objective_is_the_naive_sum_and_micro_batches_add_up(objective):
     model, batch = policy(), pairs()
-    whole = objective.loss(model, batch, torch.device("cpu"))[0].detach()
-    assert float(whole) == pytest.approx(naive(objective, plain(), batch), rel=1e-4)
+    total = objective.loss(model, batch, torch.device("cpu"))[0].detach()
+    assert float(total) == pytest.approx(naive(objective, plain(), batch), rel=1e-4)
     parts = [objective.loss(model, batch.take(batch.group == g), torch.device("cpu"))[0].detach() for g in range(3)]
-    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+    assert float(sum(parts)) == pytest.approx(float(total), rel=1e-5)
     assert objective.weight(batch) == (6 if isinstance(objective.config, KTO) else 3)
 
 
@@ -135,9 +142,9 @@ def test_a_policy_that_is_its_reference_has_no_preference():
     dpo = PairObjective(DPO(beta=BETA))
     at = np.flatnonzero(batch.response_mask)
     with torch.no_grad():
-        found = model(*(torch.tensor(x).long() for x in (batch.tokens, batch.lengths, at)))[0].numpy()
+        log_probs = model(*(torch.tensor(x).long() for x in (batch.tokens, batch.lengths, at)))[0].numpy()
     same = np.zeros(len(batch.tokens), np.float32)
-    same[at] = found
+    same[at] = log_probs
     loss, metrics = dpo.loss(model, batch.replace(ref_log_probs=same), torch.device("cpu"))
     assert float(loss.detach()) == pytest.approx(3 * math.log(2), rel=1e-5)
     assert abs(float(metrics["preference/margin"][0])) < 1e-4
@@ -146,16 +153,19 @@ def test_a_policy_that_is_its_reference_has_no_preference():
 def test_log_ratios_are_summed_over_each_response():
     batch = pairs()
     now = np.where(batch.response_mask, -1.0, 0.0).astype(np.float32)
-    found = log_ratios(batch.replace(old_log_probs=now))
-    wanted = [sum(a - b for a, b in zip(*row, strict=True)) for row in zip(
-        np.split(now, batch.offsets[1:-1]), batch.sequences("ref_log_probs"), strict=True
-    )]  # fmt: skip
-    assert found.tolist() == pytest.approx(wanted)
-    assert (found != 0).all()
+    sums = log_ratios(batch.replace(old_log_probs=now))
+    expected = [
+        sum(a - b for a, b in zip(*row, strict=True))
+        for row in zip(np.split(now, batch.offsets[1:-1]), batch.sequences("ref_log_probs"), strict=True)
+    ]
+    assert sums.tolist() == pytest.approx(expected)
+    assert (sums != 0).all()
 
 
 def test_the_reference_point_moves_the_loss():
     model, batch = policy(), pairs()
-    wanted = batch.take(batch.labels[:, 0] == 1)
-    moved = [replace(OBJECTIVES[-1], reference_point=z).loss(model, wanted, torch.device("cpu"))[0] for z in (0.0, 2.0)]
+    desirable = batch.take(batch.labels[:, 0] == 1)
+    moved = [
+        replace(OBJECTIVES[-1], reference_point=z).loss(model, desirable, torch.device("cpu"))[0] for z in (0.0, 2.0)
+    ]
     assert moved[1].detach() > moved[0].detach()

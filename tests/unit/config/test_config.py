@@ -1,4 +1,4 @@
-"""Job files, overrides and what is refused: one line that says what, where and how to mend it."""
+"""Job files, overrides and what is refused: one line that says what, where and how to fix it."""
 
 import copy
 
@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.cli import main
-from rlhf_ray.config import BadInput, ConfigError, load
+from rlhf_ray.config import BadInput, ConfigError, load_job
 from rlhf_ray.config.load import parse
 from rlhf_ray.plan.hardware import this_machine
 from rlhf_ray.plan.text import answer
@@ -29,13 +29,13 @@ def changed(path, value):
 
 @pytest.mark.parametrize("file", JOBS, ids=lambda f: f.stem)
 def test_every_job_file_loads_and_is_the_same_after_a_round_trip(file):
-    job = load(file)
+    job = load_job(file)
     assert parse(job.model_dump(mode="json"), "again") == job
 
 
 @pytest.mark.parametrize("file", JOBS, ids=lambda f: f.stem)
 def test_plan_prints_the_arithmetic(file):
-    assert answer(load(file), this_machine()).lines
+    assert answer(load_job(file), this_machine()).lines
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_a_file_that_is_not_there(capsys):
 def test_an_override_that_cannot_be_applied(tmp_path, override, says):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job()))
     with pytest.raises(BadInput, match=says):
-        load(tmp_path / "job.yaml", [override])
+        load_job(tmp_path / "job.yaml", [override])
 
 
 def test_overrides_reach_into_lists_and_read_numbers(tmp_path):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(rl_job()))
-    job = load(tmp_path / "job.yaml", ["learner.lr=1e-4", "rewards.terms.0.weight=0.5", "log={tensorboard: true}"])
+    job = load_job(tmp_path / "job.yaml", ["learner.lr=1e-4", "rewards.terms.0.weight=0.5", "log={tensorboard: true}"])
     assert (job.learner.lr, job.rewards.terms[0].weight, job.log.tensorboard) == (1e-4, 0.5, True)
 
 
@@ -188,13 +188,13 @@ def test_help_ends_well(command, capsys):
 )
 def test_stages_that_do_not_fit(override, says):
     with pytest.raises(BadInput, match=says):
-        load(ROOT / "jobs" / "quickstart.yaml", [override])
+        load_job(ROOT / "jobs" / "quickstart.yaml", [override])
 
 
 def test_a_key_that_comes_twice_is_refused(tmp_path):
     (tmp_path / "job.yaml").write_text("job: ppo\nnum_steps: 1\nnum_steps: 2\n")
     with pytest.raises(BadInput, match=r"job\.yaml:3: .*'num_steps' comes twice"):
-        load(tmp_path / "job.yaml")
+        load_job(tmp_path / "job.yaml")
 
 
 def test_an_engine_without_a_type_is_the_embedded_one():
@@ -202,7 +202,7 @@ def test_an_engine_without_a_type_is_the_embedded_one():
     assert (job.rollout.engine.type, job.rollout.engine.dtype) == ("transformers", "bfloat16")
 
 
-def test_a_file_of_a_pipeline_is_said_once():
+def test_stages_share_a_file_of_the_pipeline():
     sft = {
         "job": "sft",
         "model": {"init": TINY, "tokenizer": "toy"},
@@ -221,7 +221,7 @@ def test_a_file_of_a_pipeline_is_said_once():
     again = parse(parse(tree, "x").model_dump(mode="json"), "x")
     assert again == parse(tree, "x")
     tree["files"] = {"dev": "b.tsv"}
-    with pytest.raises(ConfigError, match="'file:train' names none of files"):
+    with pytest.raises(ConfigError, match="'file:train' is not one of files"):
         parse(tree, "x")
 
 

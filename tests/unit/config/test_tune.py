@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlhf_ray.config import BadInput, ObjectiveConfig, TuneConfig, load, load_search
+from rlhf_ray.config import BadInput, ObjectiveConfig, TuneConfig, load_job, load_search
 from rlhf_ray.config.tune import values_to_check
 from tests.helpers import rl_job
 from tests.unit.search.searches import LR, make_search
@@ -15,11 +15,14 @@ from tests.unit.search.searches import LR, make_search
 def test_every_distribution_draws_inside_its_bounds():
     space = TuneConfig(
         space={
-            "a": {"type": "choice", "values": [1, 2]}, "b": {"type": "uniform", "low": -1, "high": 2}, "c": LR,
-            "d": {"type": "quniform", "low": 0, "high": 1, "q": 0.25}, "e": {"type": "randint", "low": 3, "high": 5},
+            "a": {"type": "choice", "values": [1, 2]},
+            "b": {"type": "uniform", "low": -1, "high": 2},
+            "c": LR,
+            "d": {"type": "quniform", "low": 0, "high": 1, "q": 0.25},
+            "e": {"type": "randint", "low": 3, "high": 5},
             "f": {"type": "grid", "values": ["x", "y"]},
         }
-    ).space  # fmt: skip
+    ).space
     draws = values_to_check(space, 400, 0)[-400:]
     assert {v["a"] for v in draws} == {1, 2}
     assert {v["d"] for v in draws} == {0, 0.25, 0.5, 0.75, 1}
@@ -59,10 +62,10 @@ def test_every_combination_of_grids_is_a_trial():
 def test_train_checks_the_section_and_leaves_it_out(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump({**rl_job(), "tune": {"space": {"learner.lr": LR}}}))
-    assert not hasattr(load(file), "tune")
+    assert not hasattr(load_job(file), "tune")
     file.write_text(yaml.safe_dump({**rl_job(), "tune": {"space": {"learner.lr": {**LR, "hihg": 1}}}}))
     with pytest.raises(BadInput, match=r"tune.space.learner.lr.*'hihg'.*did you mean 'high'"):
-        load(file)
+        load_job(file)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def test_prompts_are_drawn_by_the_weights():
     ("data", "message"),
     [
         ({}, "data: path is missing"),
-        ({"path": "a.jsonl", "mix": [{"path": "b.jsonl"}]}, "data: path beside mix would belong to no part"),
-        ({"size": 3, "mix": [{"path": "b.jsonl"}]}, "data: size beside mix"),
+        ({"path": "a.jsonl", "mix": [{"path": "b.jsonl"}]}, "data: path next to mix belongs to no part"),
+        ({"size": 3, "mix": [{"path": "b.jsonl"}]}, "data: size next to mix"),
         ({"mix": [{"path": "b.jsonl", "weight": 0}]}, r"data.mix.0.weight: .*greater than 0"),
         ({"mix": [{"path": "b.jsonl", "seed": 1}]}, "data.mix.0: split and seed belong"),
         ({"mix": [{"path": "b.jsonl", "weigth": 1}]}, "did you mean 'weight'"),
@@ -87,7 +87,7 @@ def test_a_mixture_that_makes_no_sense_is_refused(data, message):
 
 def test_balanced_classes_and_weighted_parts_are_two_masters(mix):
     job = {"job": "classify", "model": {"path": "m"}, "data": {"mix": mix}, "sampling": "balanced", "num_steps": 1}
-    with pytest.raises(ConfigError, match=r"data.mix or data.sampling both say how often"):
+    with pytest.raises(ConfigError, match=r"data.mix or data.sampling both set how often"):
         parse(job, "job")
 
 

@@ -1,4 +1,4 @@
-"""Every file of cluster/ against what reads it: Ray's own validator, a reduced schema of KubeRay's resources, bash and shellcheck."""
+"""The files of cluster/ against Ray's validator, a reduced schema of KubeRay, bash and shellcheck."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from rlhf_ray.actors.placement import Demand, plan_placement
-from rlhf_ray.config import ClusterConfig, load
+from rlhf_ray.config import ClusterConfig, load_job
 from tests.helpers import ROOT
 
 CLUSTER = ROOT / "cluster"
@@ -138,7 +138,7 @@ def test_learners_come_to_sit_on_what_is_not_taken_away(name):
 def test_the_job_of_the_manifest_is_one():
     words = shlex.split(read("rayjob.yaml")["spec"]["entrypoint"])
     assert words[:2] == ["rlhf-ray", "train"]
-    job = load(words[2].replace("/app", str(ROOT)), words[3:])
+    job = load_job(words[2].replace("/app", str(ROOT)), words[3:])
     assert (job.learner.num_workers, job.rollout.num_workers, job.cluster.colocate) == (8, 8, False)
     assert yaml.safe_load(read("rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"].keys() == {
         "RAY_JOB_STOP_WAIT_TIME_S"

@@ -52,8 +52,12 @@ def test_a_query_of_something_else_is_found():
 def test_panels_have_places_of_their_own():
     panels = json.loads(FILE.read_text())["panels"]
     assert len({p["id"] for p in panels}) == len(panels)
-    taken = [(x, y) for p in panels for x in range(p["gridPos"]["x"], p["gridPos"]["x"] + p["gridPos"]["w"])
-             for y in range(p["gridPos"]["y"], p["gridPos"]["y"] + p["gridPos"]["h"])]  # fmt: skip
+    taken = [
+        (x, y)
+        for p in panels
+        for x in range(p["gridPos"]["x"], p["gridPos"]["x"] + p["gridPos"]["w"])
+        for y in range(p["gridPos"]["y"], p["gridPos"]["y"] + p["gridPos"]["h"])
+    ]
     assert len(set(taken)) == len(taken)
     assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in panels)
 

@@ -47,19 +47,19 @@ def test_every_locked_package_has_hashes_and_no_address(name):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_locked_versions_are_those_of_the_tests(device):
-    found = {normal(k): v for name in ("build", "packages", device) for k, v in versions(lock(name)).items()}
+    locked = {normal(k): v for name in ("build", "packages", device) for k, v in versions(lock(name)).items()}
     tested = {normal(k): v for k, v in versions((ROOT / "constraints.txt").read_text()).items()}
-    differing = {k: (v, tested[k]) for k, v in found.items() if k in tested and v.split("+")[0] != tested[k]}
+    differing = {k: (v, tested[k]) for k, v in locked.items() if k in tested and v.split("+")[0] != tested[k]}
     assert not differing, "run `make lock`"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
+    pinned = [
         *project["dependencies"],
         *project["optional-dependencies"]["dev"],
         *project["optional-dependencies"]["metrics"],
     ]
-    names = {normal(re.match(r"[\w.-]+", line)[0]) for line in wanted} - {"rlhf-ray"}
-    assert names <= set(found), "run `make lock`"
-    untested = {k for k in found if k not in tested and not re.match(r"nvidia-|cuda-|triton$|setuptools$", k)}
+    names = {normal(re.match(r"[\w.-]+", line)[0]) for line in pinned} - {"rlhf-ray"}
+    assert names <= set(locked), "run `make lock`"
+    untested = {k for k in locked if k not in tested and not re.match(r"nvidia-|cuda-|triton$|setuptools$", k)}
     assert not untested, "constraints.txt lacks what the image installs"
 
 

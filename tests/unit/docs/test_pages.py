@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rlhf_ray import cli
-from rlhf_ray.config import load, load_search, parse
+from rlhf_ray.config import load_job, load_search, parse
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.jobs import PipelineJob, Single
 from rlhf_ray.config.options import listing
@@ -59,14 +59,14 @@ def test_a_command_parses_and_its_job_loads(file, line):
     words = shlex.split(line.replace("$PWD", "/work"))[1:]
     if words == ["--help"]:
         return
-    known = cli.parser()
-    arguments, rest = known.parse_known_args(words)
+    parser = cli.parser()
+    arguments, rest = parser.parse_known_args(words)
     assert all("=" in word and not word.startswith("-") for word in rest), rest  # as cli.main takes them
     jobs = [word for word in words if word.startswith("jobs/")]
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     for job in jobs:
-        given = [f"model.path={arguments.model}"] if words[0] == "evaluate" else []
-        (load_search if words[0] == "tune" else load)(ROOT / job, given + overrides)
+        model_override = [f"model.path={arguments.model}"] if words[0] == "evaluate" else []
+        (load_search if words[0] == "tune" else load_job)(ROOT / job, model_override + overrides)
 
 
 def test_there_are_commands_to_check():

@@ -76,8 +76,8 @@ def test_a_column_that_is_not_there_is_named_before_anything_is_asked(options, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 2}, "samples = 2 greedy answers are all the same"),
-        ({"pass_at": [3], "samples": 2, "greedy": False}, "pass_at 3 needs as many samples"),
+        ({"samples": 2}, "samples = 2 greedy answers are all equal"),
+        ({"pass_at": [3], "samples": 2, "greedy": False}, "pass_at = 3 needs as many samples"),
     ],
 )
 def test_questions_without_sense_are_refused(options, message):

@@ -54,7 +54,7 @@ def test_a_pair_is_the_best_and_the_worst_where_they_differ():
 
 
 def test_a_pair_needs_two_answers():
-    with pytest.raises(ValueError, match="samples must be at least 2"):
+    with pytest.raises(ValueError, match="set samples to 2 or more"):
         job(keep="pairs", samples=1)
 
 

@@ -109,7 +109,7 @@ def test_texts_that_cannot_be_judged_are_bad_input():
 
 def test_a_process_reward_scores_no_texts():
     term = {"name": "steps", "type": "model", "path": "m", "steps": "."}
-    with pytest.raises(ConfigError, match="'steps' rewards the steps of an answer's tokens"):
+    with pytest.raises(ConfigError, match="'steps' rewards the steps of an answer, but a text has one score"):
         parse({"job": "score", "data": {"path": "a.jsonl"}, "rewards": {"terms": [term]}}, "job")
 
 

@@ -1,4 +1,4 @@
-"""Log-probs of ragged sequences: packed as one by one, in chunks as whole, and with adapters, heads and dropout as they should be."""
+"""Log-probs of ragged sequences: packed, padded, in chunks; adapters, heads, dropout."""
 
 import copy
 
@@ -42,9 +42,9 @@ KINDS = {
 LENGTHS = [5, 1, 9, 5]
 
 
-def made(kind, auto=AutoModelForCausalLM, **more):
+def made(kind, auto=AutoModelForCausalLM, **options):
     torch.manual_seed(0)
-    return auto.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **more})).eval()
+    return auto.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **options})).eval()
 
 
 def ragged():
@@ -60,14 +60,14 @@ def ragged():
 def naive(model, temperature=1.0):
     """Log-probs and entropies by one forward pass for each sequence and a loop over its tokens."""
     tokens, lengths, _ = ragged()
-    found, entropies = [], []
+    log_probs, entropies = [], []
     for ids in torch.split(tokens, lengths.tolist()):
         logits = model(input_ids=ids[None], use_cache=False).logits[0].float() / temperature
         for i in range(1, len(ids)):
             p = torch.softmax(logits[i - 1], -1)
-            found.append(torch.log(p[ids[i]]))
+            log_probs.append(torch.log(p[ids[i]]))
             entropies.append(-(p * torch.log(p)).sum())
-    return torch.stack(found), torch.stack(entropies)
+    return torch.stack(log_probs), torch.stack(entropies)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,15 +75,15 @@ def naive(model, temperature=1.0):
 def test_ragged_log_probs_are_those_of_single_sequences(kind, attention):
     model = made(kind)
     with torch.no_grad():
-        wanted, entropies = naive(model, 0.7)
-        found, _ = PolicyModel(model, attention)(*ragged(), 0.7)
+        expected, entropies = naive(model, 0.7)
+        log_probs, _ = PolicyModel(model, attention)(*ragged(), 0.7)
     _, entropy = PolicyModel(model, attention)(*ragged(), 0.7)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, entropies, atol=1e-5, rtol=1e-5)
 
 
 def groups():
-    """Flat tokens of two groups that share their prompts and of one sequence alone; lengths, shared, response positions."""
+    """Flat tokens of two groups with shared prompts and of one sequence alone; lengths, shared, response positions."""
     draw = torch.Generator().manual_seed(2)
     prompts = [torch.randint(0, 50, (n,), generator=draw) for n in (6, 3, 2)]
     rows, shared, answers = [], [], []
@@ -104,15 +104,15 @@ def groups():
 def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind):
     tokens, lengths, shared, at = groups()
     results = []
-    for given in (None, shared):
+    for leading in (None, shared):
         model = PolicyModel(made(kind), "packed")
-        found, _ = model(tokens, lengths, at, shared=given)
-        (found * torch.arange(len(found))).sum().backward()
-        results.append((found.detach(), [p.grad for p in model.parameters()]))
-    (whole, whole_grads), (once, grads) = results
-    torch.testing.assert_close(once, whole, atol=1e-5, rtol=1e-5)
-    for found, wanted in zip(grads, whole_grads, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        result, _ = model(tokens, lengths, at, shared=leading)
+        (result * torch.arange(len(result))).sum().backward()
+        results.append((result.detach(), [p.grad for p in model.parameters()]))
+    (unshared, whole_grads), (once, grads) = results
+    torch.testing.assert_close(once, unshared, atol=1e-5, rtol=1e-5)
+    for result, expected in zip(grads, whole_grads, strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
     packing = pack(lengths, shared)
     assert sum(packing.lengths) == len(packing.source) == len(tokens) - int(shared.sum())
     assert packing.lengths == (6, 4, 1, 4, 3, 7, 5, 5)
@@ -141,10 +141,10 @@ def documented_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, 
         back = torch.arange(b.shape[1] - a.shape[1], b.shape[1])[:, None] - torch.arange(b.shape[1])
         seen = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
         values = v[cu_k[i] : cu_k[i + 1]].transpose(0, 1)
-        found = torch.nn.functional.scaled_dot_product_attention(
+        attended = torch.nn.functional.scaled_dot_product_attention(
             a, b, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
         )
-        out.append(found.transpose(0, 1))
+        out.append(attended.transpose(0, 1))
     return torch.cat(out)
 
 
@@ -202,8 +202,8 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_whole_logits(
         ((log_probs * factors).sum() + entropy_coef * (entropy * factors).sum()).backward()
         grads = [] if frozen else [p.grad for p in module.parameters()]
         results.append((log_probs.detach(), entropy.detach(), x.grad, *grads))
-    for whole, chunks in zip(*results, strict=True):
-        torch.testing.assert_close(chunks, whole, atol=2e-5, rtol=1e-5)
+    for at_once, chunks in zip(*results, strict=True):
+        torch.testing.assert_close(chunks, at_once, atol=2e-5, rtol=1e-5)
     with torch.no_grad():
         scored, entropy = head_log_probs(head, states, targets, 0.7, entropy_grad)
     torch.testing.assert_close(scored, results[0][0], atol=1e-5, rtol=1e-5)
@@ -276,19 +276,23 @@ def test_the_check_keeps_packed_where_it_is_right():
         assert model.packed
 
 
-def scalar(kind, **more):
+def scalar(kind, **options):
     """A scalar model whose head is zero, as a critic's at the start."""
     torch.manual_seed(0)
-    values = {**KINDS.get(kind, WIDE), **more, "num_labels": 1}
+    values = {**KINDS.get(kind, WIDE), **options, "num_labels": 1}
     plain = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **values)).eval()
     torch.nn.init.zeros_(plain.score.weight)
     return ScalarModel(plain, "auto")
 
 
 JAMBA = {
-    "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 4,
+    "num_hidden_layers": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 1,
+    "mamba_d_state": 4,
     "initializer_range": 0.5,
-}  # fmt: skip
+}
 
 
 UNPACKABLE = [
@@ -298,9 +302,9 @@ UNPACKABLE = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "more", "reason"), UNPACKABLE)
-def test_a_model_that_cannot_be_packed_is_padded_and_says_why(kind, more, reason):
-    model = scalar(kind, **more)
+@pytest.mark.parametrize(("kind", "options", "reason"), UNPACKABLE)
+def test_a_model_that_cannot_be_packed_is_padded_and_says_why(kind, options, reason):
+    model = scalar(kind, **options)
     assert model.check(50) == float("inf")
     assert not model.packed
     assert reason in model.padded_reason
@@ -332,12 +336,12 @@ def test_the_check_takes_the_padded_path_where_packed_is_wrong():
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        wanted, _ = naive(plain)
+        expected, _ = naive(plain)
         model = PolicyModel(plain, "auto")
         model.check(50)
-        found, _ = model(*ragged())
+        log_probs, _ = model(*ragged())
     assert not model.packed
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["packed", "padded"])
@@ -346,12 +350,12 @@ def test_a_scalar_is_read_where_it_is_asked_for(attention):
     tokens, lengths, _ = ragged()
     last = torch.cumsum(lengths, 0) - 1
     with torch.no_grad():
-        wanted = [
+        expected = [
             plain.score(plain.model(input_ids=ids[None]).last_hidden_state[0, -1]).item()
             for ids in torch.split(tokens, LENGTHS)
         ]
-        found = ScalarModel(plain, attention)(tokens, lengths, last)
-    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+        scalars = ScalarModel(plain, attention)(tokens, lengths, last)
+    torch.testing.assert_close(scalars, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_a_random_model_is_written_and_read_back(tmp_path):
@@ -424,8 +428,8 @@ def test_an_adapter_is_merged_or_refused_where_it_cannot_be(tmp_path):
         if "lora_" in name:
             parameter.data.normal_()
     wrapped.model.save_pretrained(tmp_path / "adapter")
-    found = load_model("policy", str(tmp_path / "adapter"))(*ragged())[0]
-    torch.testing.assert_close(found, wrapped(*ragged())[0], atol=1e-4, rtol=1e-4)
+    log_probs = load_model("policy", str(tmp_path / "adapter"))(*ragged())[0]
+    torch.testing.assert_close(log_probs, wrapped(*ragged())[0], atol=1e-4, rtol=1e-4)
     for refused in (lambda p: build_skeleton("policy", p, dtype=torch.float32), lambda p: load_model("scalar", p)):
         with pytest.raises(BadInput, match="adapter"):
             refused(str(tmp_path / "adapter"))

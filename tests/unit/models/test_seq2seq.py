@@ -1,4 +1,4 @@
-"""Encoder-decoders: losses and translations against each pair alone, the engine that answers with them, and who takes them."""
+"""Encoder-decoders: losses and translations against each pair alone; their engine; refusals."""
 
 import numpy as np
 import pytest
@@ -50,10 +50,10 @@ def model(kind):
 def pairs(sources=(5, 2, 9, 1), targets=(3, 7, 1, 4)):
     """Ragged random pairs as a Batch."""
     draw = np.random.default_rng(0)
-    whole = [draw.integers(3, 40, s + t) for s, t in zip(sources, targets, strict=True)]
+    sequences = [draw.integers(3, 40, s + t) for s, t in zip(sources, targets, strict=True)]
     masks = [np.r_[np.zeros(s), np.ones(t)] for s, t in zip(sources, targets, strict=True)]
     number = np.arange(len(sources))
-    return from_sequences(whole, response_mask=masks, prompt_length=sources, group=number, example_id=number)
+    return from_sequences(sequences, response_mask=masks, prompt_length=sources, group=number, example_id=number)
 
 
 def split(batch):
@@ -72,14 +72,14 @@ def test_the_loss_of_pairs_is_that_of_each_alone(kind, smoothing):
     naive = plainly = 0.0
     for source, target in split(batch):
         with torch.no_grad():
-            given = ids(np.r_[start, target[:-1]])
-            log_p = plain(input_ids=ids(source), decoder_input_ids=given).logits[0].log_softmax(-1)
+            decoder_ids = ids(np.r_[start, target[:-1]])
+            log_p = plain(input_ids=ids(source), decoder_input_ids=decoder_ids).logits[0].log_softmax(-1)
         for i, t in enumerate(target):
             plainly -= float(log_p[i, t])
             naive -= (1 - smoothing) * float(log_p[i, t]) + smoothing * sum(map(float, log_p[i])) / 40
     objective = Seq2SeqObjective(label_smoothing=smoothing)
-    found, metrics = objective.loss(wrapped, batch, CPU)
-    assert float(found.detach()) == pytest.approx(naive, rel=1e-5)
+    loss, metrics = objective.loss(wrapped, batch, CPU)
+    assert float(loss.detach()) == pytest.approx(naive, rel=1e-5)
     total, count = metrics["loss/cross_entropy"]
     assert float(total) == pytest.approx(plainly, rel=1e-5)  # what is measured is not smoothed
     assert objective.weight(batch) == 15 == float(count)
@@ -89,31 +89,31 @@ def test_the_loss_of_pairs_is_that_of_each_alone(kind, smoothing):
 def test_translations_are_those_of_generate_one_by_one(kind):
     plain, wrapped = model(kind)
     batch = pairs()
-    found = Seq2SeqObjective(max_new_tokens=6).predict(wrapped, batch, CPU)
+    translations = Seq2SeqObjective(max_new_tokens=6).predict(wrapped, batch, CPU)
     plain.generation_config.num_beams = 3  # greedy all the same
     lengths = set()
-    for (source, _), tokens in zip(split(batch), found, strict=True):
+    for (source, _), tokens in zip(split(batch), translations, strict=True):
         alone = plain.generate(input_ids=ids(source), max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:].tolist()
         assert tokens.tolist() == (alone[: alone.index(2) + 1] if 2 in alone else alone)
         lengths.add(len(tokens))
-    assert len(found) == 4
+    assert len(translations) == 4
     assert 0 not in lengths
 
 
 def test_a_translation_ends_with_its_end_token():
     plain, wrapped = model("marian")
     plain.final_logits_bias[0, 2] = wrapped.core.final_logits_bias[0, 2] = 4.0
-    found = Seq2SeqObjective(max_new_tokens=30).predict(wrapped, pairs(), CPU)
-    assert {len(t) for t in found} != {30}
-    assert all(t[-1] == 2 and 2 not in t[:-1] for t in found if len(t) < 30)
+    translations = Seq2SeqObjective(max_new_tokens=30).predict(wrapped, pairs(), CPU)
+    assert {len(t) for t in translations} != {30}
+    assert all(t[-1] == 2 and 2 not in t[:-1] for t in translations if len(t) < 30)
 
 
 def answers(engine, requests):
     engine.add(requests)
-    found = []
+    completions = []
     while engine.busy:
-        found += engine.step()
-    return {c.id: c for c in found}
+        completions += engine.step()
+    return {c.id: c for c in completions}
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
@@ -125,22 +125,22 @@ def test_the_engine_answers_each_request_as_if_alone(kind):
         Request(id=i, prompt=source, seed=10 + i, group=i, greedy=i == 1)
         for i, (source, _) in enumerate(split(pairs()))
     ]
-    found = answers(engine, requests)
-    assert sorted(found) == [0, 1, 2, 3]
+    completions = answers(engine, requests)
+    assert sorted(completions) == [0, 1, 2, 3]
     for request in requests:
-        got, alone = found[request.id], answers(engine, [request])[request.id]
+        got, alone = completions[request.id], answers(engine, [request])[request.id]
         assert got.tokens.tolist() == alone.tokens.tolist()
         with torch.no_grad():
-            given = ids(np.r_[start, got.tokens[:-1]])
-            logits = plain(input_ids=ids(request.prompt), decoder_input_ids=given).logits[0]
+            decoder_ids = ids(np.r_[start, got.tokens[:-1]])
+            logits = plain(input_ids=ids(request.prompt), decoder_input_ids=decoder_ids).logits[0]
         log_p = (logits / 0.7).log_softmax(-1)
-        wanted = log_p[torch.arange(len(got.tokens)), torch.tensor(got.tokens).long()]
-        np.testing.assert_allclose(got.log_probs, wanted.numpy(), atol=1e-5)
+        expected = log_p[torch.arange(len(got.tokens)), torch.tensor(got.tokens).long()]
+        np.testing.assert_allclose(got.log_probs, expected.numpy(), atol=1e-5)
         assert got.truncated == (got.tokens[-1] != 2)
         numbers = np.random.Generator(np.random.Philox(request.seed)).random(5, dtype=np.float32)
         drawn = [int((p.exp().cumsum(-1) <= u).sum()) for p, u in zip(log_p, numbers, strict=False)]
         assert got.tokens.tolist() == (logits.argmax(-1).tolist() if request.greedy else drawn)
-    assert engine.take_counters()["tokens"] == sum(len(c.tokens) for c in found.values()) * 2
+    assert engine.take_counters()["tokens"] == sum(len(c.tokens) for c in completions.values()) * 2
     several = answers(engine, [Request(id=seed, prompt=requests[0].prompt, seed=seed, group=0) for seed in range(8)])
     assert len({tuple(c.tokens.tolist()) for c in several.values()}) > 4
 
@@ -149,8 +149,8 @@ def test_a_job_gets_the_kind_of_model_that_it_is_for(tmp_path):
     word = toy.tokenizer()
     both = create_model(ModelConfig(init=T5, tokenizer="toy"), str(tmp_path / "t5"), word, 0, "seq2seq")
     one = create_model(ModelConfig(init=TINY, tokenizer="toy"), str(tmp_path / "llama"), word, 0)
-    made, _ = roles.prepare_model(ModelConfig(path=both), tmp_path, 0, "seq2seq")
-    assert made.path == both
+    prepared, _ = roles.prepare_model(ModelConfig(path=both), tmp_path, 0, "seq2seq")
+    assert prepared.path == both
     assert read_config(both)["decoder_start_token_id"] == word.pad_token_id
     with pytest.raises(BadInput, match="is an encoder-decoder; job: seq2seq trains it"):
         roles.prepare_model(ModelConfig(path=both), tmp_path, 0)

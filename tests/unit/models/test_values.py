@@ -1,4 +1,4 @@
-"""Implicit language Q-learning: losses against naive loops, the model's heads, its targets, guided decoding, rewards as data."""
+"""Implicit language Q-learning: losses against naive loops, value heads, targets, guided decoding."""
 
 import numpy as np
 import pytest
@@ -38,9 +38,9 @@ def test_targets_and_losses_are_the_naive_loops(seed):
     error, shown = values.squared_td_error(q, targets, c.mask)
     assert float(error) == pytest.approx(sum(float(naive[i] - head[i]) ** 2 for head in q for i in at))
     assert [float(x) for x in shown["loss/td"]] == pytest.approx([float(error), 2 * len(at)])
-    found, _ = values.expectile_loss(v, q[0], c.mask, TAU)
+    loss, _ = values.expectile_loss(v, q[0], c.mask, TAU)
     differences = [float(q[0, i] - v[i]) for i in at]
-    assert float(found) == pytest.approx(sum((TAU if u >= 0 else 1 - TAU) * u * u for u in differences))
+    assert float(loss) == pytest.approx(sum((TAU if u >= 0 else 1 - TAU) * u * u for u in differences))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -74,14 +74,14 @@ def test_the_expectile_that_minimises_the_loss_is_the_chains():
     q = torch.tensor(chain.optimal())
     v = torch.tensor(chain.expectile(chain.optimal(), TAU)).requires_grad_()
     for action, share in enumerate(chain.BEHAVIOUR):
-        every = torch.ones(chain.SIZE)
-        (share * values.expectile_loss(v, q[:, action], every, TAU)[0]).backward()
+        mask = torch.ones(chain.SIZE)
+        (share * values.expectile_loss(v, q[:, action], mask, TAU)[0]).backward()
     assert v.grad.abs().max() < 1e-9
 
 
-def plain(**more):
+def plain(**options):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**{**TINY, "vocab_size": VOCAB, "initializer_range": 0.3, **more})
+    config = AutoConfig.for_model(**{**TINY, "vocab_size": VOCAB, "initializer_range": 0.3, **options})
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -102,8 +102,13 @@ def samples():
     masks[1][4:6] = 0
     rewards = [draw.standard_normal(len(t)) for t in tokens]
     return from_sequences(
-        tokens, response_mask=masks, step_rewards=rewards, group=np.arange(3), example_id=np.arange(3), prompt_length=[2] * 3
-    )  # fmt: skip
+        tokens,
+        response_mask=masks,
+        step_rewards=rewards,
+        group=np.arange(3),
+        example_id=np.arange(3),
+        prompt_length=[2] * 3,
+    )
 
 
 def naive_loss(model, batch, objective):
@@ -137,10 +142,10 @@ CPU = torch.device("cpu")
 def test_the_objective_is_the_naive_sum_and_micro_batches_add_up(attention):
     model, batch = scrambled(ValueModel(plain(), attention)), samples()
     with torch.no_grad():
-        whole, metrics = OBJECTIVE.loss(model, batch, CPU)
-        assert float(whole) == pytest.approx(naive_loss(model, batch, OBJECTIVE), rel=1e-4)
+        total, metrics = OBJECTIVE.loss(model, batch, CPU)
+        assert float(total) == pytest.approx(naive_loss(model, batch, OBJECTIVE), rel=1e-4)
         parts = [OBJECTIVE.loss(model, batch.take([i]), CPU)[0] for i in range(3)]
-    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+    assert float(sum(parts)) == pytest.approx(float(total), rel=1e-5)
     assert OBJECTIVE.weight(batch) == 9 == float(metrics["loss/cross_entropy"][1])
 
 
@@ -154,11 +159,11 @@ def gradients(model, batch):
 
 def test_all_but_the_targets_learn_and_chunks_change_nothing(monkeypatch):
     model, batch = scrambled(ValueModel(plain(), "packed")), samples().take(np.tile([0, 1, 2], 20))
-    wanted = gradients(model, batch)
-    assert set(wanted) == {n for n, _ in model.named_parameters() if not n.startswith("heads.target.")}
+    expected = gradients(model, batch)
+    assert set(expected) == {n for n, _ in model.named_parameters() if not n.startswith("heads.target.")}
     monkeypatch.setattr(flops, "HEAD_CHUNK_LOGITS", 1)  # 180 tokens in two chunks
     for name, gradient in gradients(model, batch).items():
-        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4)
 
 
 def test_new_heads_say_zero_and_are_the_same_everywhere():
@@ -170,10 +175,10 @@ def test_new_heads_say_zero_and_are_the_same_everywhere():
         assert torch.equal(a, b), name
     first, second = one.heads.q
     assert not torch.equal(first.inner.weight, second.inner.weight)  # two heads, or their minimum is one of them
-    found = one(torch.arange(5), torch.tensor([5]), torch.tensor([2, 3, 4]), False)
-    assert found.log_probs is None
-    assert not found.q.any()
-    assert not found.values.any()
+    estimates = one(torch.arange(5), torch.tensor([5]), torch.tensor([2, 3, 4]), False)
+    assert estimates.log_probs is None
+    assert not estimates.q.any()
+    assert not estimates.values.any()
 
 
 def test_a_linear_layer_answers_for_one_output_a_row():
@@ -195,9 +200,9 @@ def test_targets_follow_as_polyak_averages_whatever_the_dtype(dtype):
     for _ in range(40):
         averages.update()
     for (_, target), start in zip(model.heads.parameter_pairs(), before, strict=True):
-        wanted = 1 + (start - 1) * 0.995**40
+        expected = 1 + (start - 1) * 0.995**40
         torch.testing.assert_close(
-            target.detach().float(), wanted, atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0
+            target.detach().float(), expected, atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0
         )
     fresh = ValueModel(plain().to(dtype), "packed")
     again = zero.PolyakAverages(fresh.heads.parameter_pairs(), 0.005)
@@ -263,7 +268,7 @@ def generated(path, guided, greedy=True):
 
 @pytest.mark.parametrize("beta", [0.0, 3.0])
 def test_guided_samples_are_those_of_the_formula(saved, beta):
-    """log pi + beta (min of the target Qs - V), by a pass over each whole sequence; sampled log-probs are that policy's."""
+    """log pi + beta (min of the target Qs - V), by a pass over each sequence; sampled log-probs are that policy's."""
     batch, lm = generated(saved, beta, greedy=False), plain()
     heads = scrambled(ValueModel(plain(), "packed")).heads
     for row in range(len(batch)):
@@ -274,8 +279,8 @@ def test_guided_samples_are_those_of_the_formula(saved, beta):
             q = torch.minimum(*(head(hidden) for head in heads.target))
             policy = (lm.lm_head(hidden).log_softmax(-1) + beta * (q - heads.v(hidden))).log_softmax(-1)
         at = np.flatnonzero(one.response_mask)
-        wanted = [float(policy[i - 1, ids[i]]) for i in at]
-        np.testing.assert_allclose(one.rollout_log_probs[at], wanted, atol=1e-4)
+        expected = [float(policy[i - 1, ids[i]]) for i in at]
+        np.testing.assert_allclose(one.rollout_log_probs[at], expected, atol=1e-4)
 
 
 def test_guidance_changes_greedy_answers(saved):

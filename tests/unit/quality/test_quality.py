@@ -12,7 +12,7 @@ from rlhf_ray.quality import classes, intervals, reward_model, text
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "match", "f1"),
+    ("answer", "reference", "match", "f1"),
     [
         ("The  Norman conquest!", ["norman conquest"], 1, 1.0),
         ("in the 10th century", ["10th century", "tenth"], 0, 0.8),
@@ -21,9 +21,9 @@ from rlhf_ray.quality import classes, intervals, reward_model, text
         ("cat cat dog", ["cat dog dog"], 0, 2 / 3),
     ],
 )
-def test_squads_measures(found, wanted, match, f1):
-    assert text.exact_match(found, wanted) == match
-    assert text.token_f1(found, wanted) == pytest.approx(f1)
+def test_squads_measures(answer, reference, match, f1):
+    assert text.exact_match(answer, reference) == match
+    assert text.token_f1(answer, reference) == pytest.approx(f1)
 
 
 def test_references_are_read_as_datasets_have_them():
@@ -36,19 +36,24 @@ def test_references_are_read_as_datasets_have_them():
 
 def test_bleu_and_chrf_are_sacrebleus():
     metrics = pytest.importorskip("sacrebleu.metrics")
-    found, wanted = ["the cat sat on the mat", "hello there"], [["the cat sat on a mat"], ["hello there", "hi there"]]
+    texts, references = (
+        ["the cat sat on the mat", "hello there"],
+        [["the cat sat on a mat"], ["hello there", "hi there"]],
+    )
     columns = [["the cat sat on a mat", "hello there"], ["the cat sat on a mat", "hi there"]]
-    assert text.bleu(found, wanted) == pytest.approx(metrics.BLEU().corpus_score(found, columns).score)
-    assert text.chrf(found, wanted) == pytest.approx(metrics.CHRF().corpus_score(found, columns).score)
+    assert text.bleu(texts, references) == pytest.approx(metrics.BLEU().corpus_score(texts, columns).score)
+    assert text.chrf(texts, references) == pytest.approx(metrics.CHRF().corpus_score(texts, columns).score)
     assert text.bleu(["我在这里生活"], [["我在这里生活"]], "zh") == pytest.approx(100)
     assert text.sentence_chrf(["abc"], [["abc"]]) == [pytest.approx(1)]
 
 
 def test_rouge_l_is_the_longest_common_subsequence():
     pytest.importorskip("rouge_score")
-    found, wanted = "police killed the gunman", "police kill the gunman today"
+    candidate, reference = "police killed the gunman", "police kill the gunman today"
     precision, recall = 3 / 4, 3 / 5
-    assert text.rouge_l([found], [[wanted, "x"]]) == [pytest.approx(2 * precision * recall / (precision + recall))]
+    assert text.rouge_l([candidate], [[reference, "x"]]) == [
+        pytest.approx(2 * precision * recall / (precision + recall))
+    ]
 
 
 def test_diversity_counts_n_grams():
@@ -68,8 +73,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, right, k):
 
 def test_classes_against_counts_by_hand():
     truth = ["a", "a", "b", "b", "b", "c"]
-    found = ["a", "b", "b", "b", "?", "a"]
-    measured = classes.classification(truth, found, ["a", "b", "c"])
+    predicted = ["a", "b", "b", "b", "?", "a"]
+    measured = classes.classification(truth, predicted, ["a", "b", "c"])
     assert measured["accuracy"] == pytest.approx(3 / 6)
     assert measured["classes"]["b"]["precision"] == pytest.approx(2 / 3)
     assert measured["classes"]["b"]["recall"] == pytest.approx(2 / 3)
@@ -82,15 +87,15 @@ def test_classes_against_counts_by_hand():
 
 
 def test_groups_and_their_gap():
-    found = classes.by_group(["x", 1, "x", 1, "y"], np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
-    assert found == {"groups": {"1": 0.5, "x": 0.5, "y": 1.0}, "counts": {"1": 2, "x": 2, "y": 1}, "gap": 0.5}
+    groups = classes.by_group(["x", 1, "x", 1, "y"], np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
+    assert groups == {"groups": {"1": 0.5, "x": 0.5, "y": 1.0}, "counts": {"1": 2, "x": 2, "y": 1}, "gap": 0.5}
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
     draw, hits = np.random.default_rng(1), 0
     for _ in range(60):
-        found = intervals.mean(draw.normal(2.0, 1.0, 80))
-        hits += found.low <= 2.0 <= found.high
+        interval = intervals.mean(draw.normal(2.0, 1.0, 80))
+        hits += interval.low <= 2.0 <= interval.high
     assert 51 <= hits <= 60
     assert intervals.mean(np.array([3.0, np.nan, 3.0])) == intervals.Estimate(3.0, 3.0, 3.0)
     assert math.isnan(intervals.mean(np.array([np.nan])).mean)
@@ -137,16 +142,16 @@ def test_a_reward_models_report_is_of_its_pairs():
     margin = np.repeat(draw.integers(1, 4, size), 2)
     scores, lengths = draw.normal(size=2 * size), draw.integers(2, 9, 2 * size)
     batch = from_sequences([np.zeros(n) for n in lengths], labels=np.stack([side, margin], 1))
-    found = reward_model.report(batch, scores, paired=True)
+    report = reward_model.report(batch, scores, paired=True)
     gaps = [(scores[2 * i] - scores[2 * i + 1]) * (1 if order[i] else -1) for i in range(size)]
     for key, place in (("reward/by_difference", np.abs(gaps)), ("reward/by_margin", margin[::2])):
-        assert sum(b["count"] for b in found[key]) == size
-        for b in found[key]:
+        assert sum(b["count"] for b in report[key]) == size
+        for b in report[key]:
             inside = [g > 0 for g, v in zip(gaps, place, strict=True) if b["low"] <= v <= b["high"]]
             assert (len(inside), sum(inside) / len(inside)) == (b["count"], pytest.approx(b["accuracy"]))
     chances = [1 / (1 + math.exp(g if i % 2 else -g)) for i, g in enumerate(gaps)]
-    assert sum(b["count"] * b["confidence"] for b in found["reward/reliability"]) == pytest.approx(sum(chances))
-    assert sum(b["count"] * b["accuracy"] for b in found["reward/reliability"]) == pytest.approx(size / 2)
+    assert sum(b["count"] * b["confidence"] for b in report["reward/reliability"]) == pytest.approx(sum(chances))
+    assert sum(b["count"] * b["accuracy"] for b in report["reward/reliability"]) == pytest.approx(size / 2)
     even = batch.replace(labels=np.stack([side, np.zeros(2 * size)], 1))
     assert "reward/by_margin" not in reward_model.report(even, scores, paired=True)
 
@@ -154,9 +159,9 @@ def test_a_reward_models_report_is_of_its_pairs():
 def test_without_pairs_a_score_is_right_on_its_labels_side_of_zero():
     scores, labels = np.array([2.0, -1.0, 0.5, -3.0]), np.array([[1.0], [1.0], [0.0], [0.0]])
     batch = from_sequences([[1], [1, 2], [1], [1]], labels=labels)
-    found = reward_model.report(batch, scores, paired=False)
-    assert [b["accuracy"] for b in found["reward/by_difference"]] == [0.0, 0.0, 1.0, 1.0]
-    assert [b["low"] for b in found["reward/by_difference"]] == [0.5, 1.0, 2.0, 3.0]
+    report = reward_model.report(batch, scores, paired=False)
+    assert [b["accuracy"] for b in report["reward/by_difference"]] == [0.0, 0.0, 1.0, 1.0]
+    assert [b["low"] for b in report["reward/by_difference"]] == [0.5, 1.0, 2.0, 3.0]
 
 
 def test_class_weights_are_those_of_their_papers():

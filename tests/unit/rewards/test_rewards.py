@@ -271,10 +271,10 @@ def test_an_ensemble_counts_once(how):
 @pytest.mark.parametrize(
     ("members", "changes", "says"),
     [
-        (["a", "x"], {}, "'x' is no standardised reward model"),
-        (["a", "r"], {}, "'r' is no standardised reward model"),
-        (["a", "b"], {"standardise": False}, "'b' is no standardised reward model"),
-        (["a", "b"], {"steps": "."}, "'b' is no standardised reward model"),
+        (["a", "x"], {}, "'x' is not a term with type: model"),
+        (["a", "r"], {}, "'r' is not a term with type: model"),
+        (["a", "b"], {"standardise": False}, "'b' is not a term with type: model"),
+        (["a", "b"], {"steps": "."}, "'b' is not a term with type: model"),
         (["a", "a"], {}, "'a' is a member twice"),
         (["a", "b"], {"weight": 2.0}, "a, b have different weights"),
     ],

@@ -30,8 +30,8 @@ def checkpoints(tmp_path):
     return lambda keep=2: Checkpoints(tmp_path / "checkpoints", keep)
 
 
-def steps(found):
-    return [int(path.name.removeprefix("step-")) for path in found]
+def steps(paths):
+    return [int(path.name.removeprefix("step-")) for path in paths]
 
 
 def test_a_checkpoint_is_what_was_filled_in_the_state_and_a_manifest_of_both(checkpoints):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.api import Run
-from rlhf_ray.config import BadInput, apply_overrides, load, parse
+from rlhf_ray.config import BadInput, apply_overrides, load_job, parse
 from rlhf_ray.run.directory import RunDir, correct_state, differences
 from tests.helpers import ROOT, rl_job
 
@@ -94,7 +94,7 @@ def test_a_directory_without_a_run_is_left_alone(tmp_path):
 
 def test_the_config_in_a_run_directory_makes_the_same_job(tmp_path):
     RunDir(job(tmp_path, "learner.lr=0.125")).close()
-    assert load(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.125")
+    assert load_job(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.125")
     assert names(tmp_path) == [".lock", "config.json", "log.jsonl", "manifest.json"]
 
 
@@ -143,7 +143,7 @@ def test_a_run_that_was_refused_does_not_hold_the_directory(tmp_path):
 def test_what_does_not_change_the_training_may_change(tmp_path, overrides):
     write_something(tmp_path)
     RunDir(job(tmp_path, *overrides)).close()
-    assert load(tmp_path / "config.json") == job(tmp_path, *overrides)
+    assert load_job(tmp_path / "config.json") == job(tmp_path, *overrides)
 
 
 def test_a_run_directory_may_be_moved(tmp_path):
@@ -156,7 +156,7 @@ def test_a_run_directory_may_be_moved(tmp_path):
 def test_where_nothing_was_written_yet_another_config_may_try(tmp_path):
     RunDir(job(tmp_path, "data.path=no-such-file.jsonl")).close()
     RunDir(job(tmp_path, "learner.lr=0.5")).close()
-    assert load(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.5")
+    assert load_job(tmp_path / "config.json") == job(tmp_path, "learner.lr=0.5")
 
 
 def test_a_run_that_failed_before_its_first_step_gives_its_directory_back(tmp_path):
@@ -255,8 +255,10 @@ def test_differences_are_dotted_paths_with_old_and_new():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": "x"}
     assert differences(old, old) == []
     assert differences(old, {"a": {"b": 2, "c": [1, 3]}, "d": {"f": 1}, "e": "x"}) == [
-        "a.b: 1 -> 2", "a.c: [1, 2] -> [1, 3]", 'd: null -> {"f": 1}',
-    ]  # fmt: skip
+        "a.b: 1 -> 2",
+        "a.c: [1, 2] -> [1, 3]",
+        'd: null -> {"f": 1}',
+    ]
     assert differences({"a": 1}, {"b": 1}) == ["a: 1 -> null", "b: null -> 1"]
 
 

@@ -68,15 +68,15 @@ def test_a_line_has_time_level_id_stage_and_step(tmp_path):
     StepEvents(run.events).write(7, {"time/step": 1.25, "reward/mean": 0.5})
     run.close()
     notice("after the run")
-    found = lines(tmp_path / "log.jsonl")[1:]
-    assert [(x["level"], x["message"], x["stage"], x["step"]) for x in found] == [
+    events = lines(tmp_path / "log.jsonl")[1:]
+    assert [(x["level"], x["message"], x["stage"], x["step"]) for x in events] == [
         ("INFO", "learner worker 1 died", "learn", 7),
         ("WARNING", "slow: disk", "learn", 7),
         ("INFO", "step finished", "learn", 7),
     ]
-    assert found[2]["seconds"] == 1.25
-    assert found[0]["time"].endswith("+00:00")
-    assert set(found[0]) == {"time", "level", "run_id", "job", "stage", "step", "message"}
+    assert events[2]["seconds"] == 1.25
+    assert events[0]["time"].endswith("+00:00")
+    assert set(events[0]) == {"time", "level", "run_id", "job", "stage", "step", "message"}
 
 
 def test_a_notice_is_on_the_terminal_only_while_a_command_runs(tmp_path, capsys):

@@ -15,10 +15,10 @@ def test_sums_add_up_over_parts_and_divide_once():
 
 def test_a_mean_does_not_depend_on_how_the_parts_were_cut():
     values, weights = np.arange(12.0), np.array([1.0, 3.0] * 6)
-    whole = means_of({"x": (float(values @ weights), float(weights.sum()))})
+    means = means_of({"x": (float(values @ weights), float(weights.sum()))})
     for cuts in ([6], [1, 2, 3], [5, 11]):
         pieces = zip(np.split(values, cuts), np.split(weights, cuts), strict=True)
-        assert means_of(merge_sums({"x": (v @ w, w.sum())} for v, w in pieces)) == pytest.approx(whole)
+        assert means_of(merge_sums({"x": (v @ w, w.sum())} for v, w in pieces)) == pytest.approx(means)
 
 
 def test_maxima_below_zero_and_numbers_of_other_types_become_floats():

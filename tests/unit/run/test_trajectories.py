@@ -12,9 +12,12 @@ from rlhf_ray.run.trajectories import read_batch, trajectory_file, write_batch
 def batch(*lengths):
     tokens = [np.arange(n) for n in lengths]
     return from_sequences(
-        tokens, response_mask=[t > 1 for t in tokens], rewards=np.arange(len(tokens)) / 2,
-        reward_parts=np.arange(2 * len(tokens)).reshape(-1, 2), seed=np.array([2**63 + n for n in lengths], np.uint64),
-    )  # fmt: skip
+        tokens,
+        response_mask=[t > 1 for t in tokens],
+        rewards=np.arange(len(tokens)) / 2,
+        reward_parts=np.arange(2 * len(tokens)).reshape(-1, 2),
+        seed=np.array([2**63 + n for n in lengths], np.uint64),
+    )
 
 
 def test_trajectories_come_back_as_they_were_with_the_names_of_the_rewards(tmp_path):

@@ -82,11 +82,21 @@ NODES = [{"CPU": 8.0, "GPU": 8.0}]
     [  # colocated: turns on two GPUs, each worker has the whole one; a reward model shares the rollouts' turn
         ({}, {}, 2.0, {"learner": (1.0, 2), "rollout": (1.0, 2), "reward": (0.0, 1)}),
         ({"colocate": False}, {}, 5.0, {"learner": (1.0, 2), "rollout": (1.0, 2), "reward": (1.0, 1)}),
-        ({"colocate": False}, {"rollout": 2.0, "reward": 0.0}, 6.0, {"learner": (1.0, 2), "rollout": (2.0, 2), "reward": (0.0, 1)}),
+        (
+            {"colocate": False},
+            {"rollout": 2.0, "reward": 0.0},
+            6.0,
+            {"learner": (1.0, 2), "rollout": (2.0, 2), "reward": (0.0, 1)},
+        ),
         ({"device": "cpu", "num_threads": 3}, {}, 6.0, {"learner": (3.0, 2), "rollout": (3.0, 2), "reward": (0.0, 1)}),
-        ({"device": "cpu", "num_threads": 16}, {}, 8.0, {"learner": (16.0, 2), "rollout": (16.0, 2), "reward": (0.0, 1)}),
+        (
+            {"device": "cpu", "num_threads": 16},
+            {},
+            8.0,
+            {"learner": (16.0, 2), "rollout": (16.0, 2), "reward": (0.0, 1)},
+        ),
     ],
-)  # fmt: skip
+)
 def test_devices_of_a_plan(config, each, count, roles):
     demand = Demand(counts={"learner": 2, "rollout": 2, "reward": 1}, gpus_per_worker=each)
     devices = reserved_devices(plan_placement(ClusterConfig(**config), demand, NODES), [{"CPU": 8.0}])

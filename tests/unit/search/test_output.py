@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from rlhf_ray.config import load
+from rlhf_ray.config import load_job
 from rlhf_ray.search.objective import search_objective
 from rlhf_ray.search.output import print_results, scatter_panels, write_results
 from rlhf_ray.search.results import summarise
@@ -26,10 +26,10 @@ def results(search):
 
 def test_the_best_job_is_written_as_a_file_that_can_be_trained(tmp_path, search, results):
     write_results(results, search, tmp_path / "run", Console(quiet=True))
-    job = load(tmp_path / "run" / "best.yaml")
+    job = load_job(tmp_path / "run" / "best.yaml")
     assert job.learner.lr == 3e-4
     assert job.run.dir == str(tmp_path / "run" / "best")
-    base = load(tmp_path / "job.yaml")
+    base = load_job(tmp_path / "job.yaml")
     assert job.model_dump(exclude={"run", "learner"}) == base.model_dump(exclude={"run", "learner"})
 
 

@@ -168,8 +168,11 @@ def test_a_label_is_the_verdict_and_a_tag_its_words_kind():
         mean = sum(toy.polarity(c) for c in clauses) / len(clauses)
         assert row["label"] == ("good" if mean > 0.34 else "bad" if mean < -0.34 else "mixed")
     for row in toy.generate("reviews/tags", "train", 50, 0):
-        kinds = {w: ("plus" if w in toy.POSITIVE else "minus" if w in toy.NEGATIVE else "part") for w in row["words"]
-                 if w in (*toy.POSITIVE, *toy.NEGATIVE, *toy.PARTS)}  # fmt: skip
+        kinds = {
+            w: ("plus" if w in toy.POSITIVE else "minus" if w in toy.NEGATIVE else "part")
+            for w in row["words"]
+            if w in (*toy.POSITIVE, *toy.NEGATIVE, *toy.PARTS)
+        }
         assert row["tags"] == [kinds.get(w, "none") for w in row["words"]]
 
 

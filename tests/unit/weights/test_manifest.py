@@ -31,9 +31,12 @@ def test_buckets_that_were_sent_pass_and_others_do_not(version):
     sent = manifest([bucket(0), bucket(1)], version)
     verify_buckets([bucket(0), bucket(1)], sent)
     for received in (
-        [bucket(1), bucket(0)], [bucket(0)], [bucket(0), bucket(2)], [bucket(0), bucket(1, name="v")],
+        [bucket(1), bucket(0)],
+        [bucket(0)],
+        [bucket(0), bucket(2)],
+        [bucket(0), bucket(1, name="v")],
         [bucket(0), bucket(1, shape=(50, 200))],
-    ):  # fmt: skip
+    ):
         with pytest.raises(StaleWeights, match="fingerprints"):
             verify_buckets(received, sent)
 

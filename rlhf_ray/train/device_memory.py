@@ -27,6 +27,7 @@ class Residents:
 
 
 STAGES = {
+    "start": Residents(learner=LEARNER_PARTS),
     "rollout": Residents(engine=ENGINE_PARTS, reward_models=True),
     "annotate": Residents(learner=frozenset({"weights", "reference"}), keep_weights=False),
     "learn": Residents(learner=frozenset({"weights", "optimizer"}), keep_weights=False),
@@ -68,13 +69,16 @@ class DeviceMemory:
     def __init__(self, movers: Movers, *, time_shared: bool, offload: Offload, offload_reference: bool) -> None:
         self.movers, self.time_shared = movers, time_shared
         self.offload, self.offload_reference = offload, offload_reference
-        self.now = Residents(engine=ENGINE_PARTS, learner=LEARNER_PARTS, reward_models=True)
+        self.now = self._residents("start")
+
+    def before_restart(self) -> None:
+        """Makes room for learner ranks that are about to load their models anew; the old ranks are gone."""
+        self.now = replace(self.now, learner=LEARNER_PARTS)
+        self.enter("start")
 
     def enter(self, stage: str) -> None:
         """Makes the device hold what the stage needs; nothing if it does already, or if no role shares or offloads."""
-        after = residents(
-            stage, time_shared=self.time_shared, offload=self.offload, offload_reference=self.offload_reference
-        )
+        after = self._residents(stage)
         before, self.now = self.now, after
         if after == before:
             return
@@ -91,3 +95,8 @@ class DeviceMemory:
             self.movers.reward_models(True)
         if after.engine - before.engine:
             self.movers.engine(after.engine, True)
+
+    def _residents(self, stage: str) -> Residents:
+        return residents(
+            stage, time_shared=self.time_shared, offload=self.offload, offload_reference=self.offload_reference
+        )

@@ -76,7 +76,7 @@ class LearnerGroup:
         self.group.respawn()
         self.start()
 
-    def recover(self, work: Callable[[], Result]) -> Result:
+    def recover(self, work: Callable[[], Result], before_restart: Callable[[], object] = lambda: None) -> Result:
         """The result of ``work``.
 
         If a rank is lost, restarts all and calls ``work`` again, which loads the last checkpoint. The same happens if a
@@ -86,6 +86,7 @@ class LearnerGroup:
         while True:
             try:
                 if lost:
+                    before_restart()
                     self.restart()
                 return work()
             except WorkerLost as error:

@@ -101,7 +101,7 @@ class RL:
         If a learner rank is lost, all are restarted from the last checkpoint.
         """
         try:
-            self.learners.recover(self._work)
+            self.learners.recover(self._work, self.memory.before_restart)
         finally:
             self.rollouts.close()
 

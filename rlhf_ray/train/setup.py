@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from ..actors.group import WorkerGroup
-from ..actors.placement import worker_demand
+from ..actors.placement import Plan, worker_demand
 from ..config import RLJob, Supervised
 from ..data import examples
 from ..data.context import check_row_context
@@ -98,12 +98,20 @@ def rl_setup(job: RLJob, run_dir: Path) -> Iterator[RLSetup]:
         rollout = workers.start_rollout(job.rollout, model, eos, max(longest_sequence(job), PROBE_LENGTH))
         learners = workers.start_learners(job, model_roles)
         workers.wait()
+        time_shared = takes_turns(workers.plan, job)
         build_reward_terms(reward, longest_sequence(job))
-        load_learner_models(learners)
         build_engines(rollout)
-        time_shared = workers.plan.colocated and workers.plan.device == "cuda" and job.rollout.ahead == 0
+        if time_shared:  # the learner's models would not fit next to awake engines, which need their memory to be free
+            rollout.broadcast("keep_awake", ())
+            reward.broadcast("keep_awake", False)
+        load_learner_models(learners)
         actors = RLActors(learners=learners, rollout=rollout, reward=reward, time_shared=time_shared)
         yield RLSetup(actors=actors, data=data)
+
+
+def takes_turns(plan: Plan, job: RLJob) -> bool:
+    """Whether roles use the same GPUs one after the other, so that each must make room for the next."""
+    return plan.colocated and plan.device == "cuda" and job.rollout.ahead == 0
 
 
 def load_rl_data(job: RLJob, directory: str, tokenizer: Any) -> RLData:

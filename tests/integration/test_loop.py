@@ -1,8 +1,8 @@
 """The loop in this process with real actors: shared GPUs, bfloat16, evaluations, what is written when, lost workers."""
 
-import dataclasses
 import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -19,20 +19,28 @@ from rlhf_ray.run.directory import RunDir
 from rlhf_ray.run.reader import evaluation_files, read_metrics
 from rlhf_ray.train.dispatch import RolloutRequest
 from rlhf_ray.train.rl import RL
-from rlhf_ray.train.setup import RLSetup, rl_setup
+from rlhf_ray.train.setup import rl_setup
 from tests.helpers import end_actor, metrics_of, rl_job, startup_parts, undescribed_metrics
+from tests.integration.ledger import ACTIVATIONS, ENGINE, LEARNER, VARIABLE, BookedLearner, BookedRollout
 
 pytestmark = pytest.mark.integration
 
 HELDOUT = {"path": "toy:reviews/prompts", "split": "heldout", "size": 4, "max_prompt_tokens": 32}
-CHANGES = ["model.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "evaluate.every=1", "checkpoint.every=1"]
+CHANGES = [
+    "learner.offload=all",
+    "model.dtype=bfloat16",
+    "rollout.engine.dtype=bfloat16",
+    "evaluate.every=1",
+    "checkpoint.every=1",
+]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A job of two steps, learner and engine in bfloat16, evaluated after each, as where workers share a GPU in turns.
+    """A job of two steps, learner and engine in bfloat16, evaluated after each, where roles share a pretend device in turns.
 
-    ``written`` holds what was on disk when a checkpoint was: step, lines of metrics.jsonl, number of evaluations.
+    It has 80 GB, less than the roles take together and more than any stage needs. ``written`` holds what was on disk when
+    a checkpoint was: step, lines of metrics.jsonl, number of evaluations. ``bookings``: what each role held, change by change.
     """
     path, written = tmp_path_factory.mktemp("run"), []
 
@@ -43,16 +51,25 @@ def run(tmp_path_factory):
 
     job = rl_job(evaluate={"data": HELDOUT}, algorithm={"type": "grpo", "group_size": 2})
     job = parse(apply_overrides(job, [f"run.dir={path}", "cluster.deadline_s=300", *CHANGES]), "job")
+    ledger = tmp_path_factory.mktemp("ledger") / "gigabytes.jsonl"
+    patch = pytest.MonkeyPatch()
+    patch.setenv(VARIABLE, f"{ledger}:80")
+    patch.setattr(sys.modules["rlhf_ray.train.setup"], "takes_turns", lambda plan, job: True)
+    patch.setattr(sys.modules["rlhf_ray.train.workers"], "RolloutWorker", BookedRollout)
+    patch.setattr(sys.modules["rlhf_ray.train.learner_group"], "LearnerWorker", BookedLearner)
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     directory = RunDir(job)
     try:
         with rl_setup(job, path) as setup:
-            actors = dataclasses.replace(setup.actors, time_shared=True)
-            loop = RL(job, directory, RLSetup(actors=actors, data=setup.data), Stop())
+            loop = RL(job, directory, setup, Stop())
             loop.checkpoints = Watched(path / "checkpoints", 2)
             loop.train()
-            yield SimpleNamespace(path=path, job=job, loop=loop, learners=actors.learners, written=written)
+            bookings = [json.loads(line) for line in ledger.read_text().splitlines()]
+            yield SimpleNamespace(
+                path=path, job=job, loop=loop, learners=loop.learners, written=written, bookings=bookings
+            )
     finally:
+        patch.undo()
         directory.close()
         ray.shutdown()
 
@@ -70,14 +87,23 @@ def test_a_bfloat16_job_runs_where_rollout_workers_sleep_while_the_learner_works
         collect(run, [0], samples=1)
 
 
+def test_roles_that_share_a_device_never_hold_more_than_it_has(run):
+    """Nobody ran out of memory (see the fixture), and the device was used: its fullest moment is that of a sync."""
+    fullest = max(run.bookings, key=lambda held: sum(held.values()))
+    assert fullest == {"learner": LEARNER["weights"], "engine": sum(ENGINE.values())}
+    totals = [(held.get("learner"), held.get("engine")) for held in run.bookings]
+    assert (0.0, sum(ENGINE.values())) in totals  # rollouts
+    assert (LEARNER["weights"] + LEARNER["optimizer"] + ACTIVATIONS, 0.0) in totals  # learning
+
+
 def test_the_parts_of_the_start_are_timed(run):
     assert startup_parts(run.path) == [
         "reading the model's files and the data",
         "reserving CPUs and GPUs",
         "starting the workers' processes",
         "building the reward terms",
-        "loading the learner's models",
         "building the rollout engines",
+        "loading the learner's models",
         "sending the weights to the rollout workers",
     ]
 
@@ -188,7 +214,7 @@ def test_a_rank_that_dies_while_the_group_restarts_is_one_more_death(run):
         start()
 
     learners.start = fatal
-    (log_probs,) = learners.recover(work)
+    (log_probs,) = learners.recover(work, run.loop.memory.before_restart)
     assert (log_probs[1:] < 0).all()
     assert calls == [0, 2]
     learners.start = start

@@ -2,6 +2,7 @@
 
 from .algorithm import PPO, AdaptiveKL, AlgorithmConfig
 from .data import DataConfig, PromptConfig, TrainingData
+from .dtype import resolve_dtype, resolve_dtypes
 from .inference import EvaluateJob, GenerationJob, SampleJob, ScoreJob, TokenizerJob
 from .jobs import Job, PipelineJob, RLJob, SingleJob, TrainingJob
 from .learner import CriticConfig, LearnerConfig, ReferenceConfig
@@ -104,5 +105,7 @@ __all__ = [
     "load_job",
     "load_search",
     "parse",
+    "resolve_dtype",
+    "resolve_dtypes",
     "set_values",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from .dtype import Dtype
 from .section import Section
 
 
@@ -36,8 +37,9 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code from the model's directory; only for sources you trust."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Dtype of the learner's forward and backward passes."
+    dtype: Dtype = Field(
+        "auto",
+        description="Dtype of the learner's forward and backward passes; auto is bfloat16 on GPUs, float32 on a CPU.",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from .dtype import Dtype
 from .section import Section
 
 STANDARDISE: bool = Field(
@@ -46,6 +47,7 @@ class NeuralReward(RewardTerm):
 
     path: str = Field(..., description="Hugging Face directory or id; 'stage:NAME' is the model of an earlier stage.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Tokens of one forward pass; lower it if memory runs out.")
+    dtype: Dtype = Field("auto", description="Dtype of its weights; auto is bfloat16 on GPUs, float32 on a CPU.")
 
 
 class ModelReward(NeuralReward):

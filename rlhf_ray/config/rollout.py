@@ -6,7 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from .dtype import Dtype
 from .section import Section
+
+DTYPE = "Dtype of the engine's weights; auto is bfloat16 on GPUs, float32 on a CPU."
 
 
 class MemoryReservation(NamedTuple):
@@ -30,9 +33,7 @@ class TransformersEngineConfig(Section):
     max_rows: int = Field(
         64, ge=1, description="Most sequences decoded at a time; lower it if the KV cache does not fit into memory."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Dtype of the engine's weights; bfloat16 is faster on GPUs and on CPUs with AMX."
-    )
+    dtype: Dtype = Field("auto", description=DTYPE)
     guide: float = Field(
         0.0,
         ge=0,
@@ -52,7 +53,7 @@ class VLLMEngineConfig(Section):
 
     type: Literal["vllm"] = "vllm"
     max_rows: int = Field(256, ge=1, description="Most sequences decoded at a time.")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Dtype of the engine's weights.")
+    dtype: Dtype = Field("auto", description=DTYPE)
     tensor_parallel_size: int = Field(
         1,
         ge=1,

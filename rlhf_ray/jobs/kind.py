@@ -109,9 +109,19 @@ class JobNeeds:
         return {option: section for option, section in self.data.items() if section is not None}
 
     @property
+    def neural_rewards(self) -> list[NeuralReward]:
+        """The reward terms with a model, which every reward worker holds."""
+        return [] if self.rewards is None else [t for t in self.rewards.terms if isinstance(t, NeuralReward)]
+
+    @property
     def reward_models(self) -> list[str]:
         """Paths of the models that every reward worker holds."""
-        return [] if self.rewards is None else [t.path for t in self.rewards.terms if isinstance(t, NeuralReward)]
+        return [term.path for term in self.neural_rewards]
+
+    @property
+    def reward_dtypes(self) -> list[str]:
+        """The dtypes of :attr:`reward_models`."""
+        return [term.dtype for term in self.neural_rewards]
 
     @property
     def demand(self) -> Demand:

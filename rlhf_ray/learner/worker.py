@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch
-from ..config import LearnerConfig, ModelConfig
+from ..config import LearnerConfig, ModelConfig, resolve_dtypes
 from ..models.load import (
     DTYPES,
     build_skeleton,
@@ -67,8 +67,9 @@ class LearnerWorker:
         self, *, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
     ) -> None:
         self.num_threads = num_threads
-        self.config, self.roles = config, {role.name: role for role in roles}
         self.device, self.deadline_s = torch.device(device), deadline_s
+        self.config = config
+        self.roles = {role.name: replace(role, model=resolve_dtypes(role.model, device)) for role in roles}
         self.rank, self.world_size, self.peak_flops = 0, 1, 0.0  # known after start()
         self.ranks_per_node = 1  # as zero.ranks_on_each_node() counts them; known if config.node_copies
         self.engines: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..actors.placement import Plan, plan_placement
-from ..config import BadInput, SingleJob, parse
+from ..config import BadInput, SingleJob, parse, resolve_dtypes
 from ..jobs.kind import JobNeeds
 from ..jobs.kinds import demand_of, kind_of
 from ..run.reader import read_config, read_manifest
@@ -57,6 +57,7 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
     """The forecast of one job. Raises BadInput if it cannot be placed."""
     cluster = setting.cluster
     cpu = cluster.device.is_cpu
+    job = resolve_dtypes(job, cluster.device.kind)
     plan = placed(job, cluster)
     job_needs = kind_of(job).needs(job)
     role_needs: dict[str, Need] = {}
@@ -64,7 +65,7 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
         role_needs["learner"] = needs.learner(job_needs, setting.models, cpu, cluster.per_node)
     if job_needs.generation is not None:
         role_needs["rollout"] = needs.rollout(job_needs.generation, setting.models, cluster)
-        role_needs["reward"] = needs.reward(setting.models)
+        role_needs["reward"] = needs.reward(setting.models, job_needs)
     nodes = set(plan.nodes)
     host_bytes = max(_host_bytes(job_needs, plan, setting, node) for node in nodes)
     if cpu:

@@ -37,6 +37,11 @@ class Device:
         """Whether roles share cores instead of owning a device."""
         return self.name.startswith("CPU")
 
+    @property
+    def kind(self) -> str:
+        """'cpu' or 'cuda', as torch names it."""
+        return "cpu" if self.is_cpu else "cuda"
+
     def flops(self, dtype: str) -> float:
         """Peak FLOP/s of matrix products in ``dtype``."""
         return self.bf16 if dtype == "bfloat16" else self.float32

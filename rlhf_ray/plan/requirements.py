@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import SingleJob
+from ..config import SingleJob, resolve_dtypes
 from ..jobs.kind import Generation, JobNeeds, RLStep
 from ..jobs.kinds import kind_of
 from . import memory, stages
@@ -106,10 +106,11 @@ def rollout(generation: Generation, models: Models, cluster: Cluster) -> Need:
     return Need("rollout", {}, parts)
 
 
-def reward(models: Models) -> Need:
-    """One reward worker: its models in float32, and the activations of one forward pass of a layer."""
-    weights = sum(4.0 * s.scalar_parameters for s in models.rewards)
-    passing = max((4.0 * REWARD_TOKENS * (3 * s.inner + 4 * s.hidden) for s in models.rewards), default=0.0)
+def reward(models: Models, job_needs: JobNeeds) -> Need:
+    """One reward worker: its models, and the activations of one forward pass of a layer."""
+    bytes_and_shapes = [(memory.BYTES[d], s) for d, s in zip(job_needs.reward_dtypes, models.rewards, strict=True)]
+    weights = sum(float(b) * s.scalar_parameters for b, s in bytes_and_shapes)
+    passing = max((float(b) * REWARD_TOKENS * (3 * s.inner + 4 * s.hidden) for b, s in bytes_and_shapes), default=0.0)
     return Need("reward", {"reward models": weights}, {"activations": passing} if passing else {})
 
 
@@ -168,7 +169,7 @@ class Setting:
 
 def simulated_work(job: SingleJob, setting: Setting, num_steps: int, seed: int = 0) -> StepWork:
     """The stages of ``num_steps`` steps of an RL job, with response lengths drawn from those of the setting."""
-    job_needs = kind_of(job).needs(job)
+    job_needs = kind_of(job).needs(resolve_dtypes(job, setting.cluster.device.kind))
     model, generation, rl_step = job_needs.model, job_needs.generation, job_needs.rl_step
     assert model is not None
     assert generation is not None
@@ -193,12 +194,15 @@ def simulated_work(job: SingleJob, setting: Setting, num_steps: int, seed: int =
     learn = rl_step.epochs * stages.updating(actor, scored, rl_step.num_mini_batches, cluster)
     if critic is not None:
         learn += rl_step.epochs * stages.updating(critic, unscored, rl_step.num_mini_batches, cluster)
-    reward_flops = sum(stages.passes(s, tokens, squares, 0.0) for s in models.rewards) / len(chunks[0])
-    reward_speed = cluster.device.float32 * efficiency.share(efficiency.score, models.policy.hidden) * setting.share
+    reward_peaks = [cluster.device.flops(dtype) for dtype in job_needs.reward_dtypes]
+    reward_work = sum(  # seconds at peak speed
+        stages.passes(s, tokens, squares, 0.0) / peak for s, peak in zip(models.rewards, reward_peaks, strict=True)
+    ) / len(chunks[0])
+    reward_share = efficiency.share(efficiency.score, models.policy.hidden) * setting.share
     sync = stages.sync(models.policy, model.dtype, cluster.device) + efficiency.call_s
     return StepWork(
         generate=chunks,
-        score=factors.rollout * reward_flops / reward_speed,
+        score=factors.rollout * reward_work / reward_share,
         score_wait=setting.reward_s,
         annotate=factors.annotate * (annotate + efficiency.call_s) if rl_step.columns_to_annotate else 0.0,
         learn=factors.learn * (learn + efficiency.call_s),

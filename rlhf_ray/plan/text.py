@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import BadInput, Job, SingleJob
+from ..config import BadInput, Job, SingleJob, resolve_dtypes
 from ..jobs.kind import JobNeeds
 from ..jobs.kinds import kind_of
 from . import forecast, suggestions
@@ -86,6 +86,7 @@ def _device(c: Cluster) -> str:
 def _stage(
     job: SingleJob, pipeline: Mapping[str, Any], cluster: Cluster, run: str | None, scale: bool, reward_s: float
 ) -> Answer:
+    job = resolve_dtypes(job, cluster.device.kind)
     lines, job_needs = kind_of(job).describe(job), kind_of(job).needs(job)
     try:
         models = job_models(job, pipeline)

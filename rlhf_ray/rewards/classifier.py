@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ..batch import from_sequences, micro_batches
-from ..config import ClassifierReward, ModelConfig
+from ..config import ClassifierReward, ModelConfig, resolve_dtype
 from ..data import tokenizer as tokenizers
 from ..data.encode import encode_text
-from ..models.load import has_reward_head, load_model, read_config, read_context_length, read_vocab_size
+from ..models.load import DTYPES, has_reward_head, load_model, read_config, read_context_length, read_vocab_size
 from .reward import RewardError
 
 
@@ -26,7 +26,9 @@ class ClassifierScorer:
         self.labels = {str(name): int(i) for i, name in named.items()}
         self.tokenizer = tokenizers.load(ModelConfig(path=term.path), term.path, ends=False)
         self.context = read_context_length(term.path)
-        self.model = load_model("classes", term.path).to(self.device).eval()
+        self.model = (
+            load_model("classes", term.path, dtype=DTYPES[resolve_dtype(term.dtype, device)]).to(self.device).eval()
+        )
         self.model.check(read_vocab_size(term.path))
         if term.label is not None:
             self._place(term.label)

@@ -29,7 +29,7 @@ class LikelihoodScorer(Scorer):
                 f"reward '{self.term.name}': {self.term.path} holds a reward model, which says nothing of how likely a text is; "
                 "give a causal language model, or take type: model"
             )
-        return load_model("policy", self.term.path)
+        return load_model("policy", self.term.path, dtype=self.dtype)
 
     def _sequences(self, batch: Batch, prompts: list[Any], completions: list[str]) -> Batch:
         if self.same:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ..batch import Batch, from_sequences, micro_batches
-from ..config import ModelConfig, ModelReward
+from ..config import ModelConfig, ModelReward, resolve_dtype
 from ..data import tokenizer as tokenizers
 from ..data.encode import prompt_ids
-from ..models.load import has_reward_head, load_model, read_context_length, read_vocab_size
+from ..models.load import DTYPES, has_reward_head, load_model, read_context_length, read_vocab_size
 from .reward import RewardError
 
 
@@ -27,6 +27,7 @@ class Scorer:
         self.same = policy_tokenizer is not None and self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
         self.eos = int(self.tokenizer.eos_token_id)
         self.context = read_context_length(term.path)
+        self.dtype = DTYPES[resolve_dtype(term.dtype, device)]
         self.model = self._load().to(self.device).eval()
         self.model.check(read_vocab_size(term.path))
 
@@ -87,7 +88,7 @@ class ModelScorer(Scorer):
                 "train one with job: reward, or give a sequence-classification model"
             )
         try:
-            return load_model("scalar", self.term.path)
+            return load_model("scalar", self.term.path, dtype=self.dtype)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise RewardError(

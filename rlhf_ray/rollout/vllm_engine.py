@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BadInput, ModelConfig, VLLMEngineConfig
+from ..config import BadInput, ModelConfig, VLLMEngineConfig, resolve_dtype
 from ..models.load import base_directory, build_skeleton
 from .engine import PARTS, Completion, Counters, Decoding, Request, Sampling
 
@@ -180,7 +180,7 @@ def _arguments(config: VLLMEngineConfig, device: str) -> dict[str, Any]:
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "dtype": config.dtype,
+        "dtype": resolve_dtype(config.dtype, device),
         "max_num_seqs": config.max_rows,
         "enforce_eager": config.eager or cpu,
         "enable_prefix_caching": True,

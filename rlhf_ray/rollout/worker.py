@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch, from_sequences
-from ..config import ModelConfig, RolloutConfig
+from ..config import ModelConfig, RolloutConfig, resolve_dtype
 from ..models.load import DTYPES, disable_dropout, is_encoder_decoder, load_pretrained
 from ..models.value_heads import guide_model
 from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
@@ -171,7 +171,8 @@ class RolloutWorker:
 def _transformers(config: Any, model: ModelConfig, sampling: Sampling, resources: EngineResources) -> Engine:
     path = str(model.path)
     kind = "seq2seq" if is_encoder_decoder(path) else "policy"
-    module = load_pretrained(kind, path, dtype=DTYPES[config.dtype], trust_remote_code=model.trust_remote_code)
+    dtype = DTYPES[resolve_dtype(config.dtype, resources.device)]
+    module = load_pretrained(kind, path, dtype=dtype, trust_remote_code=model.trust_remote_code)
     disable_dropout(module)
     device = torch.device(resources.device)
     module = module.to(device).eval()

@@ -14,7 +14,7 @@ from ..actors.errors import GangTimeout, WorkerLost
 from ..actors.group import WorkerGroup
 from ..actors.placement import Placement
 from ..batch import COLUMNS, Batch
-from ..config import Common, RLJob
+from ..config import Common, RLJob, resolve_dtypes
 from ..learner.objectives import LossTerm, Objective
 from ..learner.worker import LearnerWorker, Role
 from ..models.tolerance import WEIGHT_SYNC
@@ -30,7 +30,8 @@ class LearnerGroup:
     """All ranks of the learner, called together. If one dies, the call raises WorkerLost: see :meth:`recover`."""
 
     def __init__(self, job: Common, roles: Sequence[Role], placement: Placement) -> None:
-        self.job, self.plan = job, placement.plan
+        self.plan = placement.plan
+        self.job = resolve_dtypes(job, self.plan.device)
         self.group = WorkerGroup(
             "learner",
             LearnerWorker,

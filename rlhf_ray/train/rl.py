@@ -22,7 +22,7 @@ from ..algorithms.estimate import estimate_advantages, mean_sequence_kl
 from ..algorithms.kl import KLController
 from ..algorithms.registry import ALGORITHMS
 from ..batch import Batch
-from ..config import DPO, PPO, RLJob
+from ..config import DPO, PPO, RLJob, resolve_dtypes
 from ..learner.objectives import LossTerm, Objective
 from ..learner.policy import PolicyObjective, ValueObjective
 from ..run.checkpoint import Checkpoints
@@ -52,8 +52,9 @@ class RL:
     """One RL job. ``step`` counts finished steps and equals the policy version that is published."""
 
     def __init__(self, job: RLJob, run: RunDir, setup: RLSetup, stop: Stop, watch: Watch = unwatched) -> None:
-        self.job, self.run, self.actors, self.data = job, run, setup.actors, setup.data
         self.learners: LearnerGroup = setup.actors.learners
+        self.job = resolve_dtypes(job, self.learners.plan.device)
+        self.run, self.actors, self.data = run, setup.actors, setup.data
         self.rollout: WorkerGroup = setup.actors.rollout
         self.dispatcher = Dispatcher(
             rollout=self.rollout,

@@ -146,7 +146,10 @@ def longest_sequence(job: RLJob) -> int:
 
 
 def use_importance_weights(job: RLJob) -> bool:
-    """'auto' means no only if engine and learner share code and float32, and rollouts are never stale."""
+    """'auto' means no only if engine and learner share code and float32, and rollouts are never stale.
+
+    The job's dtypes are resolved: see :func:`resolve_dtypes`.
+    """
     engine = job.rollout.engine
     shared = engine.shares_code_with_learner and job.model.dtype == "float32" == engine.dtype
     exact = shared and job.rollout.ahead == 0

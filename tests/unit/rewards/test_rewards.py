@@ -337,6 +337,21 @@ def scored(terms, tmp_path):
     return worker.score(batch, rows, None)["reward_parts"], prompts, completions
 
 
+@pytest.mark.parametrize("kind", [ModelReward, LikelihoodReward])
+def test_bfloat16_scores_are_those_of_float32_but_for_rounding(kind, judge, tmp_path):
+    """`auto` is float32 on a CPU, to the bit; bfloat16 differs, by much less than scores differ from each other."""
+    path = judge
+    if kind is LikelihoodReward:
+        make_language(tmp_path / "language", toy.tokenizer())
+        path = str(tmp_path / "language")
+    names = {"whole": "float32", "half": "bfloat16", "default": "auto"}
+    parts, _, _ = scored([kind(name=name, path=path, dtype=dtype) for name, dtype in names.items()], tmp_path)
+    whole, half, default = parts.T
+    assert (default == whole).all()
+    assert (half != whole).any()
+    assert np.abs(half - whole).max() < 0.02 * max(1.0, np.abs(whole).max())
+
+
 def test_a_worker_scores_every_kind_of_term_in_its_order(tmp_path, judge):
     (tmp_path / "f.py").write_text(
         "def f(prompts, completions, wanted, **_):\n    return [float(w in c) for c, w in zip(completions, wanted)]"

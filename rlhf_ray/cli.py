@@ -214,6 +214,7 @@ def _add_doctor(commands: Commands) -> None:
     sub = _command(commands, "doctor", _doctor, text)
     sub.add_argument("--dir", default="runs", help="where run directories will be (default runs)")
     sub.add_argument("--address", help="Ray cluster to look at; by default RAY_ADDRESS, else a local session")
+    sub.add_argument("--model", help="model directory or Hugging Face id that the memory must have room for")
     sub.add_argument("--quick", action="store_true", help="without the run that compares engine and learner")
 
 
@@ -225,7 +226,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from .plan import doctor
 
     all_well = True
-    for finding in doctor.examine(Path(args.dir), cluster, args.quick):
+    for finding in doctor.examine(Path(args.dir), cluster, args.quick, args.model):
         print(finding, flush=True)
         all_well &= finding.well
     return 0 if all_well else 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,19 @@ def _download_config(path: str, revision: str | None) -> Path:
 def context_length(values: Mapping[str, Any]) -> int:
     """Most tokens that a model with these values of config.json takes; 2^30 if they do not say."""
     return int(values.get("max_position_embeddings") or values.get("n_positions") or UNLIMITED_CONTEXT)
+
+
+def num_saved_parameters(directory: str) -> int | None:
+    """Numbers in the safetensors files of a model directory, from their headers; None if it has no such file.
+
+    A file begins with the size of its header, 8 bytes, little end first; the header is JSON (huggingface/safetensors).
+    """
+    files = sorted(Path(directory).glob("*.safetensors"))
+    if not files:
+        return None
+    total = 0
+    for path in files:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total

@@ -18,10 +18,16 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 
-from ..config import ClusterConfig, parse
+from ..actors.object_store import VERSIONS, smallest_store, store_remedy
+from ..actors.placement import cluster_nodes
+from ..actors.slots import Nodes
+from ..config import BadInput, ClusterConfig, parse
+from ..learner.zero import network_interface
+from ..models.directory import fetch_config, find_local_model, num_saved_parameters
 from ..run.outcome import Stopped
+from .shape import shape_of
 
-LEAST_DISK, LEAST_MEMORY = 10e9, 4e9
+LEAST_DISK, LEAST_MEMORY, LEAST_STORE = 10e9, 4e9, 0.5e9
 BANDWIDTH_ELEMENTS = 1 << 22  # of the all-reduce: 16 MB of float32
 LEAST_BANDWIDTH = {"gloo": 0.05e9, "nccl": 1e9}  # byte/s
 DISTRIBUTION = "rlhf-ray"
@@ -42,8 +48,13 @@ class Finding:
         )
 
 
-def examine(run_dir: Path, cluster: ClusterConfig, quick: bool) -> Iterator[Finding]:
-    """All checks, one after the other; what needs Ray is left out where Ray cannot be reached. ``quick`` leaves out the agreement."""
+def examine(run_dir: Path, cluster: ClusterConfig, quick: bool, model: str | None = None) -> Iterator[Finding]:
+    """All checks, one after the other; what needs Ray is left out if Ray cannot be reached.
+
+    ``quick`` leaves out the agreement. ``model`` is a directory or a Hugging Face id that is to be trained. Raises
+    BadInput if its size cannot be told.
+    """
+    num_parameters = None if model is None else model_size(model)
     yield from versions(requires(DISTRIBUTION) or [])
     yield compiler()
     yield devices()
@@ -54,7 +65,7 @@ def examine(run_dir: Path, cluster: ClusterConfig, quick: bool) -> Iterator[Find
     yield from attempt(
         "ray",
         "check cluster.address and RAY_ADDRESS, or start a cluster with `ray start --head`",
-        lambda: ray_checks(cluster),
+        lambda: ray_checks(cluster, num_parameters),
     )
     if not quick:
         remedy = "the engine's log-probs are not the learner's: try rollout.engine.type=transformers, and see sync/probe_difference"
@@ -168,75 +179,124 @@ def memory(least: float = LEAST_MEMORY) -> Finding:
     return Finding("memory", free >= least and shared >= least / 4, seen, remedy)
 
 
-def ray_checks(cluster: ClusterConfig) -> Iterator[Finding]:
-    """Reachability, and the bandwidth of a collective between two workers (one a node, where there are several)."""
+def model_size(model: str) -> int:
+    """Parameters of a model directory or a Hugging Face id. Raises BadInput if they cannot be told from its config.json."""
+    local = find_local_model(model)
+    saved = None if local is None else num_saved_parameters(local)
+    if saved is not None:
+        return saved
+    try:
+        shape = shape_of(fetch_config(model), f"{model}/config.json")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--model {model}: no config.json to read: {error}") from None
+    if shape is None:
+        raise BadInput(f"--model {model}: no formula for this architecture; give a directory with *.safetensors files")
+    return shape.num_parameters
+
+
+def object_store(nodes: Nodes, num_parameters: int | None) -> Finding:
+    """Room for the weights of two versions in bfloat16 and as much as a tenth of it for samples."""
+    room = smallest_store(nodes)
+    bytes_per_parameter = 1.1 * VERSIONS * 2
+    seen = f"{room / 1e9:.1f} GB on the smallest node"
+    if num_parameters is None:
+        seen += f", enough for two versions of {room / bytes_per_parameter / 1e9:.1f} B bfloat16 parameters"
+        needed = LEAST_STORE
+    else:
+        needed = bytes_per_parameter * num_parameters
+        seen += f"; two versions of {num_parameters / 1e9:.2f} B bfloat16 parameters with samples take {needed / 1e9:.1f} GB"
+    return Finding("object store", room >= needed, seen, store_remedy(needed))
+
+
+def ray_checks(cluster: ClusterConfig, num_parameters: int | None) -> Iterator[Finding]:
+    """Reachability, the object store, and an all-reduce over all free GPUs, or over all nodes with CPUs."""
     import ray
 
     from ..actors.session import ray_session, stop_on_signals
 
     with stop_on_signals(), ray_session(cluster):
-        have = ray.cluster_resources()
-        nodes = [n for n in ray.nodes() if n["Alive"]]
-        gpus = int(have.get("GPU", 0))
-        seen = f"{len(nodes)} node(s), {have.get('CPU', 0):g} CPUs, {gpus} GPUs, Ray {ray.__version__}"
+        resources, free = ray.cluster_resources(), ray.available_resources()
+        nodes = cluster_nodes()
+        seen = (
+            f"{len(nodes)} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
+            f"Ray {ray.__version__}"
+        )
         yield Finding("ray", True, seen)
-        backend = "nccl" if gpus >= 2 else "gloo"
+        yield object_store(nodes, num_parameters)
+        num_gpus, num_hosts = int(free.get("GPU", 0)), sum(node.get("CPU", 0) > 0 for node in nodes)
+        backend = "nccl" if num_gpus >= 2 else "gloo"
+        num_ranks = num_gpus if backend == "nccl" else max(2, num_hosts)
         yield from attempt(
-            f"{backend} bandwidth", "look for a firewall between the nodes", lambda: [bandwidth(backend, len(nodes))]
+            f"{backend} all-reduce",
+            "look for a firewall between the nodes, and GPUs or interfaces that only some nodes have",
+            lambda: [all_reduce(backend, num_ranks)],
         )
 
 
-def bandwidth(backend: str, num_nodes: int) -> Finding:
-    """Byte/s of an all-reduce between two actors, on two nodes where there are two."""
+def all_reduce(backend: str, num_ranks: int) -> Finding:
+    """Whether ``num_ranks`` actors can all-reduce together, and how fast: nccl on a GPU each, gloo on CPUs, spread."""
     import ray
 
-    strategy = "SPREAD" if num_nodes > 1 else "DEFAULT"
-    share = {"num_gpus": 1} if backend == "nccl" else {"num_cpus": 0.5}
-    peer_class = ray.remote(Peer).options(scheduling_strategy=strategy, **share)
-    peers: list[Any] = [peer_class.remote() for _ in range(2)]
+    share = {"num_gpus": 1, "num_cpus": 0} if backend == "nccl" else {"num_cpus": 0.1}
+    peer_class = ray.remote(Peer).options(scheduling_strategy="SPREAD", **share)
+    peers: list[Any] = [peer_class.remote() for _ in range(num_ranks)]
     try:
         address, port = ray.get(peers[0].address.remote(), timeout=120)
-        speeds = ray.get([p.measure.remote(rank, address, port, backend) for rank, p in enumerate(peers)], timeout=180)
+        measurements = ray.get(
+            [peer.measure.remote(rank, num_ranks, address, port, backend) for rank, peer in enumerate(peers)],
+            timeout=180,
+        )
     finally:
         for peer in peers:
             ray.kill(peer)
-    slow = min(speeds)
-    where = "two nodes" if num_nodes > 1 else "one node"
-    remedy = f"set {'NCCL' if backend == 'nccl' else 'GLOO'}_SOCKET_IFNAME to the fast network card"
+    slowest = min(bandwidth for _, bandwidth in measurements)
+    hosts = len({host for host, _ in measurements})
     return Finding(
-        f"{backend} bandwidth",
-        slow >= LEAST_BANDWIDTH[backend],
-        f"{slow / 1e9:.2f} GB/s between two workers on {where}",
-        remedy,
+        f"{backend} all-reduce",
+        slowest >= LEAST_BANDWIDTH[backend],
+        f"{num_ranks} ranks on {hosts} node(s), {slowest / 1e9:.2f} GB/s each way of the slowest",
+        f"set {'NCCL' if backend == 'nccl' else 'GLOO'}_SOCKET_IFNAME to the fast network card",
     )
 
 
 class Peer:
-    """One end of a collective."""
+    """One rank of a collective."""
 
     def address(self) -> tuple[str, int]:
-        """Where the two meet."""
+        """Where the ranks meet."""
         import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
             return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
 
-    def measure(self, rank: int, address: str, port: int, backend: str) -> float:
-        """Byte/s of an all-reduce between two: each sends and receives all of it once."""
+    def measure(self, rank: int, num_ranks: int, address: str, port: int, backend: str) -> tuple[str, float]:
+        """This node's id, and byte/s that a rank sends in an all-reduce: 2 (n - 1) / n of the tensor, as in a ring.
+
+        Raises RuntimeError if the sum is wrong.
+        """
+        import ray
         import torch
         import torch.distributed as dist
 
-        dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=2)
+        interface = network_interface(address)
+        if interface is not None:  # as the learner does
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        url = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=num_ranks)
         values = torch.ones(BANDWIDTH_ELEMENTS, device="cuda" if backend == "nccl" else "cpu")
-        best = float("inf")
+        shortest_s = float("inf")
         for _ in range(5):
+            values.fill_(rank + 1.0)
             began = time.perf_counter()
             dist.all_reduce(values)
-            float(values[0])
-            best = min(best, time.perf_counter() - began)
+            total = float(values[0])
+            shortest_s = min(shortest_s, time.perf_counter() - began)
+            if total != num_ranks * (num_ranks + 1) / 2:
+                raise RuntimeError(f"rank {rank}: the sum over {num_ranks} ranks is {total:g}")
         dist.destroy_process_group()
-        return values.nbytes / best
+        sent = 2 * (num_ranks - 1) / num_ranks * values.nbytes
+        return str(ray.get_runtime_context().get_node_id()), sent / shortest_s
 
 
 def agreement(run_dir: Path, cluster: ClusterConfig, num_steps: int = 3) -> Finding:

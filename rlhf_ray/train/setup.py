@@ -12,14 +12,17 @@ import numpy as np
 import ray
 
 from ..actors.group import WorkerGroup
-from ..actors.placement import Plan, worker_demand
+from ..actors.object_store import store_remark
+from ..actors.placement import Plan, cluster_nodes, worker_demand
 from ..config import RLJob, Supervised
 from ..data import examples
 from ..data.context import check_row_context
 from ..data.prompts import Prompts, load_prompts
 from ..data.sampler import Mixture, Sampler
 from ..data.stream import Stream
+from ..models.directory import num_saved_parameters
 from ..models.load import read_context_length, read_vocab_size
+from ..run.events import notice
 from ..tasks import language_model
 from ..tasks.base import Task
 from ..tasks.registry import task_kind
@@ -94,6 +97,7 @@ def rl_setup(job: RLJob, run_dir: Path) -> Iterator[RLSetup]:
         model_roles = roles.rl_roles(job, model, tokenizer)
     demand = worker_demand(learner=job.learner, rollout=job.rollout, rewards=job.all_rewards)
     with Workers(job.cluster, demand) as workers:
+        remark_object_store(job, str(model.path))
         reward = workers.start_reward(job.all_rewards, run_dir)
         rollout = workers.start_rollout(job.rollout, model, eos, max(longest_sequence(job), PROBE_LENGTH))
         learners = workers.start_learners(job, model_roles)
@@ -112,6 +116,18 @@ def rl_setup(job: RLJob, run_dir: Path) -> Iterator[RLSetup]:
 def takes_turns(plan: Plan, job: RLJob) -> bool:
     """Whether roles use the same GPUs one after the other, so that each must make room for the next."""
     return plan.colocated and plan.device == "cuda" and job.rollout.ahead == 0
+
+
+def remark_object_store(job: RLJob, directory: str) -> None:
+    """Says so if Ray's object store is too small for the syncs of the model in ``directory`` and a step's samples."""
+    num_parameters = num_saved_parameters(directory)
+    if num_parameters is None:
+        return
+    samples = job.rollout.prompts_per_step * job.algorithm.group_size * (1 + job.rollout.ahead)
+    bytes_per_number = 4 if job.model.dtype == "float32" else 2
+    remark = store_remark(bytes_per_number * num_parameters, samples * longest_sequence(job), cluster_nodes())
+    if remark is not None:
+        notice(remark)
 
 
 def load_rl_data(job: RLJob, directory: str, tokenizer: Any) -> RLData:

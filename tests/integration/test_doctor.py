@@ -25,7 +25,8 @@ def test_doctor_finds_an_engine_that_agrees_and_a_directory_that_fails(tmp_path)
     for name in (
         "ok   versions: ",
         "ok   ray: 1 node(s)",
-        "ok   gloo bandwidth: ",
+        "ok   object store: ",
+        "ok   gloo all-reduce: 2 ranks on 1 node(s), ",
         "ok   agreement: engine and learner differ by at most ",
     ):
         assert any(line.startswith(name) for line in lines), done.stdout + done.stderr

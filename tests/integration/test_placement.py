@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from rlhf_ray.actors.group import WorkerGroup
 from rlhf_ray.actors.placement import Demand, Placement, cluster_nodes, plan_placement
 from rlhf_ray.config import ClusterConfig
+from rlhf_ray.plan import doctor
 
 pytestmark = pytest.mark.integration
 
@@ -107,3 +108,8 @@ def test_tensor_parallel_workers_see_the_gpus_of_their_slots_learner_ranks(clust
     )
     assert {e["PYTORCH_CUDA_ALLOC_CONF"] for e in ranks} == {"expandable_segments:True"}
     assert {e["PYTORCH_CUDA_ALLOC_CONF"] for e in seen["rollout"]} == {None}
+
+
+def test_doctor_all_reduces_over_all_nodes(cluster):
+    found = doctor.all_reduce("gloo", 4)
+    assert found.seen.startswith("4 ranks on 2 node(s), ")

@@ -1,11 +1,14 @@
 """Checks of `rlhf-ray doctor` against conditions that are really there."""
 
+import json
 import shutil
 import socket
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from rlhf_ray.config import ClusterConfig
+from rlhf_ray.config import BadInput, ClusterConfig
 from rlhf_ray.plan import doctor
 
 
@@ -73,3 +76,34 @@ def test_what_a_check_raises_is_a_finding_with_its_remedy():
 @pytest.mark.parametrize("well", [True, False])
 def test_a_remedy_is_shown_only_where_it_is_needed(well):
     assert ("; mend it" in str(doctor.Finding("a", well, "b", "mend it"))) is not well
+
+
+def store_of(*gigabytes):
+    return [{"CPU": 8.0, "object_store_memory": gb * 1e9} for gb in gigabytes]
+
+
+def test_the_object_store_must_hold_two_versions_of_the_model_on_every_node():
+    well = doctor.object_store(store_of(60, 40), 7_620_000_000)
+    assert str(well).startswith("ok   object store: 40.0 GB on the smallest node; two versions of 7.62 B bfloat16")
+    assert "with samples take 33.5 GB" in well.seen
+    found = doctor.object_store(store_of(60, 30), 7_620_000_000)
+    assert not found.well
+    assert "--object-store-memory=34000000000" in found.remedy
+    assert "--shm-size=34g" in found.remedy
+    assert "enough for two versions of 1.8 B bfloat16 parameters" in doctor.object_store(store_of(8), None).seen
+    assert not doctor.object_store(store_of(8, 0.1), None).well
+
+
+def test_the_size_of_a_model_is_in_its_files_or_follows_from_its_config(tmp_path):
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "vocab_size": 32, "tie_word_embeddings": True}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    by_formula = doctor.model_size(str(tmp_path))
+    save_file({"a": np.zeros((3, 5), np.float32)}, tmp_path / "model-1.safetensors", metadata={"format": "pt"})
+    save_file({"b": np.zeros(by_formula, np.float16), "c": np.float32(1)[None]}, tmp_path / "model-2.safetensors")
+    assert doctor.model_size(str(tmp_path)) == by_formula + 16
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(BadInput, match=r"--model .*: no formula for this architecture; give a directory"):
+        doctor.model_size(str(tmp_path))

@@ -52,22 +52,26 @@ class Ragged(nn.Module):
 
     @contextlib.contextmanager
     def _noisy(self, noise: Tensor | None) -> Iterator[None]:
-        """Adds ``noise`` (the layout of the input ids, the embeddings' width) to the embeddings in the block."""
+        """Adds ``noise``, in the layout of the input ids, to the embeddings while the block runs."""
         if noise is None:
             yield
             return
         embeddings = self.core.get_input_embeddings()
-        hook = embeddings.register_forward_hook(lambda _, __, found: found + noise.to(found.dtype))
+        hook = embeddings.register_forward_hook(lambda _, __, embedded: embedded + noise.to(embedded.dtype))
         try:
             yield
         finally:
             hook.remove()
 
     def hidden(
-        self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None, noise: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        positions: Tensor,
+        shared: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states (R, H) at the flat positions ``at`` (R,) of ``tokens`` (T,), for sequences of ``lengths``
-        (B,).
+        """Last hidden states (R, H) at the flat ``positions`` (R,) of ``tokens`` (T,), sequences of ``lengths`` (B,).
 
         ``shared`` (B,) leading tokens that a sequence has in common with the one before it are computed once. ``noise``
         (T, width) is added to the embeddings (shared tokens get that of the sequence they are computed in).
@@ -84,8 +88,8 @@ class Ragged(nn.Module):
                     use_cache=False,
                     return_dict=True,
                 )
-            return out.last_hidden_state[0, packing.index[at]]
-        ids, mask, row, column = rectangle(tokens, lengths, at)
+            return out.last_hidden_state[0, packing.index[positions]]
+        ids, mask, row, column = rectangle(tokens, lengths, positions)
         with self._noisy(None if noise is None else padded(noise, lengths)):
             out = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
         return out.last_hidden_state[row, column]
@@ -98,9 +102,9 @@ class Ragged(nn.Module):
         self.packed = False
         self._switch(self.plain)
 
-    def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+    def comparable(self, tokens: Tensor, lengths: Tensor, positions: Tensor) -> Tensor:
         """What :meth:`check` compares: hidden states (R, H) of length 1, since a scalar head may start at zero."""
-        return nn.functional.normalize(self.hidden(tokens, lengths, at).float(), dim=-1)
+        return nn.functional.normalize(self.hidden(tokens, lengths, positions).float(), dim=-1)
 
     @torch.no_grad()
     def check(self, vocab_size: int) -> float:
@@ -113,11 +117,11 @@ class Ragged(nn.Module):
         draw = torch.Generator().manual_seed(0)
         lengths = torch.tensor([7, 12])
         tokens = torch.randint(0, vocab_size, (19,), generator=draw).to(device)
-        at = torch.tensor([*range(1, 7), *range(8, 19)], device=device)
+        positions = torch.tensor([*range(1, 7), *range(8, 19)], device=device)
         try:
             require_plain_layers(self.core, "packed attention")
             self._require_sequence_lengths()
-            packed = self.comparable(tokens, lengths.to(device), at)
+            packed = self.comparable(tokens, lengths.to(device), positions)
         except UnsupportedModel as error:
             self.padded_reason = str(error)
             self.use_padded()
@@ -129,7 +133,7 @@ class Ragged(nn.Module):
                 self.comparable(tokens[7:], lengths[1:].to(device), torch.arange(1, 12, device=device)),
             ]
         )
-        difference = float((packed - alone).view(len(at), -1).norm(dim=-1).max())
+        difference = float((packed - alone).view(len(positions), -1).norm(dim=-1).max())
         if difference <= tolerance:
             self.packed = True
             self._switch(PACKED)
@@ -156,48 +160,47 @@ class PolicyModel(Ragged):
         self,
         tokens: Tensor,
         lengths: Tensor,
-        at: Tensor,
+        positions: Tensor,
         temperature: float = 1.0,
         entropy_grad: bool = False,
         shared: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (R,) float32, in nats, of the tokens at flat positions ``at`` (R,), each > its
-        sequence's start.
+        """Log-probs and entropies (R,) float32, in nats, of the tokens at the flat ``positions`` (R,).
 
-        ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. The head runs on these positions only, in chunks, so
-        that no (T, vocabulary) tensor is kept. The entropy carries a gradient only where ``entropy_grad`` asks for it,
-        and is NaN where no gradient is taken at all (:func:`head_log_probs`). ``shared`` and ``noise`` are
-        :meth:`hidden`'s.
+        ``tokens`` (T,) int64, ``lengths`` (B,) int64 with sum T. No position is a sequence's first. The head runs on
+        these positions only, in chunks, so that no (T, vocabulary) tensor is kept. The entropy carries a gradient only
+        if ``entropy_grad``, and is NaN if no gradient is taken at all (:func:`head_log_probs`). ``shared`` and
+        ``noise`` are those of :meth:`hidden`.
         """
         if self.packed:
             return head_log_probs(
                 self.core.get_output_embeddings(),
-                self.hidden(tokens, lengths, predicting_positions(at), shared, noise),
-                tokens[at],
+                self.hidden(tokens, lengths, predicting_positions(positions), shared, noise),
+                tokens[positions],
                 temperature,
                 entropy_grad,
             )
-        ids, mask, row, column = rectangle(tokens, lengths, predicting_positions(at))
+        ids, mask, row, column = rectangle(tokens, lengths, predicting_positions(positions))
         with self._noisy(None if noise is None else padded(noise, lengths)):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
-        return token_log_probs(logits, tokens[at], temperature, entropy_grad)
+        return token_log_probs(logits, tokens[positions], temperature, entropy_grad)
 
-    def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+    def comparable(self, tokens: Tensor, lengths: Tensor, positions: Tensor) -> Tensor:
         """Log-probs (R,): the head is part of what may differ."""
-        return self.forward(tokens, lengths, at)[0]
+        return self.forward(tokens, lengths, positions)[0]
 
 
 class ScalarModel(Ragged):
     """A sequence-classification model with one logit, read wherever it is asked for: critic or reward model."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor, at: Tensor, shared: Tensor | None = None) -> Tensor:
-        """Scalars (R,) float32 read from the hidden states of flat positions ``at`` (R,)."""
-        return self.core.score(self.hidden(tokens, lengths, at, shared)).squeeze(-1).float()
+    def forward(self, tokens: Tensor, lengths: Tensor, positions: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Scalars (R,) float32 read from the hidden states at the flat ``positions`` (R,)."""
+        return self.core.score(self.hidden(tokens, lengths, positions, shared)).squeeze(-1).float()
 
 
-def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Right-padded ids and mask (B, S), and the rows and columns of the flat positions ``at``."""
+def rectangle(tokens: Tensor, lengths: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Right-padded ids and mask (B, S), and the rows and columns of the flat ``positions``."""
     rows = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
     starts = torch.cumsum(lengths, 0) - lengths
     columns = torch.arange(len(tokens), device=tokens.device) - starts[rows]
@@ -205,7 +208,7 @@ def rectangle(tokens: Tensor, lengths: Tensor, at: Tensor) -> tuple[Tensor, Tens
     mask = torch.zeros_like(ids)
     ids[rows, columns] = tokens
     mask[rows, columns] = 1
-    return ids, mask, rows[at], columns[at]
+    return ids, mask, rows[positions], columns[positions]
 
 
 def padded(values: Tensor, lengths: Tensor) -> Tensor:

@@ -102,13 +102,13 @@ class ValueModel(PolicyModel):
         self.heads = new_heads(self.core).to(next(model.parameters()).dtype)
 
     def forward(  # type: ignore[override]
-        self, tokens: Tensor, lengths: Tensor, at: Tensor, log_probs: bool
+        self, tokens: Tensor, lengths: Tensor, positions: Tensor, log_probs: bool
     ) -> Estimates:
-        """Estimates of the tokens at the flat positions ``at`` (R,), in one pass of the model.
+        """Estimates of the tokens at the flat ``positions`` (R,), in one pass of the model.
 
         Shapes are those of :class:`PolicyModel`. ``log_probs``: whether the language model's are computed too.
         """
-        hidden, actions = self.hidden(tokens, lengths, predicting_positions(at)), tokens[at]
+        hidden, actions = self.hidden(tokens, lengths, predicting_positions(positions)), tokens[positions]
         head = self.core.get_output_embeddings()
         q, q_log_softmax = zip(*(q_head.score(hidden, actions) for q_head in self.heads.q), strict=True)
         with torch.no_grad():
@@ -121,9 +121,9 @@ class ValueModel(PolicyModel):
             values=self.heads.v(hidden).squeeze(-1).float(),
         )
 
-    def comparable(self, tokens: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+    def comparable(self, tokens: Tensor, lengths: Tensor, positions: Tensor) -> Tensor:
         """The language model's log-probs (R,), by which packed and padded passes are compared."""
-        return super().forward(tokens, lengths, at)[0]
+        return super().forward(tokens, lengths, positions)[0]
 
 
 class GuidedHead(nn.Module):

@@ -55,12 +55,14 @@ def test_activations_by_formula_are_what_torch_allocates(kind, dtype, checkpoint
     assert sum(found.values()) == pytest.approx(peak_bytes(model, 512, 64, 63), rel=0.1)
 
 
-def test_the_logits_of_a_large_vocabulary_are_what_torch_allocates():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_logits_of_a_large_vocabulary_are_what_torch_allocates(dtype):
     values = {**TINY, "vocab_size": 40_000}
     config = AutoConfig.for_model(**{**values, "bos_token_id": None, "eos_token_id": None})
-    model = wrap_model("policy", AutoModelForCausalLM.from_config(config), attention="packed")
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = wrap_model("policy", model, attention="packed")
     for tokens in (256, 1024):  # one chunk, and three
-        found = memory.activations(shape_of(values), tokens, tokens * 63 / 64, "float32", False)
+        found = memory.activations(shape_of(values), tokens, tokens * 63 / 64, dtype, False)
         assert sum(found.values()) == pytest.approx(peak_bytes(model, tokens, 64, 63), rel=0.15)
         assert found["logits"] > found["activations"]
 

@@ -24,6 +24,11 @@ class RewardTerm(Section):
         "fail", description="If the term fails or is not finite: stop the run, or drop and count these samples."
     )
 
+    @property
+    def scores_steps(self) -> bool:
+        """Whether it scores steps of an answer, not the whole."""
+        return False
+
 
 class RuleReward(RewardTerm):
     """A rule that ships with the package (rewards/rules.py)."""
@@ -34,7 +39,7 @@ class RuleReward(RewardTerm):
 
 
 class FunctionReward(RewardTerm):
-    """Your function, with TRL's signature: f(prompts, completions, **columns) -> list[float]."""
+    """Your function, with TRL's signature: f(prompts, completions, **columns) -> list of float or None."""
 
     type: Literal["function"] = "function"
     path: str = Field(..., pattern=r"^.+\.py:[A-Za-z_]\w*$", description="The function, as path/to/file.py:function.")
@@ -61,6 +66,11 @@ class ModelReward(NeuralReward):
         description="Text that ends a step, for a process reward: each step is scored at its end, not "
         "normalised; none: one score for each answer.",
     )
+
+    @property
+    def scores_steps(self) -> bool:
+        """As the term says."""
+        return self.steps is not None
 
 
 class LikelihoodReward(NeuralReward):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -261,23 +261,38 @@ def _generated(config: Source, size: int, option: str) -> list[Row]:
         raise DataError(f"{option}.path: {error}") from None
 
 
-def table(rows: Rows, kept: Sequence[int]) -> pa.Table:
-    """The kept rows with every column that any of them has, and example_id, their index. Raises DataError: mixed types."""
-    names = dict.fromkeys(name for i in kept for name in rows[i])
-    columns = {name: _column(rows, kept, name) for name in names if name != "example_id"}
-    return pa.table({**columns, "example_id": pa.array(kept, pa.int64())})
+def to_table(rows: Rows, indices: Sequence[int], required: Collection[str] = ()) -> pa.Table:
+    """The rows of these indices with every column that any of them has, and example_id, their index.
+
+    A column that Arrow cannot hold (values of several types) is left out with a notice. Raises DataError if it is one of
+    the ``required`` ones.
+    """
+    names = dict.fromkeys(name for i in indices for name in rows[i])
+    columns = {}
+    for name in names:
+        if name == "example_id":
+            continue
+        try:
+            columns[name] = _column(rows, indices, name)
+        except DataError as error:
+            if name in required:
+                raise
+            notice(
+                f"{rows.option}: column '{name}' is left out, since no reward names it and it has no one type; {error}"
+            )
+    return pa.table({**columns, "example_id": pa.array(indices, pa.int64())})
 
 
-def _column(rows: Rows, kept: Sequence[int], name: str) -> pa.Array:
-    values = [rows[i].get(name) for i in kept]
+def _column(rows: Rows, indices: Sequence[int], name: str) -> pa.Array:
+    values = [rows[i].get(name) for i in indices]
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
         kinds: dict[str, str] = {}
-        for i, value in zip(kept, values, strict=True):
+        for i, value in zip(indices, values, strict=True):
             if value is not None:
                 kinds.setdefault(type(value).__name__, rows.place(i))
-        found = ", ".join(f"{kind} at {place}" for kind, place in kinds.items())
+        places = ", ".join(f"{kind} at {place}" for kind, place in kinds.items())
         raise DataError(
-            f"column '{name}' is {found}: {str(error).splitlines()[0]}; give all its values one type"
+            f"column '{name}' is {places}: {str(error).splitlines()[0]}; give all its values one type"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..config import PromptConfig
 from ..run.events import notice
 from .context import check_prompt_context
 from .encode import check_text, prompt_ids, side_ids
-from .examples import DataError, Rows, load, table
+from .examples import DataError, Rows, load, to_table
 from .sampler import EQUAL, Shares
 
 
@@ -39,11 +40,13 @@ def load_prompts(
     max_new_tokens: int,
     option: str,
     encoder_decoder: bool = False,
+    columns: Collection[str] = ("prompt",),
 ) -> Prompts:
     """The prompts of the section ``option``. A notice says how many are left out because they are too long.
 
     ``context`` is the model's, in tokens. An ``encoder_decoder`` has one for the prompt and another for the answer.
-    Raises BadInput if prompt and answer can exceed it, or for rows that are no prompts.
+    ``columns`` are those that the rewards name. Raises BadInput if prompt and answer can exceed the context, for rows that
+    are no prompts, and for a named column whose values have several types.
     """
     check_prompt_context(option, config.max_prompt_tokens, max_new_tokens, context, encoder_decoder)
     rows = load(config, option)
@@ -52,7 +55,8 @@ def load_prompts(
         limit = f"{option}.max_prompt_tokens {config.max_prompt_tokens}"
         notice(f"{option}: {len(rows) - len(by_row)} of {len(rows)} prompts are longer than {limit}, left out")
     indices = list(by_row)
-    return Prompts(list(by_row.values()), table(rows, indices), np.asarray(indices, np.int64), rows.shares)
+    table = to_table(rows, indices, columns)
+    return Prompts(list(by_row.values()), table, np.asarray(indices, np.int64), rows.shares)
 
 
 def encode_prompts(

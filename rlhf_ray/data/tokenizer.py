@@ -13,12 +13,11 @@ from ..config import BadInput, ModelConfig
 from ..toy import world as toy
 
 
-def load(config: ModelConfig, default: str | None, ends: bool = True) -> Any:
-    """The tokenizer a model is used with; ``default`` is where the model itself lies.
+def load_tokenizer(config: ModelConfig, default: str | None, ends: bool = True) -> Any:
+    """The tokenizer that a model is used with; ``default`` is the directory or id of the model itself.
 
-    Raises BadInput where it cannot be read, or has no end-of-sequence token and ``ends`` says that it needs one. A missing pad
-    token is no error and stays missing: sequences are ragged, their ends are known by length, and no token is ever looked for
-    as padding.
+    Raises BadInput if it cannot be read, or if it has no end-of-sequence token and ``ends`` says that it needs one. A
+    missing pad token is no error: sequences are ragged, and their ends are known by length.
     """
     name = config.tokenizer or default
     if name == "toy":
@@ -34,7 +33,8 @@ def load(config: ModelConfig, default: str | None, ends: bool = True) -> Any:
         ) from None
     if ends and tokenizer.eos_token_id is None:
         raise BadInput(
-            f"{name}: the tokenizer has no eos_token, so no response would ever end; set eos_token in its tokenizer_config.json"
+            f"{name}: the tokenizer has no eos_token, so no response would ever end; "
+            "set eos_token in its tokenizer_config.json"
         )
     return tokenizer
 

@@ -14,7 +14,8 @@ from ..batch import Batch
 from ..config import BadInput, GenerationJob, ModelConfig
 from ..data.prompts import Prompts, load_prompts
 from ..models.load import is_encoder_decoder, read_context_length, resolve_model
-from ..rewards.reward import scales
+from ..rewards.columns import columns_by_name
+from ..rewards.normalise import measure_scales
 from ..train import roles
 from ..train.dispatch import Dispatcher, RolloutRequest
 from ..train.evaluation import SEED_STEP, completions_table
@@ -57,7 +58,9 @@ def generate_answers(
         directory = str(local_model.path)
         tokenizer.save_pretrained(str(run_dir / "tokenizer"))
         max_new_tokens, context = job.rollout.max_new_tokens, read_context_length(directory)
-        prompts = load_prompts(job.data, tokenizer, context, max_new_tokens, "data", seq2seq)
+        prompts = load_prompts(
+            job.data, tokenizer, context, max_new_tokens, "data", seq2seq, columns_by_name(job.rewards.terms)
+        )
         check(prompts)
         eos = roles.eos_ids(tokenizer, directory)
     max_tokens = job.data.max_prompt_tokens + max_new_tokens
@@ -70,7 +73,9 @@ def generate_answers(
         batch = _collect(job, prompts, rollout=rollout, reward=reward, greedy=greedy)
     # Scores of an ensemble's members are standardised, because it combines them; all other terms count as they score.
     members = {name for ensemble in job.rewards.ensembles for name in ensemble.members}
-    reward_scales = {name: scale for name, scale in scales(batch.reward_parts, job.rewards).items() if name in members}
+    reward_scales = {
+        name: scale for name, scale in measure_scales(batch.reward_parts, job.rewards).items() if name in members
+    }
     table = completions_table(
         batch,
         terms=job.rewards.terms,

@@ -9,7 +9,7 @@ from ..config import DataConfig, Job, SingleJob
 from ..config.jobs import STAGE
 from ..data import check
 from ..data.examples import load
-from ..data.tokenizer import load as load_tokenizer
+from ..data.tokenizer import load_tokenizer
 from ..models.load import resolve_model
 from .kinds import kind_of
 

@@ -17,7 +17,7 @@ from ..config.jobs import STAGE
 from ..data import examples
 from ..data.context import check_prompt_context, check_row_context
 from ..models.directory import context_length, fetch_config, find_local_model
-from ..rewards.rules import rule
+from ..rewards.rules import bind_rule
 from ..run.reader import read_manifest
 from .kind import JobNeeds
 from .kinds import kind_of
@@ -58,7 +58,7 @@ def _check_single(job: SingleJob, stages: Mapping[str, SingleJob], packages: boo
         if isinstance(term, FunctionReward):
             find_function(term)
         if isinstance(term, RuleReward):
-            rule(term.rule, term.options)  # its name and its options
+            bind_rule(term.rule, term.options)  # its name and its options
     _check_context(needs, stages)
 
 

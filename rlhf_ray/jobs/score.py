@@ -6,6 +6,7 @@ Another job can draw its data by the scores, or leave rows out.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,27 +65,31 @@ def _write_scores(job: ScoreJob, reward: WorkerGroup, file: Path) -> np.ndarray:
     The score of a row that is left out is NaN.
     """
     from ..data import examples
-    from ..rewards.reward import combine
+    from ..rewards.columns import columns_by_name
+    from ..rewards.normalise import total_reward
 
+    columns = columns_by_name(job.rewards.terms)
     names = [f"score_{term.name}" for term in job.rewards.terms]
     scores = []
     with file.open("w", encoding="utf-8") as lines:
         for key, source in examples.named(job.data, "data"):
             for block in examples.blocks(source, key):
-                parts = score_texts(reward, text_table(block))
-                totals = combine(parts, job.rewards, {})
+                parts = score_texts(reward, text_table(block, columns))
+                totals = total_reward(parts, job.rewards, {})
                 for row, score, row_parts in zip(block, totals.tolist(), parts.tolist(), strict=True):
                     if not np.isnan(score):
-                        scored_row = {**row, "score": score, **dict(zip(names, row_parts, strict=True))}
+                        shown = (None if np.isnan(part) else part for part in row_parts)
+                        scored_row = {**row, "score": score, **dict(zip(names, shown, strict=True))}
                         lines.write(json.dumps(scored_row, ensure_ascii=False, default=str) + "\n")
                 scores.append(totals)
     return np.concatenate(scores)
 
 
-def text_table(rows: Rows) -> pa.Table:
+def text_table(rows: Rows, columns: Collection[str] = ()) -> pa.Table:
     """The rows as terms read them: prompt and completion, or an empty prompt and the text.
 
-    Raises BadInput if a row has neither a completion nor a text.
+    ``columns`` are those that the terms name. Raises BadInput if a row has neither a completion nor a text, and for a
+    named column whose values have several types.
     """
     from ..data import examples
 
@@ -94,7 +99,7 @@ def text_table(rows: Rows) -> pa.Table:
         rows.require(i, column, *(["prompt"] if column == "completion" else []))
         prompt = row["prompt"] if column == "completion" else ""
         texts.append({**row, "prompt": prompt, "completion": rows.text(i, column)})
-    return examples.table(rows.changed(texts), range(len(rows)))
+    return examples.to_table(rows.changed(texts), range(len(rows)), columns)
 
 
 def score_texts(reward: WorkerGroup, rows: pa.Table) -> np.ndarray:

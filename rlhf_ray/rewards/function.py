@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from ..config import FunctionReward
-from .reward import RewardError, checked
+from .reward import DROPPED, RewardError, Samples, ScorerContext, TermScorer, checked
 
-CHILD = Path(__file__).with_name("child.py")
+PROCESS = Path(__file__).with_name("sandbox_process.py")
 MAX_PRINTED = 10_000_000  # bytes of a file of prints; a function that prints more than that loses the oldest
 
 
@@ -32,15 +32,16 @@ class Failed(Exception):
     """One call failed; it may be tried again."""
 
 
-class UserFunction:
+class UserFunction(TermScorer):
     """``path/to/file.py:function``, called through a child process that is started once and restarted after a failure.
 
-    What it prints is appended to the file ``prints``, if one is given. Raises RewardError at once if the file or the
-    function is not there or cannot be imported.
+    What it prints is appended to the file NAME.txt in the context's ``prints``, if there is one. Raises RewardError at
+    once if the file or the function is not there or cannot be imported.
     """
 
-    def __init__(self, term: FunctionReward, prints: Path | None = None) -> None:
-        self.term, self.prints = term, prints
+    def __init__(self, term: FunctionReward, context: ScorerContext) -> None:
+        self.term = term
+        self.prints = None if context.prints is None else context.prints / f"{term.name}.txt"
         self.file, _, self.function = term.path.rpartition(":")
         self.process: subprocess.Popen[bytes] | None = None
         if not Path(self.file).is_file():
@@ -50,8 +51,16 @@ class UserFunction:
         except Failed as error:
             raise RewardError(f"reward '{term.name}' ({term.path}): {error}") from None
 
+    def score(self, samples: Samples) -> np.ndarray:
+        """As :class:`TermScorer` says. The function gets completions and their token ids as TRL gives them."""
+        batch = samples.batch
+        messages = [_message(p, c) for p, c in zip(samples.prompts, samples.completions, strict=True)]
+        responses = [t[n:].tolist() for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
+        columns = {"completion_ids": responses, **samples.columns}
+        return self(samples.prompts, messages, batch.example_id.tolist(), **columns)
+
     def __call__(self, prompts: list[Any], completions: list[Any], example_id: list[int], **columns: Any) -> np.ndarray:
-        """Scores (B,) float32. After the retries it raises RewardError, or under on_error: drop gives NaN for all rows."""
+        """Scores (B,) float32. After the retries it raises RewardError, or under on_error: drop gives DROPPED for all."""
         problem = ""
         for attempt in range(self.term.retries + 1):
             if attempt:
@@ -62,7 +71,7 @@ class UserFunction:
             except (Failed, RewardError) as error:
                 problem = str(error)
         if self.term.on_error == "drop":
-            return np.full(len(completions), np.nan, np.float32)
+            return np.full(len(completions), DROPPED, np.float32)
         prefix = "" if problem.startswith("reward '") else f"reward '{self.term.name}' ({self.term.path}) "
         raise RewardError(f"{prefix}{problem} (tried {self.term.retries + 1} times)")
 
@@ -83,7 +92,7 @@ class UserFunction:
 
     def _start(self) -> None:
         self.close()
-        command = [sys.executable, str(CHILD), self.file, self.function, str(os.getpid())]
+        command = [sys.executable, str(PROCESS), self.file, self.function, str(os.getpid())]
         pipe = subprocess.PIPE
         with contextlib.ExitStack() as stack:
             stderr = None  # the reward worker's own
@@ -100,12 +109,12 @@ class UserFunction:
 
         Raises Failed; the child is dead then, unless it answered that the call went wrong.
         """
-        until = time.monotonic() + self.term.timeout_s
+        deadline = time.monotonic() + self.term.timeout_s
         try:
             if message is not None:
                 data = pickle.dumps(message)
-                self._write(struct.pack("<Q", len(data)) + data, until)
-            ok, value = json.loads(self._read(until))
+                self._write(struct.pack("<Q", len(data)) + data, deadline)
+            ok, value = json.loads(self._read(deadline))
         except (BrokenPipeError, EOFError, ValueError):  # ValueError: something else was written into the pipe
             self._await_exit(1.0)
             raise Failed(f"ended its process or closed its pipes (exit code {self.close()})") from None
@@ -118,28 +127,28 @@ class UserFunction:
             raise Failed(value)
         return value
 
-    def _write(self, data: bytes, until: float) -> None:
+    def _write(self, data: bytes, deadline: float) -> None:
         """Writes without ever blocking: a child that stopped reading costs the deadline, no more."""
         assert self.process is not None
         assert self.process.stdin is not None
-        handle, left = self.process.stdin.fileno(), memoryview(data)
-        while left:
-            _await(handle, select.POLLOUT, until)
-            left = left[os.write(handle, left[: 1 << 20]) :]
+        handle, unsent = self.process.stdin.fileno(), memoryview(data)
+        while unsent:
+            _await(handle, select.POLLOUT, deadline)
+            unsent = unsent[os.write(handle, unsent[: 1 << 20]) :]
 
-    def _read(self, until: float) -> bytes:
+    def _read(self, deadline: float) -> bytes:
         assert self.process is not None
         assert self.process.stdout is not None
-        handle, got, need = self.process.stdout.fileno(), b"", 8
-        while len(got) < need:
-            _await(handle, select.POLLIN, until)
+        handle, received, size = self.process.stdout.fileno(), b"", 8
+        while len(received) < size:
+            _await(handle, select.POLLIN, deadline)
             part = os.read(handle, 1 << 20)
             if not part:
                 raise EOFError
-            got += part
-            if need == 8 and len(got) >= 8:
-                need = 8 + struct.unpack("<Q", got[:8])[0]
-        return got[8:]
+            received += part
+            if size == 8 and len(received) >= 8:
+                size = 8 + struct.unpack("<Q", received[:8])[0]
+        return received[8:]
 
     def _await_exit(self, seconds: float) -> None:
         """Waits for a child that is ending, and leaves it unreaped, so that its id still names its process group."""
@@ -158,7 +167,9 @@ class UserFunction:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a child in an uninterruptible read must not hold us up
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # a child in an uninterruptible read must not delay the worker
             process.wait(5.0)
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -166,9 +177,14 @@ class UserFunction:
         return process.returncode
 
 
-def _await(handle: int, event: int, until: float) -> None:
+def _message(prompt: Any, completion: str) -> Any:
+    """The completion as TRL gives it to a function: text, or the assistant's message in a list if the prompt has messages."""
+    return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
+
+
+def _await(handle: int, event: int, deadline: float) -> None:
     """Waits until the pipe is ready or closed. Raises TimeoutError. poll, since select fails beyond 1024 open files."""
     poll = select.poll()
     poll.register(handle, event)
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         raise TimeoutError

@@ -1,43 +1,31 @@
-"""RewardWorker: rollouts and the examples they came from in, their reward parts out. Stateless."""
+"""RewardWorker: scores rollouts by the terms of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from ..batch import Batch, from_sequences
-from ..config import (
-    ClassifierReward,
-    FunctionReward,
-    LikelihoodReward,
-    ModelConfig,
-    ModelReward,
-    RewardsConfig,
-    RuleReward,
-)
-from ..data import tokenizer as tokenizers
+from ..config import ModelConfig, RewardsConfig
 from ..data.encode import completion_text
+from ..data.tokenizer import load_tokenizer
 from ..models.offload import HostOffload, release_cached_memory
-from .classifier import ClassifierScorer
-from .function import UserFunction
-from .likelihood import LikelihoodScorer
-from .model import ModelScorer, Scorer
-from .reward import RewardError, checked
-from .rules import rule
+from .registry import build_scorer
+from .reward import Samples, ScorerContext, TermScorer
 
 # columns that a function cannot get: the names mean something else, as with TRL
-TAKEN = ("example_id", "prompts", "completions", "completion", "completion_ids")
+RESERVED_COLUMNS = ("example_id", "prompts", "completions", "completion", "completion_ids")
 
 
 class RewardWorker:
-    """Holds the terms of a job; ``tokenizer`` is the policy's, if there is one; ``prints`` a directory for what functions print.
+    """Holds the terms of a job. It has no state besides them.
 
-    :meth:`check` builds the terms, so that what is wrong shows before any rollout.
+    ``tokenizer`` is the policy's, if there is one; ``prints`` a directory for what functions print. :meth:`check` builds
+    the terms, so that what is wrong shows before any rollout.
     """
 
     def __init__(
@@ -50,38 +38,27 @@ class RewardWorker:
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self.config, self.device = config, device
-        self.prints = None if prints is None else Path(prints)
-        self.tokenizer = None if tokenizer is None else tokenizers.load(ModelConfig(path=tokenizer), tokenizer)
-        self.terms: dict[str, Any] = {}
+        self.config = config
+        self.tokenizer = None if tokenizer is None else load_tokenizer(ModelConfig(path=tokenizer), tokenizer)
+        directory = None if prints is None else Path(prints)
+        self.context = ScorerContext(tokenizer=self.tokenizer, device=device, prints=directory)
+        self.scorers: dict[str, TermScorer] = {}
         self.models = HostOffload(self._model_tensors)
 
-    def check(self, longest: int = 0) -> None:
-        """Builds every term. Raises RewardError (or BadInput) for one that cannot be had, or cannot take ``longest`` tokens."""
+    def check(self, max_tokens: int = 0) -> None:
+        """Builds every term. Raises RewardError (or BadInput) if one cannot be had, or cannot take ``max_tokens``."""
         for term in self.config.terms:
-            if term.name not in self.terms:
-                self.terms[term.name] = self._build(term)
-            scorer = self.terms[term.name]
-            if isinstance(scorer, Scorer):
-                scorer.require(longest)
-
-    def _build(self, term: Any) -> Any:
-        if isinstance(term, RuleReward):
-            return rule(term.rule, term.options)
-        if isinstance(term, FunctionReward):
-            return UserFunction(term, None if self.prints is None else self.prints / f"{term.name}.txt")
-        if isinstance(term, ClassifierReward):
-            return ClassifierScorer(term, self.device)
-        scorer = LikelihoodScorer if isinstance(term, LikelihoodReward) else ModelScorer
-        return scorer(term, self.tokenizer, self.device)
+            if term.name not in self.scorers:
+                self.scorers[term.name] = build_scorer(term, self.context)
+            self.scorers[term.name].require(max_tokens)
 
     def keep_awake(self, awake: bool) -> None:
         """Puts the weights of reward models to sleep on the host, or wakes them."""
         self.models.wake() if awake else self.models.sleep()
-        release_cached_memory(torch.device(self.device))
+        release_cached_memory(torch.device(self.context.device))
 
     def _model_tensors(self) -> list[torch.Tensor]:
-        models = [scorer.model for scorer in self.terms.values() if hasattr(scorer, "model")]
+        models = [scorer.model for scorer in self.scorers.values() if scorer.model is not None]
         return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
 
     def score(self, batch: Batch, rows: pa.Table, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -91,73 +68,47 @@ class RewardWorker:
         once: example_id, prompt, and the dataset's other columns.
         """
         self.check()
-        prompts, completions, columns = self._texts(batch, rows)
-        terms = [t for t in self.config.terms if only is None or t.name in only]
-        stepped = {t.name: self.terms[t.name].steps(batch) for t in terms if _by_steps(t)}
-        parts = [
-            _mean_of_steps(batch, stepped[t.name])
-            if t.name in stepped
-            else self._score(t, batch, prompts, completions, columns)
-            for t in terms
-        ]
+        samples = self._samples(batch, rows)
+        parts, weighted_steps = [], []
+        for term in self.config.terms:
+            if only is not None and term.name not in only:
+                continue
+            scorer = self.scorers[term.name]
+            step_scores = scorer.steps(batch)
+            if step_scores is None:
+                parts.append(scorer.score(samples))
+            else:
+                parts.append(_mean_of_steps(batch, step_scores))
+                weighted_steps.append(term.weight * step_scores)
         columns_to_add = {"reward_parts": np.stack(parts, 1)}
-        if stepped:
-            columns_to_add["step_rewards"] = sum(t.weight * stepped[t.name] for t in terms if t.name in stepped)
+        if weighted_steps:
+            columns_to_add["step_rewards"] = np.sum(weighted_steps, 0)
         return columns_to_add
 
     def judge(self, rows: pa.Table) -> np.ndarray:
-        """Scores (n, k) of texts that no policy wrote: columns example_id, prompt, completion, and the dataset's others."""
+        """Scores (n, k) of texts that no policy wrote; columns example_id, prompt, completion and the dataset's others."""
         self.check()
         if not len(rows):
             return np.zeros((0, len(self.config.terms)), np.float32)
-        nothing = from_sequences(
+        without_tokens = from_sequences(
             [np.zeros(0)] * len(rows), prompt_length=np.zeros(len(rows)), example_id=rows["example_id"]
         )
-        columns = {name: rows[name].to_pylist() for name in rows.column_names if name not in TAKEN}
+        columns = {name: rows[name].to_pylist() for name in rows.column_names if name not in RESERVED_COLUMNS}
         prompts, completions = columns.pop("prompt"), rows["completion"].to_pylist()
-        return np.stack([self._score(t, nothing, prompts, completions, columns) for t in self.config.terms], 1)
+        samples = Samples(batch=without_tokens, prompts=prompts, completions=completions, columns=columns)
+        return np.stack([self.scorers[term.name].score(samples) for term in self.config.terms], 1)
 
-    def _score(
-        self, term: Any, batch: Batch, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
-    ) -> np.ndarray:
-        scorer, ids = self.terms[term.name], batch.example_id.tolist()
-        if isinstance(scorer, Scorer):
-            return checked(term.name, term.path, scorer(batch, prompts, completions), ids, term.on_error)
-        if isinstance(term, FunctionReward):
-            answers = [_message(p, c) for p, c in zip(prompts, completions, strict=True)]
-            tokens = [t[n:].tolist() for t, n in zip(batch.sequences(), batch.prompt_length, strict=True)]
-            return scorer(prompts, answers, ids, completion_ids=tokens, **columns)
-        if isinstance(term, ClassifierReward):
-            return checked(term.name, term.path, scorer(prompts, completions, **columns), ids, term.on_error)
-        try:
-            values = scorer(prompts, completions, **columns)
-        except Exception as error:
-            raise RewardError(
-                f"reward '{term.name}' (rule {term.rule}): {type(error).__name__}: {error}; the rule does not fit the "
-                f"dataset, which has prompt{''.join(f', {name}' for name in columns)}"
-            ) from error
-        return checked(term.name, f"rule {term.rule}", values, ids, term.on_error)
-
-    def _texts(self, batch: Batch, rows: pa.Table) -> tuple[list[Any], list[str], dict[str, list[Any]]]:
+    def _samples(self, batch: Batch, rows: pa.Table) -> Samples:
         """Prompts as the dataset has them, completions as text, and the other columns, a value for each sequence."""
-        at = {int(i): n for n, i in enumerate(rows["example_id"].to_pylist())}
-        picked = rows.take([at[int(i)] for i in batch.example_id])
-        columns = {name: picked[name].to_pylist() for name in picked.column_names if name not in TAKEN}
+        row_of = {int(example): row for row, example in enumerate(rows["example_id"].to_pylist())}
+        examples = rows.take([row_of[int(example)] for example in batch.example_id])
+        columns = {name: examples[name].to_pylist() for name in examples.column_names if name not in RESERVED_COLUMNS}
         sequences = zip(batch.sequences(), batch.prompt_length, strict=True)
-        completions = [completion_text(t, int(n), self.tokenizer) for t, n in sequences]
-        return columns.pop("prompt"), completions, columns
+        completions = [completion_text(tokens, int(length), self.tokenizer) for tokens, length in sequences]
+        return Samples(batch=batch, prompts=columns.pop("prompt"), completions=completions, columns=columns)
 
 
-def _by_steps(term: Any) -> bool:
-    return isinstance(term, ModelReward) and term.steps is not None
-
-
-def _mean_of_steps(batch: Batch, scores: np.ndarray) -> np.ndarray:
-    """(B,): what is shown of a process reward; 0 for an answer without a step."""
-    total = np.add.reduceat(scores, batch.offsets[:-1])
-    return (total / np.maximum(1, np.add.reduceat(scores != 0, batch.offsets[:-1]))).astype(np.float32)
-
-
-def _message(prompt: Any, completion: str) -> Any:
-    """The completion as TRL gives it to a function: text, or to a conversation the assistant's message in a list."""
-    return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
+def _mean_of_steps(batch: Batch, step_scores: np.ndarray) -> np.ndarray:
+    """(B,): the part that a process reward shows; 0 for an answer without a step."""
+    total = np.add.reduceat(step_scores, batch.offsets[:-1])
+    return (total / np.maximum(1, np.add.reduceat(step_scores != 0, batch.offsets[:-1]))).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -77,7 +77,10 @@ class Task:
         return self.resolve(batch, log_probs)
 
 
-def no_labels(job: Any, rows: Rows | Stream) -> tuple[str, ...]:
+JobType = TypeVar("JobType", bound=Supervised)
+
+
+def no_labels(job: Supervised, rows: Rows | Stream) -> tuple[str, ...]:
     """A head without named classes."""
     return ()
 
@@ -88,14 +91,14 @@ def unchanged_role(job: Any, role: Role) -> Role:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskKind:
+class TaskKind(Generic[JobType]):
     """How one kind of supervised job becomes a Task."""
 
     model: str
     """The kind of model: a key of models.load.AUTO_CLASSES."""
-    build: Callable[[Any, Any, Rows | None, Any], Task]
+    build: Callable[[JobType, Any, Rows | None, Any], Task]
     """(job, rows, held-out rows or None, tokenizer) -> Task. Raises BadInput for rows that do not fit the job."""
-    labels: Callable[[Any, Any], tuple[str, ...]] = no_labels
+    labels: Callable[[JobType, Any], tuple[str, ...]] = no_labels
     """(job, rows) -> names of the head's classes: those of the config, else those of the training rows."""
     adapt_role: Callable[[Any, Role], Role] = unchanged_role
     """(job, role) -> the trained model's Role with what this kind of job changes in it."""

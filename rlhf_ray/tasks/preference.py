@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from ..algorithms import losses, preferences
 from ..algorithms.advantages import sequence_mean, sequence_sum
 from ..batch import Batch
-from ..config import DPO, IPO, KTO, ORPO, PreferenceJob, SimPO
+from ..config import KTO, PreferenceJob
+from ..config.preferences import PreferenceConfig
 from ..data.encode import prompt_and_answer_ids
 from ..data.examples import DataError, Rows, check_number
 from ..data.prepared import Example, Prepared, fitting_rows, prepare_rows, to_prepared
@@ -20,30 +22,66 @@ from ..learner.objectives import Columns, Loss, Objective, PerPair, PerRow
 from .base import LogProbs, Task, TaskKind, prepare_data
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairLoss:
+    """What one loss on pairs compares."""
+
+    loss: Callable[[Any, Tensor, Tensor], Loss]
+    """(config, scores of the chosen sides, scores of the rejected sides), both (pairs,) -> the loss, summed over pairs."""
+    score: Callable[[Tensor, Columns], Tensor]
+    """(log-probs (T,), columns) -> (B,) the score of each side."""
+    reads_reference: bool
+    """Whether the log-probs are relative to the reference's."""
+
+
+def _sum_of_tokens(log_probs: Tensor, c: Columns) -> Tensor:
+    return sequence_sum(log_probs, c.lengths)
+
+
+def _mean_of_tokens(log_probs: Tensor, c: Columns) -> Tensor:
+    return sequence_mean(log_probs, c.response_mask, c.lengths)
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "dpo": PairLoss(
+        loss=lambda a, chosen, rejected: preferences.dpo(chosen, rejected, a.beta, a.label_smoothing),
+        score=_sum_of_tokens,
+        reads_reference=True,
+    ),
+    "ipo": PairLoss(
+        loss=lambda a, chosen, rejected: preferences.ipo(chosen, rejected, a.beta),
+        score=_mean_of_tokens,
+        reads_reference=True,
+    ),
+    "orpo": PairLoss(
+        loss=lambda a, chosen, rejected: preferences.orpo(chosen, rejected, a.beta),
+        score=_mean_of_tokens,
+        reads_reference=False,
+    ),
+    "simpo": PairLoss(
+        loss=lambda a, chosen, rejected: preferences.simpo(chosen, rejected, a.beta, a.margin),
+        score=_mean_of_tokens,
+        reads_reference=False,
+    ),
+}
+"""By ``objective.type``."""
+
+
 @dataclass(frozen=True)
 class PairObjective(PerPair):
-    """DPO, IPO, ORPO or SimPO on pairs: the chosen and the rejected row share a group."""
+    """A loss of PAIR_LOSSES on pairs: the chosen and the rejected row share a group."""
 
-    config: DPO | IPO | ORPO | SimPO
+    config: PreferenceConfig
 
     def loss(self, model: Any, batch: Batch, device: torch.device) -> Loss:
         """Summed over pairs."""
-        c, a = Columns(batch, device), self.config
+        c, pair_loss = Columns(batch, device), PAIR_LOSSES[self.config.type]
         log_probs = response_log_probs(model, c)
-        if isinstance(a, DPO | IPO):
+        if pair_loss.reads_reference:
             log_probs = log_probs - c.ref_log_probs
-        if isinstance(a, DPO):
-            score = sequence_sum(log_probs, c.lengths)
-        else:
-            score = sequence_mean(log_probs, c.response_mask, c.lengths)
+        score = pair_loss.score(log_probs, c)
         chosen, rejected = (score[rows] for rows in losses.sides(c.labels[:, 0], c.group))
-        if isinstance(a, DPO):
-            return preferences.dpo(chosen, rejected, a.beta, a.label_smoothing)
-        if isinstance(a, IPO):
-            return preferences.ipo(chosen, rejected, a.beta)
-        if isinstance(a, ORPO):
-            return preferences.orpo(chosen, rejected, a.beta)
-        return preferences.simpo(chosen, rejected, a.beta, a.margin)
+        return pair_loss.loss(self.config, chosen, rejected)
 
 
 @dataclass(frozen=True)
@@ -125,11 +163,10 @@ def prepare_desirable(rows: Rows, tokenizer: Any, max_length: int) -> Prepared:
 
 def build_pairs(job: PreferenceJob, rows: Rows, heldout: Rows | None, tokenizer: Any) -> Task:
     """DPO, IPO, ORPO or SimPO."""
-    assert not isinstance(job.objective, KTO)
     return Task(
         objective=PairObjective(job.objective),
         data=prepare_data(job, prepare_pairs, rows, heldout, tokenizer),
-        reads_reference=isinstance(job.objective, DPO | IPO),
+        reads_reference=PAIR_LOSSES[job.objective.type].reads_reference,
     )
 
 

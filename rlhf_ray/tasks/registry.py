@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import Supervised
 from .base import TaskKind
 from .classify import CLASSIFY
@@ -15,7 +17,7 @@ from .seq2seq import SEQ2SEQ
 from .sft import SFT
 from .tag import TAG
 
-TASKS: dict[str, TaskKind] = {
+TASKS: dict[str, TaskKind[Any]] = {
     "pretrain_causal": LANGUAGE_MODEL,
     "pretrain_masked": MASKED,
     "sft": SFT,
@@ -33,6 +35,6 @@ TASKS: dict[str, TaskKind] = {
 }
 
 
-def task_kind(job: Supervised) -> TaskKind:
+def task_kind(job: Supervised) -> TaskKind[Any]:
     """The task of a job."""
     return TASKS[job.task]

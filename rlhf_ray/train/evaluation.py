@@ -21,7 +21,7 @@ from ..config import Reward, RewardsConfig
 from ..config.jobs import EvaluateRL
 from ..data.encode import completion_text
 from ..quality import intervals
-from ..rewards.reward import Scales, combine
+from ..rewards.normalise import Scales, total_reward, without_dropped
 from ..run.atomic import replace_file
 from ..run.reader import evaluation_files, evaluation_step
 
@@ -61,9 +61,10 @@ def completions_table(
         "sample": batch.sample,
         "prompt": [_text(prompts["prompt"][row_of[example_id]].as_py()) for example_id in batch.example_id.tolist()],
         "completion": [completion_text(tokens, prompt_length, tokenizer) for tokens, prompt_length in sequences],
-        "reward": combine(batch.reward_parts[:, rewarded], rewards, reward_scales or {}),
+        "reward": total_reward(batch.reward_parts[:, rewarded], rewards, reward_scales or {}),
     }
-    columns |= {f"part/{name}": batch.reward_parts[:, i] for i, name in enumerate(names)}
+    parts = without_dropped(batch.reward_parts)
+    columns |= {f"part/{name}": parts[:, i] for i, name in enumerate(names)}
     if batch.has("ref_log_probs"):
         columns["kl"] = np.add.reduceat(token_kl(batch).numpy(), batch.offsets[:-1])
     columns["length"] = batch.lengths - batch.prompt_length

@@ -25,6 +25,7 @@ from ..batch import Batch
 from ..config import DPO, PPO, RLJob, resolve_dtypes
 from ..learner.objectives import LossTerm, Objective
 from ..learner.policy import PolicyObjective, ValueObjective
+from ..rewards.normalise import RewardScale
 from ..run.checkpoint import Checkpoints
 from ..run.directory import RunDir
 from ..run.events import notice
@@ -42,7 +43,6 @@ from .dispatch import Dispatcher, RolloutRequest
 from .evaluation import SEED_STEP, completions_table, evaluation_metrics, remove_outdated, write_evaluation
 from .learner_group import LearnerGroup, sync_tolerance
 from .loop import StageTimer, StepEnd
-from .reward_scale import RewardScale
 from .rollout_queue import RolloutQueue
 from .setup import PretrainingText, RLSetup, use_importance_weights
 from .startup import startup_part

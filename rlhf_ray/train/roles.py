@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput, ModelConfig, RLJob, Supervised
-from ..data import tokenizer as tokenizers
+from ..data.tokenizer import load_tokenizer
 from ..learner.worker import Role
 from ..models.load import (
     create_model,
@@ -34,7 +34,7 @@ def prepare_model(
         return _random_model(config, run_dir / "init", seed, kind, labels)
     directory = resolve_model(str(config.path), config.revision)
     _check_architecture(str(config.path), directory, kind)
-    tokenizer = tokenizers.load(config, directory, kind in KINDS_WITH_EOS)
+    tokenizer = load_tokenizer(config, directory, kind in KINDS_WITH_EOS)
     num_embeddings = read_vocab_size(directory)
     if len(tokenizer) > num_embeddings:
         raise BadInput(
@@ -50,7 +50,7 @@ def _random_model(
     config: ModelConfig, directory: Path, seed: int, kind: str, labels: tuple[str, ...]
 ) -> tuple[ModelConfig, Any]:
     """The random model, unless an earlier start wrote it. A masked language model gets a mask token if it has none."""
-    tokenizer = tokenizers.load(config, None, kind in KINDS_WITH_EOS)
+    tokenizer = load_tokenizer(config, None, kind in KINDS_WITH_EOS)
     if kind == "masked" and tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     if not (directory / "config.json").is_file():
@@ -75,7 +75,7 @@ def _check_architecture(name: str, directory: str, kind: str) -> None:
         )
 
 
-def supervised_role(job: Supervised, kind: TaskKind, model: ModelConfig, labels: tuple[str, ...]) -> Role:
+def supervised_role(job: Supervised, kind: TaskKind[Any], model: ModelConfig, labels: tuple[str, ...]) -> Role:
     """The one model of a supervised job."""
     role = Role(name="actor", kind=kind.model, model=model, lr=job.learner.lr, num_updates=job.num_steps, labels=labels)
     return kind.adapt_role(job, role)
@@ -107,7 +107,7 @@ def critic_trunk(job: RLJob, model: ModelConfig, tokenizer: Any) -> ModelConfig:
         return policy.model_copy(update={"path": resolve_model(job.critic.path)})
     if job.reward_model is not None:
         directory = resolve_model(job.reward_model.path)
-        reward_tokenizer = tokenizers.load(ModelConfig(path=directory), directory)
+        reward_tokenizer = load_tokenizer(ModelConfig(path=directory), directory)
         if reward_tokenizer.get_vocab() == tokenizer.get_vocab():
             return policy.model_copy(update={"path": directory})
     return policy

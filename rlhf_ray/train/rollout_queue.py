@@ -13,11 +13,12 @@ import numpy as np
 from ..batch import Batch, cat
 from ..config import RLJob
 from ..data.prompts import Prompts
+from ..rewards.normalise import RewardScale, without_any_term
 from ..rewards.reward import RewardError
+from ..run.events import notice
 from ..run.trajectories import read_batch, write_batch
 from .dispatch import Dispatcher, PendingRollouts, RolloutRequest
 from .filters import filter_rollouts, has_reward
-from .reward_scale import RewardScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +136,15 @@ class RolloutQueue:
         Raises RewardError if no sample has a reward.
         """
         batch = self._with_rewards(pending.scored())
-        if not has_reward(batch).any():
+        if num_without_term := int(without_any_term(batch.reward_parts).sum()):
+            notice(
+                f"step {pending.request.step}: no reward term applies to {num_without_term} of {len(batch)} samples (every "
+                "term returned None), so their reward is 0; let one of the functions return a number"
+            )
+        if not (has_reward(batch) & ~without_any_term(batch.reward_parts)).any():
             raise RewardError(
-                f"step {pending.request.step}: no sample got a reward; on_error: drop leaves out some, not all"
+                f"step {pending.request.step}: no sample got a reward; on_error: drop leaves out some, not all, "
+                "and one term at least must apply to some of them"
             )
         rollouts = filter_rollouts(batch, self.job.algorithm)
         metrics["rollout/dropped"] += float(rollouts.num_failed)

@@ -22,6 +22,7 @@ from ..data.sampler import Mixture, Sampler
 from ..data.stream import Stream
 from ..models.directory import num_saved_parameters
 from ..models.load import read_context_length, read_vocab_size
+from ..rewards.columns import columns_by_name
 from ..run.events import notice
 from ..tasks import language_model
 from ..tasks.base import Task
@@ -133,10 +134,10 @@ def remark_object_store(job: RLJob, directory: str) -> None:
 def load_rl_data(job: RLJob, directory: str, tokenizer: Any) -> RLData:
     """The data of an RL job, for the model in ``directory``."""
     context, max_new_tokens = read_context_length(directory), job.rollout.max_new_tokens
-    heldout = None
-    prompts = load_prompts(job.data, tokenizer, context, max_new_tokens, "data")
+    heldout, columns = None, columns_by_name(job.all_rewards.terms)
+    prompts = load_prompts(job.data, tokenizer, context, max_new_tokens, "data", columns=columns)
     if job.evaluate.data is not None:
-        heldout = load_prompts(job.evaluate.data, tokenizer, context, max_new_tokens, "evaluate.data")
+        heldout = load_prompts(job.evaluate.data, tokenizer, context, max_new_tokens, "evaluate.data", columns=columns)
     return RLData(
         prompts=prompts,
         heldout=heldout,

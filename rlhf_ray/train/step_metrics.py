@@ -9,7 +9,7 @@ import numpy as np
 from ..algorithms.losses import effective_sample_share
 from ..batch import Batch
 from ..config import RLJob
-from ..rewards.reward import Scales
+from ..rewards.normalise import Scales
 from ..weights.messages import SyncResult
 
 
@@ -34,6 +34,8 @@ def rollout_metrics(batch: Batch, job: RLJob, step: int, kl_coef: float, reward_
     }
     for i, term in enumerate(job.rewards.terms):
         part = sampled.reward_parts[:, i]
+        if np.isnan(part).all():  # the term applies to no sample of the step
+            continue
         metrics |= {
             f"reward/{term.name}/mean": float(np.nanmean(part)),
             f"reward/{term.name}/std": float(np.nanstd(part)),

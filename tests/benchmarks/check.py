@@ -13,11 +13,12 @@ from rlhf_ray.algorithms.estimate import estimate_advantages
 from rlhf_ray.batch import from_sequences
 from rlhf_ray.config import LearnerConfig, ModelConfig, ModelReward
 from rlhf_ray.config.algorithm import GRPO, PPO
-from rlhf_ray.data import tokenizer as tokenizers
+from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.learner.objectives import LossTerm
 from rlhf_ray.learner.policy import PolicyObjective, ValueObjective
 from rlhf_ray.learner.worker import LearnerWorker, Role
 from rlhf_ray.rewards.model import ModelScorer
+from rlhf_ray.rewards.reward import ScorerContext
 from rlhf_ray.run.metrics import means_of
 from tests.benchmarks import workload
 from tests.benchmarks.gate import Finished, Gate
@@ -86,7 +87,8 @@ def ppo(spec):
         whole, response_mask=mask, prompt_length=[workload.PROMPT] * len(whole), group=np.arange(len(whole))
     )
     term = ModelReward(name="model", path=spec["reward"], standardise=False)
-    scores = ModelScorer(term, tokenizers.load(ModelConfig(path=spec["model"]), spec["model"]), DEVICE)(batch, [], [])
+    tokenizer = load_tokenizer(ModelConfig(path=spec["model"]), spec["model"])
+    scores = ModelScorer(term, ScorerContext(tokenizer=tokenizer, device=DEVICE, prints=None))(batch, [], [])
     policy, critic = (ModelConfig(path=spec[k], dtype=spec["precision"]) for k in ("model", "reward"))
     roles = [
         Role(name="actor", kind="policy", model=policy, lr=1e-6),

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_ray.config import DataConfig, load_job
 from rlhf_ray.data import examples
-from rlhf_ray.rewards.rules import rule
+from rlhf_ray.rewards.rules import bind_rule
 from tests.helpers import JOBS
 
 REAL = os.environ.get("RLHF_RAY_REAL")
@@ -25,7 +25,7 @@ def test_every_row_is_understood(split, size):
     assert len(rows) == size
     answers = [row["answer"] for row in rows]
     numbers = [int(a.rpartition("#### ")[2].replace(",", "")) for a in answers]
-    judge = rule("exact_answer", {"strict": True})
+    judge = bind_rule("exact_answer", {"strict": True})
     texts = {
         "reference": (answers, 1.0),
         "number": ([f"so it is\n#### ${n:,}." for n in numbers], 1.0),
@@ -34,6 +34,6 @@ def test_every_row_is_understood(split, size):
     }
     for name, (completions, score) in texts.items():
         assert judge([r["prompt"] for r in rows], completions, answer=answers) == [score] * size, name
-    assert rule("exact_answer", {})([], texts["unmarked"][0], answer=answers) == [1.0] * size
+    assert bind_rule("exact_answer", {})([], texts["unmarked"][0], answer=answers) == [1.0] * size
     for row in rows:
         assert row["prompt"][-1]["content"].startswith(row["question"])

@@ -13,7 +13,7 @@ from rlhf_ray.data.encode import encode_text
 from rlhf_ray.data.examples import Rows, load
 from rlhf_ray.models.load import create_model, load_model
 from rlhf_ray.rewards.classifier import ClassifierScorer
-from rlhf_ray.rewards.reward import RewardError
+from rlhf_ray.rewards.reward import RewardError, Samples, ScorerContext
 from rlhf_ray.rewards.worker import RewardWorker
 from rlhf_ray.tasks.registry import task_kind
 from rlhf_ray.toy import world as toy
@@ -85,26 +85,35 @@ def model(tmp_path_factory):
     return create_model(ModelConfig(init=TINY, tokenizer="toy"), folder, toy.tokenizer(), 3, "classes", LABELS)
 
 
+ALONE = ScorerContext(tokenizer=None, device="cpu", prints=None)
+
+
+def samples(texts, **columns):
+    """These completions, of empty prompts."""
+    batch = from_sequences([[]] * len(texts), prompt_length=[0] * len(texts), example_id=range(len(texts)))
+    return Samples(batch=batch, prompts=[""] * len(texts), completions=texts, columns=columns)
+
+
 def test_a_classifiers_reward_is_the_probability_of_the_class(model):
     texts = ["the view was great .", "the staff was not awful . the price was cold ."]
-    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, micro_batch_tokens=8), "cpu")
-    found = scorer(["", ""], texts, label=["mixed", "bad"])
+    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, micro_batch_tokens=8), ALONE)
+    scores = scorer.score(samples(texts, label=["mixed", "bad"]))
     net = load_model("classes", model).eval()
-    for text, label, p in zip(texts, ("mixed", "bad"), found, strict=True):
+    for text, label, p in zip(texts, ("mixed", "bad"), scores, strict=True):
         ids = torch.tensor(encode_text(toy.tokenizer(), text).ids)
         with torch.no_grad():
-            every = net(ids, torch.tensor([len(ids)])).softmax(-1)[0]
-        assert p == pytest.approx(float(every[LABELS.index(label)]), abs=1e-5)
-    one = ClassifierScorer(ClassifierReward(name="c", path=model, label="mixed"), "cpu")
-    assert one(["", ""], texts)[0] == pytest.approx(found[0], abs=1e-5)
+            probabilities = net(ids, torch.tensor([len(ids)])).softmax(-1)[0]
+        assert p == pytest.approx(float(probabilities[LABELS.index(label)]), abs=1e-5)
+    one = ClassifierScorer(ClassifierReward(name="c", path=model, label="mixed"), ALONE)
+    assert one.score(samples(texts))[0] == pytest.approx(scores[0], abs=1e-5)
 
 
 def test_a_class_that_the_classifier_has_not_is_bad_input(model):
     with pytest.raises(RewardError, match="has no class 'great'; it has bad, good, mixed"):
-        ClassifierScorer(ClassifierReward(name="c", path=model, label="great"), "cpu")
-    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, column="kind"), "cpu")
+        ClassifierScorer(ClassifierReward(name="c", path=model, label="great"), ALONE)
+    scorer = ClassifierScorer(ClassifierReward(name="c", path=model, column="kind"), ALONE)
     with pytest.raises(RewardError, match="no column 'kind' with the class; it has prompt, label; name another"):
-        scorer([""], ["the view"], label=["bad"])
+        scorer.score(samples(["the view"], label=["bad"]))
 
 
 def test_a_worker_has_a_classifier_judge_the_completion(model):
@@ -112,8 +121,8 @@ def test_a_worker_has_a_classifier_judge_the_completion(model):
     worker = RewardWorker(RewardsConfig(terms=[term]), model)
     tokens = [np.array(toy.tokenizer()("verdict : the view was great .")["input_ids"])]
     batch = from_sequences(tokens, prompt_length=[2], example_id=[0], group=[0])
-    rows = examples.table(Rows([{"prompt": "verdict :", "label": "good"}], "x"), [0])
-    (found,) = worker.score(batch, rows)["reward_parts"][:, 0]
-    assert found == pytest.approx(
-        ClassifierScorer(term, "cpu")([""], ["the view was great ."], label=["good"])[0], abs=1e-6
+    rows = examples.to_table(Rows([{"prompt": "verdict :", "label": "good"}], "x"), [0])
+    (score,) = worker.score(batch, rows)["reward_parts"][:, 0]
+    assert score == pytest.approx(
+        ClassifierScorer(term, ALONE).score(samples(["the view was great ."], label=["good"]))[0], abs=1e-6
     )

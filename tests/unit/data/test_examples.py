@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_ray.config import BadInput, DataConfig
-from rlhf_ray.data.examples import DataError, Rows, find, load, table
+from rlhf_ray.config import BadInput, DataConfig, PromptConfig
+from rlhf_ray.data.examples import DataError, Rows, find, load, to_table
+from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.toy import world as toy
 
 ROWS = [{"text": "a, b", "label": 1}, {"text": 'say "c"', "label": 0}]
@@ -159,7 +160,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path, name):
 
 def test_a_table_has_every_column_that_any_row_has():
     rows = Rows([{"prompt": "a"}, {"prompt": "b", "x": 9}, {"prompt": "c", "answer": "1", "example_id": "z"}], "x")
-    assert table(rows, [0, 2]).to_pylist() == [
+    assert to_table(rows, [0, 2]).to_pylist() == [
         {"prompt": "a", "answer": None, "example_id": 0}, {"prompt": "c", "answer": "1", "example_id": 2},
     ]  # fmt: skip
 
@@ -167,6 +168,36 @@ def test_a_table_has_every_column_that_any_row_has():
 def test_a_column_of_two_types_is_named_with_both_places():
     rows = Rows([{"answer": None}, {"answer": 7}, {"answer": "7"}], "x.jsonl", [1, 2, 4])
     with pytest.raises(DataError, match=r"column 'answer' is int at x.jsonl:2, str at x.jsonl:4: .*one type"):
-        table(rows, [0, 1, 2])
+        to_table(rows, [0, 1, 2], ["answer"])
     with pytest.raises(DataError, match="column 'answer' is int at x"):
-        table(Rows([{"answer": 2**70}], "x"), [0])
+        to_table(Rows([{"answer": 2**70}], "x"), [0], ["answer"])
+
+
+TOOLS = [{"default": 1}, {"default": "s"}, None]
+
+
+def odd_jsonl(folder):
+    """Column tools, whose nested values have two types."""
+    file = folder / "odd.jsonl"
+    rows = [{"prompt": f"the view {i}", "answer": "1", "tools": tools} for i, tools in enumerate(TOOLS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def odd_parquet(folder):
+    """Column tools, a map, whose entries are pairs of different types."""
+    file = folder / "odd.parquet"
+    tools = pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"prompt": ["the view"] * 3, "answer": ["1"] * 3, "tools": tools}), file)
+    return file
+
+
+@pytest.mark.parametrize("write", [odd_jsonl, odd_parquet])
+def test_a_column_that_nobody_reads_does_not_stop_a_job(tmp_path, write, caplog):
+    caplog.set_level("INFO", logger="rlhf_ray")
+    config = PromptConfig(path=str(write(tmp_path)), max_prompt_tokens=32)
+    rows = load_prompts(config, toy.tokenizer(), 128, 8, "data", columns=["prompt", "answer"]).rows
+    assert rows.column_names == ["prompt", "answer", "example_id"]
+    assert "data: column 'tools' is left out" in caplog.text
+    with pytest.raises(DataError, match=r"column 'tools' is .* at .*odd"):
+        load_prompts(config, toy.tokenizer(), 128, 8, "data", columns=["tools"])

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_ray.rewards.reward import RewardError
-from rlhf_ray.rewards.rules import RULES, rule
+from rlhf_ray.rewards.rules import RULES, bind_rule
 from rlhf_ray.toy.rules import TOY_RULES
 
 REVIEW = "review of the hotel : the view was great ."
@@ -20,10 +20,10 @@ REVIEW = "review of the hotel : the view was great ."
     ],
 )
 def test_a_toy_rule_is_found_by_its_name(name, prompt, completion, score):
-    assert rule(name, {})([prompt], [completion]) == [score]
+    assert bind_rule(name, {})([prompt], [completion]) == [score]
 
 
 def test_the_tables_share_no_name_and_an_unknown_rule_lists_both():
     assert not set(RULES) & set(TOY_RULES)
     with pytest.raises(RewardError, match=r"no rule 'toy_tru'; there are word_share.*toy_truth"):
-        rule("toy_tru", {})
+        bind_rule("toy_tru", {})

@@ -9,9 +9,9 @@ import pytest
 from rlhf_ray.batch import cat, from_sequences
 from rlhf_ray.config import parse
 from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.rewards.reward import RewardError
+from rlhf_ray.rewards.normalise import RewardScale
+from rlhf_ray.rewards.reward import DROPPED, RewardError
 from rlhf_ray.train.dispatch import cut_into_chunks
-from rlhf_ray.train.reward_scale import RewardScale
 from rlhf_ray.train.rollout_queue import RolloutQueue
 from tests.helpers import rl_job
 
@@ -98,7 +98,7 @@ def test_an_empty_step_survives_a_checkpoint(tmp_path):
 
 
 def test_what_is_left_out_is_counted():
-    queue = queue_of(value=lambda g: float("nan") if g == 1 else 1.0, varies=lambda g: g > 3)
+    queue = queue_of(value=lambda g: DROPPED if g == 1 else 1.0, varies=lambda g: g > 3)
     batch, metrics = queue.take(0)
     assert len(batch) == 14
     assert (metrics["rollout/dropped"], metrics["rollout/zero_variance_groups"]) == (2, 3)
@@ -107,7 +107,18 @@ def test_what_is_left_out_is_counted():
 @pytest.mark.filterwarnings("ignore:(Mean of empty|Degrees of freedom)")
 def test_a_step_in_which_every_reward_failed_ends_the_run():
     with pytest.raises(RewardError, match="step 0: no sample got a reward"):
+        queue_of(value=lambda g: DROPPED).take(0)
+
+
+def test_a_step_to_which_no_term_applies_ends_the_run_and_single_samples_are_counted(caplog):
+    caplog.set_level("INFO", logger="rlhf_ray")
+    with pytest.raises(RewardError, match="step 0: no sample got a reward"):
         queue_of(value=lambda g: float("nan")).take(0)
+    caplog.clear()
+    batch, metrics = queue_of(value=lambda g: float("nan") if g == 1 else 1.0).take(0)
+    assert (len(batch), metrics["rollout/dropped"]) == (16, 0)
+    assert batch.rewards[batch.group == 1].tolist() == [0.0, 0.0]
+    assert "no reward term applies to 2 of 16 samples" in caplog.text
 
 
 def test_nothing_runs_once_the_queue_is_closed():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.config import parse
-from rlhf_ray.train.reward_scale import RewardScale
+from rlhf_ray.rewards.normalise import RewardScale
 from tests.helpers import SHARE, rl_job
 
 

@@ -1,4 +1,4 @@
-"""The child process of a user function: calls come in on stdin (pickle), answers go out on stdout (JSON).
+"""The process of a user function: calls come in on stdin (pickle), replies go out on stdout (JSON).
 
 It imports nothing of the package, and the parent unpickles nothing that comes from here.
 """
@@ -25,34 +25,34 @@ def main(file: str, function: str, parent: str) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed reward worker leaves no child behind
     if os.getppid() != int(parent):
         return
-    answers = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # unbuffered by lines, so that what was printed is seen even after a kill
     calls = os.fdopen(os.dup(0), "rb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # a function that reads stdin, or starts a program that does, must not eat the next call
-    os.close(nothing)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # a function that reads stdin, or starts a program that does, must not eat the next call
+    os.close(null)
     try:
-        found = load(file, function)
+        score = load_function(file, function)
     except BaseException as error:
-        send(answers, (False, describe(error, file)))
+        send(replies, (False, describe(error, file)))
         return
-    send(answers, (True, None))
+    send(replies, (True, None))
     while len(head := calls.read(8)) == 8:
         arguments = pickle.loads(calls.read(struct.unpack("<Q", head)[0]))
         try:
-            value = found(**arguments)
+            value = score(**arguments)
             value = asyncio.run(value) if inspect.iscoroutine(value) else value
         except Exception as error:
-            send(answers, (False, "raised " + describe(error, file)))
+            send(replies, (False, "raised " + describe(error, file)))
             continue
         try:
-            send(answers, (True, plain(value)))
+            send(replies, (True, plain(value)))
         except Exception as error:
-            send(answers, (False, str(error)))
+            send(replies, (False, str(error)))
 
 
-def load(file: str, function: str) -> Any:
+def load_function(file: str, function: str) -> Any:
     """The function of a Python file; its folder is importable, this one is not (it has a model.py and a rules.py)."""
     sys.path[0] = os.path.dirname(os.path.abspath(file))
     spec = importlib.util.spec_from_file_location("user_reward", file)
@@ -88,11 +88,13 @@ def number(value: Any) -> float | str | None:
 
 
 def describe(error: BaseException, file: str) -> str:
-    """Kind, message, and the last line of the user's file on the way."""
-    own = os.path.abspath(file)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == own]
-    where = f" at {file}:{lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    """Kind, message, and the last line of the user's file that ran."""
+    path = os.path.abspath(file)
+    if isinstance(error, SyntaxError) and error.filename is not None and os.path.abspath(error.filename) == path:
+        return f"{type(error).__name__}: {error.msg} at {file}:{error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == path]
+    place = f" at {file}:{lines[-1]}" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def send(stream: Any, value: Any) -> None:

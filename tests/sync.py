@@ -24,10 +24,12 @@ def sync_messages(version, model, temperature=1.0, bucket_bytes=BUCKET_BYTES):
         version=version,
         fingerprints=tuple(fingerprint(bucket, hashes_every_byte(version)) for bucket in buckets),
         probe=probe,
+        second_probe=probe[::-1].copy(),
         tolerance=1e-3,
         num_bytes=sum(bucket.num_bytes for bucket in buckets),
     )
-    return [Begin(version), *buckets, manifest, ProbeAnswer(version, sequence_log_probs(model, probe, temperature))]
+    answers = (sequence_log_probs(model, tokens, temperature) for tokens in (probe, manifest.second_probe))
+    return [Begin(version), *buckets, manifest, ProbeAnswer(version, *answers)]
 
 
 def deliver(worker, messages):

@@ -66,9 +66,8 @@ class LearnerWorker:
     def __init__(
         self, *, config: LearnerConfig, roles: Sequence[Role], device: str, num_threads: int, deadline_s: float
     ) -> None:
-        self.num_threads = num_threads
         self.device, self.deadline_s = torch.device(device), deadline_s
-        self.config = config
+        self.config, self.num_threads = config, num_threads
         self.roles = {role.name: replace(role, model=resolve_dtypes(role.model, device)) for role in roles}
         self.rank, self.world_size, self.peak_flops = 0, 1, 0.0  # known after start()
         self.ranks_per_node = 1  # as zero.ranks_on_each_node() counts them; known if config.node_copies
@@ -106,10 +105,7 @@ class LearnerWorker:
             device=self.device,
             timeout_s=self.deadline_s + COLLECTIVE_MARGIN_S,
         )
-        if self.config.node_copies:
-            hosts = [""] * world_size
-            torch.distributed.all_gather_object(hosts, socket.gethostname())
-            self.ranks_per_node = zero.ranks_on_each_node(hosts)
+        self.ranks_per_node = zero.ranks_on_each_node(zero.gather_host_names()) if self.config.node_copies else 1
         info = {role.name: self._build(role) for role in self.roles.values()}
         self.residency = Residency(self.engines, self.device, self._averaged)
         dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
@@ -281,7 +277,7 @@ class LearnerWorker:
         return np.concatenate([np.zeros(1, np.float32), log_probs.float().cpu().numpy()])
 
     def sync_weights(
-        self, version: int, probe: np.ndarray, temperature: float, tolerance: float
+        self, version: int, probes: tuple[np.ndarray, np.ndarray], temperature: float, tolerance: float
     ) -> Iterator[SyncMessage]:
         """Yields the messages of a sync of the actor; only rank 0 has buckets. All ranks must call.
 
@@ -296,10 +292,16 @@ class LearnerWorker:
             yield bucket
             fingerprints.append(fingerprint(bucket, hashes_every_byte(version)))
             num_bytes += bucket.num_bytes
+        probe, second_probe = probes
         yield WeightManifest(
-            version=version, fingerprints=tuple(fingerprints), probe=probe, tolerance=tolerance, num_bytes=num_bytes
+            version=version,
+            fingerprints=tuple(fingerprints),
+            probe=probe,
+            second_probe=second_probe,
+            tolerance=tolerance,
+            num_bytes=num_bytes,
         )
-        yield ProbeAnswer(version, self.log_probs(probe, temperature))
+        yield ProbeAnswer(version, self.log_probs(probe, temperature), self.log_probs(second_probe, temperature))
 
     def weights(self, role: str = "actor") -> dict[str, torch.Tensor] | None:
         """All tensors by transformers' names on rank 0, None elsewhere.

@@ -97,6 +97,13 @@ def deepspeed_config(
     return settings
 
 
+def gather_host_names() -> list[str]:
+    """The host of each rank. All ranks must call."""
+    hosts = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hosts, socket.gethostname())
+    return hosts
+
+
 def ranks_on_each_node(hosts: Sequence[str]) -> int:
     """Ranks of a node if all nodes have equally many and each node's ranks follow each other, else 1.
 

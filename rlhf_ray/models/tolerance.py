@@ -13,7 +13,7 @@ CACHED_DECODING = {"float32": 1e-3, "bfloat16": 0.3}
 """The engine's KV cache against the model's plain forward pass; beyond it the engine recomputes every prefix."""
 
 WEIGHT_SYNC = {"float32": 1e-3, "bfloat16": 0.3}
-"""The engine against the learner on the probe of a weight sync; beyond it the sync has failed."""
+"""The engine against the learner in the mean, on the probe of the first weight sync; later: weights/manifest.py."""
 
 
 def dtype_name(dtype: object) -> str:

@@ -16,7 +16,7 @@ from ..batch import Batch, from_sequences
 from ..config import ModelConfig, RolloutConfig, resolve_dtype
 from ..models.load import DTYPES, disable_dropout, is_encoder_decoder, load_pretrained
 from ..models.value_heads import guide_model
-from ..weights.manifest import StaleWeights, verify_buckets, verify_probe
+from ..weights.manifest import StaleWeights, allowed_difference, mean_difference, verify_buckets, verify_probe
 from ..weights.messages import Begin, Bucket, ProbeAnswer, SyncMessage, SyncResult, WeightManifest
 from .chunk import Chunk, sample_seed
 from .engine import PARTS, Completion, Decoding, Engine, Request, Sampling
@@ -43,6 +43,7 @@ class LoadedWeights:
     """
 
     manifest: WeightManifest
+    buckets: list[Bucket]
     log_probs: np.ndarray
     hash_s: float
     loaded_at: float
@@ -59,6 +60,7 @@ class RolloutWorker:
         self.version, self.awake = -1, PARTS
         self.buckets: list[Bucket] = []  # of a sync that is not loaded yet
         self.loaded: LoadedWeights | None = None
+        self.first_difference: float | None = None  # of the probe, at the first sync
         self.sampling = Sampling(config.max_new_tokens, config.temperature, eos)
 
     @cached_property
@@ -96,17 +98,45 @@ class RolloutWorker:
         self.engine.load_weights(pair for bucket in buckets for pair in bucket.unpack())
         loaded_at = time.monotonic()
         log_probs = self.engine.log_probs(manifest.probe)
-        return LoadedWeights(manifest=manifest, log_probs=log_probs, hash_s=hash_s, loaded_at=loaded_at)
+        return LoadedWeights(
+            manifest=manifest, buckets=buckets, log_probs=log_probs, hash_s=hash_s, loaded_at=loaded_at
+        )
 
     def _confirm(self, answer: ProbeAnswer) -> SyncResult:
         """Compares the log-probs of the probe, then serves the version."""
         loaded = self.loaded
         if loaded is None or loaded.manifest.version != answer.version:
             raise StaleWeights(f"version {answer.version} was not loaded: its buckets were refused or did not arrive")
-        difference = verify_probe(loaded.log_probs, loaded.manifest, answer)
+        differences = self._probe_differences(loaded, answer)
+        allowed = allowed_difference(loaded.manifest.tolerance, self.first_difference)
+        self.loaded = None  # frees the buckets
+        verify_probe(differences, answer.version, allowed)
+        if self.first_difference is None:
+            self.first_difference = differences[-1]
         self.version = answer.version
         verify_s = loaded.hash_s + time.monotonic() - loaded.loaded_at
-        return SyncResult(probe_difference=difference, verify_s=verify_s, num_bytes=loaded.manifest.num_bytes)
+        return SyncResult(
+            probe_difference=differences[-1],
+            verify_s=verify_s,
+            num_bytes=loaded.manifest.num_bytes,
+            misses=len(differences) - 1,
+        )
+
+    def _probe_differences(self, loaded: LoadedWeights, answer: ProbeAnswer) -> list[float]:
+        """Mean differences from the learner, up to the first that is allowed.
+
+        They are those of the probe, of the second probe, and of the probe after the weights were loaded again.
+        """
+        manifest = loaded.manifest
+        allowed = allowed_difference(manifest.tolerance, self.first_difference)
+        differences = [mean_difference(loaded.log_probs, answer.log_probs)]
+        if not differences[-1] <= allowed:  # nan too is a miss
+            second = self.engine.log_probs(manifest.second_probe)
+            differences.append(mean_difference(second, answer.second_log_probs))
+        if not differences[-1] <= allowed:
+            self.engine.load_weights(pair for bucket in loaded.buckets for pair in bucket.unpack())
+            differences.append(mean_difference(self.engine.log_probs(manifest.probe), answer.log_probs))
+        return differences
 
     def generate(self, version: int, chunk: Chunk, piece: int) -> Iterator[Batch]:
         """Yields the chunk's rows as they finish: Batches of at least ``piece`` rows, except for the last one.

@@ -104,7 +104,7 @@ critic/skipped_steps | steps | Optimizer steps of the critic skipped for a gradi
 critic/lr | rate | Learning rate of the critic's update.
 critic/mfu | share | Model FLOP/s of the critic's update as a share of the device's peak.
 
-sync/probe_difference | nats | Largest difference between engine and learner on the probe sequence of a weight sync.
+sync/probe_difference | nats | Mean difference of log-probs, engine and learner, on a sync's probe.
 sync/bytes | bytes | Size of the weights that are sent to each rollout worker.
 sync/bytes_per_second | bytes/s | Size of the weights over the seconds of the whole sync.
 sync/verify_share | share | Share of the sync that the slowest worker spent on verification.

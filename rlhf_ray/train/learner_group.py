@@ -21,7 +21,6 @@ from ..models.tolerance import WEIGHT_SYNC
 from ..run.atomic import replace_directory
 from ..run.events import notice
 from ..run.metrics import means_of, merge_sums
-from ..weights.manifest import probe_tokens
 
 Result = TypeVar("Result")
 
@@ -138,13 +137,14 @@ class LearnerGroup:
                 predictions[row] = prediction
         return predictions
 
-    def sync_weights(self, version: int, temperature: float, vocab_size: int, tolerance: float) -> Iterator[Any]:
+    def sync_weights(
+        self, version: int, temperature: float, probes: tuple[np.ndarray, np.ndarray], tolerance: float
+    ) -> Iterator[Any]:
         """References to the messages of a sync of the actor (weights/messages.py), each as soon as it is made.
 
-        ``tolerance``: by how many nats an engine may differ on the probe; see :func:`sync_tolerance`.
+        ``probes``: see :func:`probe_tokens`. ``tolerance``: by how many nats an engine may differ on the probe; see :func:`sync_tolerance`.
         """
-        probe = probe_tokens(version, vocab_size)
-        return self.group.stream("sync_weights", version, probe, temperature, tolerance)
+        return self.group.stream("sync_weights", version, probes, temperature, tolerance)
 
     def save(self, directory: Path) -> None:
         """Writes every rank's shards into ``directory``."""

@@ -35,6 +35,7 @@ from ..run.trajectories import trajectory_file, write_batch
 from ..run.usage import Meter
 from ..tasks.language_model import LanguageModelObjective
 from ..tasks.preference import PairObjective
+from ..weights.manifest import PROBE_LENGTH, probe_tokens
 from ..weights.messages import SyncResult
 from ..weights.transport import ObjectStoreTransport, WeightTransport
 from . import step_metrics
@@ -44,7 +45,7 @@ from .evaluation import SEED_STEP, completions_table, evaluation_metrics, remove
 from .learner_group import LearnerGroup, sync_tolerance
 from .loop import StageTimer, StepEnd
 from .rollout_queue import RolloutQueue
-from .setup import PretrainingText, RLSetup, use_importance_weights
+from .setup import PretrainingText, RLSetup, longest_sequence, use_importance_weights
 from .startup import startup_part
 
 
@@ -55,6 +56,7 @@ class RL:
         self.learners: LearnerGroup = setup.actors.learners
         self.job = resolve_dtypes(job, self.learners.plan.device)
         self.run, self.actors, self.data = run, setup.actors, setup.data
+        self.probes = probe_tokens(self.data.prompts.tokens, min(PROBE_LENGTH, longest_sequence(job)))
         self.rollout: WorkerGroup = setup.actors.rollout
         self.dispatcher = Dispatcher(
             rollout=self.rollout,
@@ -193,9 +195,13 @@ class RL:
         """Sends the actor's weights to every rollout worker, verified. Returns the metrics of the sync."""
         began = time.monotonic()
         temperature, tolerance = self.job.rollout.temperature, sync_tolerance(self.job)
-        messages = self.learners.sync_weights(version, temperature, self.data.vocab_size, tolerance)
+        messages = self.learners.sync_weights(version, temperature, self.probes, tolerance)
         self.transport.send(messages, self.rollout.actors)
         results = [self._sync_result(index) for index in range(len(self.rollout))]
+        for index, result in enumerate(results):
+            if result.misses:
+                again = "; its weights were loaded again" if result.misses > 1 else ""
+                notice(f"version {version}: rollout worker {index} missed the probe, and then passed{again}")
         return step_metrics.sync_metrics(results, time.monotonic() - began)
 
     def _sync_result(self, index: int) -> SyncResult:

@@ -27,7 +27,6 @@ from ..run.events import notice
 from ..tasks import language_model
 from ..tasks.base import Task
 from ..tasks.registry import task_kind
-from ..weights.manifest import PROBE_LENGTH
 from . import roles
 from .learner_group import LearnerGroup
 from .startup import startup_part
@@ -100,7 +99,7 @@ def rl_setup(job: RLJob, run_dir: Path) -> Iterator[RLSetup]:
     with Workers(job.cluster, demand) as workers:
         remark_object_store(job, str(model.path))
         reward = workers.start_reward(job.all_rewards, run_dir)
-        rollout = workers.start_rollout(job.rollout, model, eos, max(longest_sequence(job), PROBE_LENGTH))
+        rollout = workers.start_rollout(job.rollout, model, eos, longest_sequence(job))
         learners = workers.start_learners(job, model_roles)
         workers.wait()
         time_shared = takes_turns(workers.plan, job)

@@ -49,26 +49,28 @@ class WeightManifest:
     """All buckets are sent: what a receiver checks them against, before and after it loads them.
 
     ``fingerprints``: one for each bucket, in their order. ``probe`` (T,) int32: tokens whose log-probs the receiver
-    computes with the new weights. ``tolerance``: by how many nats they may differ from the learner's. ``num_bytes``:
-    all buckets.
+    computes with the new weights; ``second_probe``: those that it tries if it misses the first. ``tolerance``: by how
+    many nats they may differ from the learner's in the mean, at a receiver's first sync. ``num_bytes``: all buckets.
     """
 
     version: int
     fingerprints: tuple[str, ...]
     probe: np.ndarray
+    second_probe: np.ndarray
     tolerance: float
     num_bytes: int
 
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """The learner's ``log_probs`` (T,) float32 of the probe: the last message.
+    """The learner's ``log_probs`` (T,) float32 of the probe, and those of the second probe: the last message.
 
     The receiver compares them with its own.
     """
 
     version: int
     log_probs: np.ndarray
+    second_log_probs: np.ndarray
 
 
 SyncMessage = Begin | Bucket | WeightManifest | ProbeAnswer
@@ -78,13 +80,15 @@ SyncMessage = Begin | Bucket | WeightManifest | ProbeAnswer
 class SyncResult:
     """A receiver's reply to the last message of a sync that it has verified.
 
-    ``probe_difference``: the probe's largest difference in nats. ``verify_s``: seconds of fingerprints and probe,
-    including the wait for the learner's answer. ``num_bytes``: size of the weights.
+    ``probe_difference``: the probe's mean absolute difference in nats. ``verify_s``: seconds of fingerprints and probe,
+    including the wait for the learner's answer. ``num_bytes``: size of the weights. ``misses``: 1 if only the second
+    probe passed, 2 if the weights were loaded again.
     """
 
     probe_difference: float
     verify_s: float
     num_bytes: int
+    misses: int = 0
 
 
 def pack(named: Mapping[str, torch.Tensor]) -> Bucket:

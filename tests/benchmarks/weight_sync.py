@@ -25,6 +25,7 @@ from rlhf_ray.learner.worker import Role
 from rlhf_ray.rollout.worker import EngineResources, RolloutWorker
 from rlhf_ray.train.learner_group import LearnerGroup, sync_tolerance
 from rlhf_ray.train.step_metrics import sync_metrics
+from rlhf_ray.weights.manifest import PROBE_LENGTH, probe_tokens
 from rlhf_ray.weights.messages import Bucket
 from rlhf_ray.weights.transport import ObjectStoreTransport
 from tests.benchmarks.paired import report, seconds
@@ -79,11 +80,12 @@ def syncs(job, model, rounds):
     learners = LearnerGroup(job, [Role(name="actor", kind="policy", model=model, lr=1e-5)], placement)
     learners.start()
     transport = ObjectStoreTransport(600.0)
+    probes = probe_tokens([np.random.default_rng(0).integers(0, VOCABULARY, 2 * PROBE_LENGTH)])
     source = target = None
     ours, theirs, found, cpu = [], [], [], []
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        transport.send(learners.sync_weights(version, 1.0, VOCABULARY, sync_tolerance(learners.job)), worker.actors)
+        transport.send(learners.sync_weights(version, 1.0, probes, sync_tolerance(learners.job)), worker.actors)
         result = transport.receive(worker.actors[0])
         took, spent = time.perf_counter() - began, cpu_seconds() - before
         if source is None:

@@ -185,7 +185,7 @@ def every_objective(rank, port, recorder, models, stages):
                         recorder.stage += ", predicted"
                         worker.predict(role, objective, rows)
             recorder.stage = f"ZeRO-{stage} sync"
-            list(worker.sync_weights(1, np.arange(10, dtype=np.int32), 1.0, 0.1))
+            list(worker.sync_weights(1, (np.arange(10, dtype=np.int32), np.arange(5, dtype=np.int32)), 1.0, 0.1))
 
 
 def test_all_ranks_issue_the_same_collectives(models, tmp_path):

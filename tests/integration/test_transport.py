@@ -38,8 +38,15 @@ class Sender:
         yield Begin(version)
         yield Bucket({"a": ("float32", (1,), np.full(4, version, np.uint8))})
         yield Bucket({"b": ("float32", (1,), np.full(4, version, np.uint8))})
-        yield WeightManifest(version=version, fingerprints=("a", "b"), probe=np.array([1]), tolerance=0.0, num_bytes=8)
-        yield ProbeAnswer(version, np.zeros(1))
+        yield WeightManifest(
+            version=version,
+            fingerprints=("a", "b"),
+            probe=np.array([1]),
+            second_probe=np.array([1]),
+            tolerance=0.0,
+            num_bytes=8,
+        )
+        yield ProbeAnswer(version, np.zeros(1), np.zeros(1))
 
 
 KINDS = [Begin, Bucket, Bucket, WeightManifest, ProbeAnswer]
@@ -74,7 +81,7 @@ def test_a_message_is_handed_on_before_the_next_one_is_made(start_group):
     def messages():
         for kind in (Begin, ProbeAnswer):
             counts.append(len(received(workers.actors[0])))
-            yield ray.put(Begin(1) if kind is Begin else ProbeAnswer(1, np.zeros(1)))
+            yield ray.put(Begin(1) if kind is Begin else ProbeAnswer(1, np.zeros(1), np.zeros(1)))
 
     transport.send(messages(), workers.actors)
     assert counts == [0, 1]

@@ -140,6 +140,63 @@ def test_an_engine_that_computes_something_else_is_caught_by_the_probe(worker):
         deliver(worker, [*sync_messages(1, tiny_model())[:-1], other])
 
 
+def swapped_layers(model):
+    """The model with its two layers exchanged."""
+    layers = model.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+def stale_head(model):
+    """The model with the head of the version before."""
+    model.lm_head.load_state_dict(tiny_model().lm_head.state_dict())
+
+
+def missing_adapter(model):
+    """The model without a low-rank update of one projection, which the learner has."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight.sub_(0.1 * torch.randn(32, 2) @ torch.randn(2, 32))
+
+
+@pytest.mark.parametrize("fault", [swapped_layers, stale_head, missing_adapter])
+def test_an_engine_with_wrong_weights_misses_every_probe(worker, fault):
+    """Both probes and the one after the reload, at each of ten syncs; then the right weights pass."""
+    deliver(worker, sync_messages(0, tiny_model()))
+    for version in range(1, 11):
+        wrong = tiny_model(seed=version)
+        fault(wrong)
+        *messages, _ = sync_messages(version, wrong)
+        *_, answer = sync_messages(version, tiny_model(seed=version))
+        with pytest.raises(StaleWeights, match=r"by \S+, \S+, \S+ nats in the mean"):
+            deliver(worker, [*messages, answer])
+        with pytest.raises(StaleWeights, match="holding -1"):
+            next(worker.generate(version, chunk(), 1))
+    assert deliver(worker, sync_messages(11, tiny_model(seed=11))).misses == 0
+
+
+def test_weights_that_were_loaded_badly_are_loaded_again(worker, monkeypatch):
+    deliver(worker, sync_messages(0, tiny_model()))
+    load_weights, calls = worker.engine.load_weights, []
+
+    def ignored_once(named):
+        calls.append(named)
+        if len(calls) > 1:
+            load_weights(named)
+
+    monkeypatch.setattr(worker.engine, "load_weights", ignored_once)
+    result = deliver(worker, sync_messages(1, tiny_model(seed=5)))
+    assert (result.misses, len(calls)) == (2, 2)
+    assert result.probe_difference < 1e-4
+    assert worker.version == 1
+
+
+def test_a_miss_of_the_first_probe_alone_is_no_error(worker):
+    *messages, answer = sync_messages(0, tiny_model())
+    result = deliver(worker, [*messages, replace(answer, log_probs=answer.log_probs - 1)])
+    assert result.misses == 1
+    assert result.probe_difference < 1e-4
+
+
 # generation ----------------------------------------------------------------------------------------------------------
 
 

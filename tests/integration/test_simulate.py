@@ -26,7 +26,7 @@ def policy_versions(run_dir):
     return [set(batch.policy_version.tolist()) for batch in batches]
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("ahead", [pytest.param(0, marks=pytest.mark.learning), 1])
 def test_the_simulated_loop_is_the_loop_that_trains(train_here, tmp_path, ahead):
     job = rl_job(algorithm={"type": "grpo", "group_size": 2}, num_steps=NUM_STEPS)
     job["rollout"] = {**job["rollout"], "ahead": ahead}

@@ -12,8 +12,9 @@ import numpy as np
 from .examples import Row, Rows
 
 TEXTS = (
-    "text", "sentence", "prompt", "completion", "source", "target", "chosen", "rejected", "question", "context", "messages",
-)  # fmt: skip
+    *("text", "sentence", "prompt", "completion", "source", "target"),
+    *("chosen", "rejected", "question", "context", "messages"),
+)
 SHOWN = 12
 
 
@@ -22,17 +23,17 @@ def lines(rows: Rows, tokenizer: Any, limits: dict[str, int]) -> Iterator[str]:
     columns = Counter(name for row in rows for name in row)
     parts = ", ".join(f"{n}" + ("" if c == len(rows) else f" (in {c})") for n, c in columns.items())
     yield f"{rows.source}: {len(rows)} rows with {parts}"
-    every: dict[str, np.ndarray] = {}
+    sizes_of: dict[str, np.ndarray] = {}
     for name in [n for n in TEXTS if n in columns]:
         texts = [_text(row.get(name)) for row in rows]
         sizes = np.array([len(tokenizer(t, add_special_tokens=False)["input_ids"]) if t else 0 for t in texts])
-        every[name] = sizes
+        sizes_of[name] = sizes
         yield f"  {name}: {_sizes(sizes)} tokens" + _over(sizes, limits.get(name))
         empty = [i for i, t in enumerate(texts) if not t.strip()]
         if empty:
             yield f"  {name}: empty in {len(empty)} rows, the first at {rows.place(empty[0])}"
-    if every:
-        total = _sequence(every)
+    if sizes_of:
+        total = _sequence(sizes_of)
         yield f"  a whole sequence: {_sizes(total)} tokens" + _over(total, limits.get("row"))
     seen = Counter(_key(row) for row in rows)
     if len(seen) < len(rows):
@@ -57,16 +58,16 @@ def _sequence(sizes: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _balance(counts: Counter[str]) -> str:
-    total, more = counts.total(), len(counts) - SHOWN
+    total, num_hidden = counts.total(), len(counts) - SHOWN
     shares = ", ".join(f"{n} {c} ({c / max(1, total):.0%})" for n, c in counts.most_common(SHOWN))
-    return shares + (f" and {more} more" if more > 0 else "")
+    return shares + (f" and {num_hidden} more" if num_hidden > 0 else "")
 
 
 def leakage(train: Rows, heldout: Rows) -> str:
     """How many held-out rows are in the training data too, whole or by their first text."""
-    whole, firsts = {_key(row) for row in train}, {_first(row) for row in train}
-    same = sum(_key(row) in whole for row in heldout)
-    first = sum(_first(row) in firsts for row in heldout)
+    keys, first_texts = {_key(row) for row in train}, {_first(row) for row in train}
+    same = sum(_key(row) in keys for row in heldout)
+    first = sum(_first(row) in first_texts for row in heldout)
     return (
         f"leakage: {same} of {len(heldout)} held-out rows are training rows, {first} have a training row's first text"
     )

@@ -2,7 +2,7 @@
 
 Columns are TRL's: ``text`` (pretrain); ``prompt`` and ``completion``, or ``messages`` (sft); ``source`` and ``target``
 (seq2seq); ``prompt``, ``chosen``, ``rejected`` and, if wanted, ``margin`` (reward, pairs); ``text`` or ``sentence`` and
-``label`` (reward, labelled); ``prompt`` and whatever the rewards want beside it (ppo). A prompt, completion or side may be a
+``label`` (reward, labelled); ``prompt`` and whatever the rewards read as well (ppo). A prompt, completion or side may be a
 string or a list of {role, content} messages.
 """
 
@@ -113,7 +113,7 @@ class Mixed(Rows):
 
 def load(config: DataConfig, option: str) -> Rows:
     """The rows that the section ``option`` ('data', 'evaluate.data', ...) asks for, of all its parts. Raises DataError."""
-    parts = [_loaded(source, key) for key, source in named(config, option)]
+    parts = [_load_source(source, key) for key, source in named(config, option)]
     logits = np.concatenate([chances(part, source) for part, source in zip(parts, config.sources, strict=True)])
     drawn = shares(config, option, np.cumsum([len(p) for p in parts]).tolist(), logits)
     if config.mix:
@@ -146,7 +146,7 @@ def shares(config: DataConfig, option: str, ends: Sequence[int], logits: np.ndar
     return Shares(tuple(ends), weights, names, weighed)
 
 
-def _loaded(config: Source, option: str) -> Rows:
+def _load_source(config: Source, option: str) -> Rows:
     """All rows of one source."""
     found = list(blocks(config, option))
     lines = [n for block in found for n in block.lines or ()]
@@ -156,14 +156,14 @@ def _loaded(config: Source, option: str) -> Rows:
 
 def blocks(config: Source, option: str) -> Iterator[Rows]:
     """The rows of one source in bounded pieces, columns renamed, made and redacted, rows left out. Raises DataError."""
-    numbered, lined = _opened(config, option)
+    numbered, lined = _open_source(config, option)
     counts: Counter[str] = Counter()
     done, left, numbered = 0, 0, islice(numbered, config.size)
     while part := list(islice(numbered, BLOCK)):
         numbers = [n for n, _ in part]
         places = (numbers, option, None) if lined else (None, option, numbers)
         rows = Rows((row for _, row in part), _name(config), *places)
-        kept = _above(_changed(rows, config, counts), config)
+        kept = _rows_above(_change_rows(rows, config, counts), config)
         done += len(part)
         left += len(kept)
         if kept:
@@ -183,10 +183,10 @@ def _name(config: Source) -> str:
     return config.path if config.path.startswith((TOY, files.HUB)) else str(Path(config.path).expanduser())
 
 
-def _opened(config: Source, option: str) -> tuple[Numbered, bool]:
+def _open_source(config: Source, option: str) -> tuple[Numbered, bool]:
     """The rows of a source as its file has them, numbered, and whether the numbers are lines."""
     if config.path.startswith(TOY):
-        return enumerate(_generated(config, config.size or 1000, option), 1), False
+        return enumerate(_generate(config, config.size or 1000, option), 1), False
     if config.path.startswith(files.HUB):
         return files.hub(config.path), False
     find(config, option)
@@ -197,7 +197,7 @@ def _opened(config: Source, option: str) -> tuple[Numbered, bool]:
     return kind.rows(path), kind.lined
 
 
-def _changed(rows: Rows, config: Source, counts: Counter[str]) -> Rows:
+def _change_rows(rows: Rows, config: Source, counts: Counter[str]) -> Rows:
     """The rows with columns renamed, made of others, and redacted (``counts``: how often)."""
     new = config.columns
     if new:
@@ -205,17 +205,17 @@ def _changed(rows: Rows, config: Source, counts: Counter[str]) -> Rows:
             rows.require(index, *new)
         rows = rows.changed({new.get(k, k): v for k, v in row.items()} for row in rows)
     if config.formats:
-        rows = rows.changed(_formatted(row, config.formats, rows.place(i)) for i, row in enumerate(rows))
+        rows = rows.changed(_format_row(row, config.formats, rows.place(i)) for i, row in enumerate(rows))
     return rows.changed(redact.row(row, config.redact, counts) for row in rows) if config.redact else rows
 
 
-def _above(rows: Rows, config: Source) -> Rows:
+def _rows_above(rows: Rows, config: Source) -> Rows:
     """The rows that are above every bar."""
     if not config.above:
         return rows
-    kept = [i for i in range(len(rows)) if all(rows.number(i, c) > bar for c, bar in config.above.items())]
-    lines, numbers = ([given[i] for i in kept] if given else None for given in (rows.lines, rows.numbers))
-    return Rows((rows[i] for i in kept), rows.source, lines, rows.option, numbers)
+    indices = [i for i in range(len(rows)) if all(rows.number(i, c) > bar for c, bar in config.above.items())]
+    lines, numbers = ([labels[i] for i in indices] if labels else None for labels in (rows.lines, rows.numbers))
+    return Rows((rows[i] for i in indices), rows.source, lines, rows.option, numbers)
 
 
 def check_number(value: Any, name: str, place: str) -> float:
@@ -225,7 +225,7 @@ def check_number(value: Any, name: str, place: str) -> float:
     return float(value)
 
 
-def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:
+def _format_row(row: Row, formats: Mapping[str, Form], where: str) -> Row:
     """The row with columns made of others: {'prompt': '{source} =>'}, or with messages made of them."""
 
     def filled(form: Form) -> Any:
@@ -244,7 +244,7 @@ def _formatted(row: Row, formats: Mapping[str, Form], where: str) -> Row:
 def find(config: Source, option: str) -> None:
     """Raises DataError unless a source's file or task is there; reads no rows."""
     if config.path.startswith(TOY):
-        _generated(config, 1, option)
+        _generate(config, 1, option)
     elif config.parallel is not None:
         for file in (config.path, config.parallel):
             if not Path(file).expanduser().is_file():
@@ -253,7 +253,7 @@ def find(config: Source, option: str) -> None:
         files.find(config.path, option)
 
 
-def _generated(config: Source, size: int, option: str) -> list[Row]:
+def _generate(config: Source, size: int, option: str) -> list[Row]:
     task, _, split = config.path.removeprefix(TOY).partition(":")
     try:
         return toy.generate(task, split or config.split, size, config.seed)

@@ -84,14 +84,14 @@ def hub(path: str) -> Numbered:
     """The rows of 'hf:NAME' or 'hf:NAME:SPLIT', which the datasets library keeps on disk."""
     name, _, split = path.removeprefix(HUB).partition(":")
     try:
-        found = _datasets(path).load_dataset(name, split=split or "train")
+        rows = _datasets(path).load_dataset(name, split=split or "train")
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(
             f"{path}: cannot be had ({type(error).__name__}: {first}); see that the name and the split (hf:NAME:SPLIT) are "
             "right and the hub can be reached, or give a file"
         ) from None
-    yield from enumerate(found, 1)
+    yield from enumerate(rows, 1)
 
 
 def _datasets(path: str) -> Any:
@@ -112,7 +112,7 @@ def _jsonl(path: Path) -> Numbered:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or remove the line"
+                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); correct or remove the line"
             ) from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: a {type(row).__name__}, expected an object with columns")
@@ -142,10 +142,10 @@ def _squad(articles: list[Any]) -> Iterable[Row]:
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
-                given = asked.get("answers", [])
-                answers = {key: [a[key] for a in given] for key in ("text", "answer_start")}
-                more = {"id": asked.get("id"), "title": article.get("title")}
-                yield {"question": asked["question"], "context": paragraph["context"], "answers": answers, **more}
+                entries = asked.get("answers", [])
+                answers = {key: [a[key] for a in entries] for key in ("text", "answer_start")}
+                names = {"id": asked.get("id"), "title": article.get("title")}
+                yield {"question": asked["question"], "context": paragraph["context"], "answers": answers, **names}
 
 
 def _text(path: Path) -> Numbered:

@@ -59,9 +59,9 @@ class Stream:
         )
 
     def _name(self, key: str) -> str:
-        known = [p.stat() for p in _paths(self.config) if p.exists()]
-        found = [key, self.config.model_dump_json(), [[s.st_size, s.st_mtime_ns] for s in known]]
-        return PREFIX + hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+        file_stats = [p.stat() for p in _paths(self.config) if p.exists()]
+        identity = [key, self.config.model_dump_json(), [[s.st_size, s.st_mtime_ns] for s in file_stats]]
+        return PREFIX + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def _write(self, directory: Path, prepare_block: Callable[[Rows], Prepared]) -> None:
         """A file for each column, the Batches of the blocks end to end, and the index."""

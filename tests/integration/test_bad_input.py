@@ -13,7 +13,7 @@ from tests.helpers import ROOT, TINY, rl_job
 pytestmark = pytest.mark.integration
 LATER = (
     pytest.mark.learning
-)  # unit tests have the same words (test_bad_rows, test_rewards): not in CI, so that it stays short
+)  # unit tests have the same words (test_bad_rows, rewards/test_function): not in CI, so that it stays short
 
 FUNCTIONS = """
 def raises(prompts, completions, **columns):

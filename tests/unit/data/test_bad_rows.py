@@ -16,8 +16,13 @@ QUESTION = {"question": "was the view", "context": "the view was great"}
 GREAT = ["great"]
 PAIR = {"prompt": "the view", "chosen": " was great", "rejected": " was awful"}
 EMPTY = {
-    "x.jsonl": "\n", "x.json": "[]", "x.csv": "text,label\n", "x.tsv": "text\tlabel\n", "x.txt": "\n\n", "squad.json": '{"data": []}',
-}  # fmt: skip
+    "x.jsonl": "\n",
+    "x.json": "[]",
+    "x.csv": "text,label\n",
+    "x.tsv": "text\tlabel\n",
+    "x.txt": "\n\n",
+    "squad.json": '{"data": []}',
+}
 
 
 def build(kind, rows, **more):
@@ -43,21 +48,53 @@ def build(kind, rows, **more):
         ("dpo", {**PAIR, "rejected": PAIR["chosen"]}, {}, "x.jsonl:2: chosen and rejected are the same"),
         ("reward", {"text": "a", "label": 2}, {"objective": "labelled"}, "x.jsonl:2: label is 2, expected 0 or 1"),
         ("reward", {"text": "a", "score": "9"}, {"objective": "scores"}, "x.jsonl:2: score is '9', expected a number"),
-        ("classify", {"text": "a", "label": "odd"}, {"labels": ["good", "bad"]}, "x.jsonl:2: label is 'odd', expected one of good, bad"),
+        (
+            "classify",
+            {"text": "a", "label": "odd"},
+            {"labels": ["good", "bad"]},
+            "x.jsonl:2: label is 'odd', expected one of good, bad",
+        ),
         ("classify", {"text": "a"}, {"labels": ["good", "bad"]}, r"x.jsonl:2: no column 'label' \(it has text\)"),
-        ("tag", {"words": ["a"], "tags": ["odd"]}, {"labels": ["part", "none"]}, "x.jsonl:2: tag is 'odd', expected one of part, none"),
+        (
+            "tag",
+            {"words": ["a"], "tags": ["odd"]},
+            {"labels": ["part", "none"]},
+            "x.jsonl:2: tag is 'odd', expected one of part, none",
+        ),
         ("tag", {"words": ["a", "b"], "tags": ["none"]}, {"labels": ["part", "none"]}, "x.jsonl:2: 2 words and 1 tags"),
-        ("qa", {**QUESTION, "answers": {"text": ["awful"], "answer_start": [13]}}, STRIDE, "x.jsonl:2: the answer 'awful' is not at char"),
-        ("qa", {**QUESTION, "answers": {"text": GREAT, "answer_start": []}}, STRIDE, "x.jsonl:2: answers has text .*lists of one length"),
-        ("qa", {**QUESTION, "answers": {"text": GREAT, "answer_start": ["13"]}}, STRIDE, "x.jsonl:2: answer_start is '13'"),
+        (
+            "qa",
+            {**QUESTION, "answers": {"text": ["awful"], "answer_start": [13]}},
+            STRIDE,
+            "x.jsonl:2: the answer 'awful' is not at char",
+        ),
+        (
+            "qa",
+            {**QUESTION, "answers": {"text": GREAT, "answer_start": []}},
+            STRIDE,
+            "x.jsonl:2: answers has text .*lists of one length",
+        ),
+        (
+            "qa",
+            {**QUESTION, "answers": {"text": GREAT, "answer_start": ["13"]}},
+            STRIDE,
+            "x.jsonl:2: answer_start is '13'",
+        ),
         ("qa", {**QUESTION, "answers": "great"}, STRIDE, "x.jsonl:2: answers is 'great', expected"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_does_not_fit_its_job_is_named(kind, row, more, message):
     good = {
-        "text": "a", "completion": "b", "score": 1, "words": ["a"], "tags": ["none"], **PAIR, **QUESTION,
-        "label": 1 if kind == "reward" else "good", "answers": {"text": GREAT, "answer_start": [13]},
-    }  # fmt: skip
+        "text": "a",
+        "completion": "b",
+        "score": 1,
+        "words": ["a"],
+        "tags": ["none"],
+        **PAIR,
+        **QUESTION,
+        "label": 1 if kind == "reward" else "good",
+        "answers": {"text": GREAT, "answer_start": [13]},
+    }
     with pytest.raises(DataError, match=message):
         build(kind, [good, row], **more)
 

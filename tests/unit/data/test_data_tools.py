@@ -153,9 +153,12 @@ def test_the_command_reports_every_section_of_a_job(tmp_path, capsys):
 def test_squad_split_keeps_paragraphs_apart(tmp_path):
     """jobs/recipes/squad_split.py, as the question answering recipe's page says."""
     asked = [
-        {"context": f"Paragraph {i}.", "qas": [{"id": f"{i}", "question": "Which?", "answers": [{"text": f"{i}", "answer_start": 10}]}]}
+        {
+            "context": f"Paragraph {i}.",
+            "qas": [{"id": f"{i}", "question": "Which?", "answers": [{"text": f"{i}", "answer_start": 10}]}],
+        }
         for i in range(20)
-    ]  # fmt: skip
+    ]
     asked[0]["qas"].append({"id": "none", "question": "Unanswerable?", "answers": []})
     file = tmp_path / "squad.json"
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": asked}]}))

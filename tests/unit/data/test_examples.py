@@ -59,7 +59,11 @@ def test_a_tsv_keeps_a_lone_quote(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", '{"text": "a"}\n\n{"text": oops}\n', r"x\.jsonl:3: not JSON \(.* at column 10\); mend or remove"),
+        (
+            "x.jsonl",
+            '{"text": "a"}\n\n{"text": oops}\n',
+            r"x\.jsonl:3: not JSON \(.* at column 10\); correct or remove",
+        ),
         ("x.jsonl", '{"text": "a"}\n["b"]\n', r"x\.jsonl:2: a list, expected an object"),
         ("x.jsonl", "\n\n", r"x\.jsonl: there are no rows"),
         ("x.json", '[{"text": "a"},\n {"text" "b"}]', r"x\.json:2: not JSON .*\.jsonl"),
@@ -161,8 +165,9 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path, name):
 def test_a_table_has_every_column_that_any_row_has():
     rows = Rows([{"prompt": "a"}, {"prompt": "b", "x": 9}, {"prompt": "c", "answer": "1", "example_id": "z"}], "x")
     assert to_table(rows, [0, 2]).to_pylist() == [
-        {"prompt": "a", "answer": None, "example_id": 0}, {"prompt": "c", "answer": "1", "example_id": 2},
-    ]  # fmt: skip
+        {"prompt": "a", "answer": None, "example_id": 0},
+        {"prompt": "c", "answer": "1", "example_id": 2},
+    ]
 
 
 def test_a_column_of_two_types_is_named_with_both_places():

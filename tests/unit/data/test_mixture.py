@@ -101,11 +101,17 @@ def test_a_missing_part_is_named_before_anything_runs(mix):
 def test_parts_may_be_files_that_a_pipeline_names_and_what_a_stage_wrote(tmp_path):
     stage = {"job": "sft", "model": {"init": TINY, "tokenizer": "toy"}, "num_steps": 1}
     tree = {
-        "job": "pipeline", "files": {"own": {"path": "a.jsonl", "columns": {"q": "prompt"}}},
-        "stages": {"one": {**stage, "data": {"path": "file:own"}},
-                   "two": {**stage, "data": {"mix": [{"path": "file:own", "weight": 2}, {"path": "stage:one/kept.jsonl"}]}}},
-    }  # fmt: skip
+        "job": "pipeline",
+        "files": {"own": {"path": "a.jsonl", "columns": {"q": "prompt"}}},
+        "stages": {
+            "one": {**stage, "data": {"path": "file:own"}},
+            "two": {**stage, "data": {"mix": [{"path": "file:own", "weight": 2}, {"path": "stage:one/kept.jsonl"}]}},
+        },
+    }
     first, second = parse(tree, "job").stages["two"].data.mix
     assert (first.path, first.columns, first.weight, second.path) == (
-        "a.jsonl", {"q": "prompt"}, 2, "stage:one/kept.jsonl",
-    )  # fmt: skip
+        "a.jsonl",
+        {"q": "prompt"},
+        2,
+        "stage:one/kept.jsonl",
+    )

@@ -68,9 +68,16 @@ def test_a_streamed_mixture_of_pairs_is_the_one_held_whole(tmp_path, monkeypatch
         row["prompt"] *= 20
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     job = RewardJob.model_validate(
-        {"model": MODEL, "num_steps": 1, "max_length": 64,
-         "data": {"stream": True, "mix": [{"path": "toy:reviews/pairs", "size": 9}, {"path": str(tmp_path / "p.jsonl"), "weight": 3}]}}
-    )  # fmt: skip
+        {
+            "model": MODEL,
+            "num_steps": 1,
+            "max_length": 64,
+            "data": {
+                "stream": True,
+                "mix": [{"path": "toy:reviews/pairs", "size": 9}, {"path": str(tmp_path / "p.jsonl"), "weight": 3}],
+            },
+        }
+    )
     ours = task_kind(job).build(job, Stream(job.data, "data", tmp_path), None, TOKENIZER)
     whole = task_kind(job).build(job, load(job.data, "data"), None, TOKENIZER)
     assert_same(ours.data.train, whole.data.train)

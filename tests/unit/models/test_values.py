@@ -18,7 +18,7 @@ from rlhf_ray.rollout.worker import EngineResources, RolloutWorker
 from rlhf_ray.tasks.ilql import ImplicitQObjective
 from tests import chain
 from tests.helpers import TINY, rl_job
-from tests.unit.algorithms.test_losses import case
+from tests.unit.algorithms.helpers import case
 
 VOCAB, GAMMA, TAU = 40, 0.9, 0.8
 

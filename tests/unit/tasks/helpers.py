@@ -11,9 +11,14 @@ from rlhf_ray.models.load import AUTO_CLASSES, label_config, wrap_model
 from rlhf_ray.toy import world as toy
 
 BERT = {
-    "model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 64, "initializer_range": 0.3,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
 CPU = torch.device("cpu")
 BOS, EOS = 1, 2  # of the toy tokenizer
 PROMPT, GOOD, BAD = "review of the hotel :", " the view was great .", " the view was ugly ."
@@ -37,9 +42,10 @@ def wordpiece():
     inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(WORDS.split()))}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", inner.token_to_id("[CLS]")), ("[SEP]", inner.token_to_id("[SEP]"))],
-    )  # fmt: skip
+    )
     names = {n: f"[{n[:-6].upper()}]" for n in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
@@ -90,8 +96,10 @@ def ragged(**columns):
 def alone(model, batch, **more):
     """Outputs of each sequence by itself."""
     with torch.no_grad():
-        return [model(input_ids=torch.tensor(s).long()[None], **{k: v[i] for k, v in more.items()})
-                for i, s in enumerate(batch.sequences())]  # fmt: skip
+        return [
+            model(input_ids=torch.tensor(s).long()[None], **{k: v[i] for k, v in more.items()})
+            for i, s in enumerate(batch.sequences())
+        ]
 
 
 def job(cls, **more):

@@ -58,8 +58,10 @@ def test_a_pair_with_equal_sides_is_refused(tokenizer):
 
 
 def answers(*labels):
-    rows = [{"prompt": f"the {p}", "completion": f" was {w}", "label": x}
-            for p, w, x in zip(toy.PARTS, toy.POSITIVE, labels, strict=False)]  # fmt: skip
+    rows = [
+        {"prompt": f"the {p}", "completion": f" was {w}", "label": x}
+        for p, w, x in zip(toy.PARTS, toy.POSITIVE, labels, strict=False)
+    ]
     return Rows(rows, "answers.jsonl", range(1, len(rows) + 1))
 
 

@@ -28,6 +28,7 @@ class TransformersEngineConfig(Section):
     supports_encoder_decoders: ClassVar[bool] = True
     uses_cuda_graphs: ClassVar[bool] = True
     memory_reservation: ClassVar[None] = None
+    weight_names: ClassVar[str] = "transformers"
 
     type: Literal["transformers"] = "transformers"
     max_rows: int = Field(
@@ -48,6 +49,7 @@ class VLLMEngineConfig(Section):
     """
 
     shares_code_with_learner: ClassVar[bool] = False
+    weight_names: ClassVar[str] = "checkpoint"
     supports_encoder_decoders: ClassVar[bool] = False
     guide: ClassVar[float] = 0.0
 
@@ -95,6 +97,8 @@ EngineConfig = TransformersEngineConfig | VLLMEngineConfig
 
 - ``num_gpus``: GPUs of one rollout worker, if there are any.
 - ``shares_code_with_learner``: its log-probs are computed by the learner's code, so equal dtypes give equal log-probs.
+- ``weight_names``: the names by which a sync sends the weights; 'transformers': those of its model in memory,
+  'checkpoint': those of the files.
 - ``supports_encoder_decoders``: it generates with T5, BART, Marian and the like.
 - ``guide``: strength of the guidance by value heads; always 0 for an engine that cannot be guided.
 - ``uses_cuda_graphs``: a decode step on a GPU costs one launch.

@@ -15,26 +15,26 @@ import torch
 
 from ..batch import Batch
 from ..config import LearnerConfig, ModelConfig, resolve_dtypes
+from ..models.checkpoint_format import read_parameters
 from ..models.load import (
     DTYPES,
     build_skeleton,
     compile_layers,
     has_reward_head,
     load_pretrained,
-    read_tensors,
     wrap_model,
 )
 from ..models.positions import predicting_positions
-from ..models.value_heads import save_heads
 from ..run.metrics import Sums, merge_sums
 from ..weights.manifest import fingerprint, hashes_every_byte
 from ..weights.messages import Begin, ProbeAnswer, SyncMessage, WeightManifest, split_into_buckets
 from . import zero
 from .memory_errors import explains_memory
-from .mfu import HEADS, num_elements, peak_flops, training_flops
+from .mfu import num_elements, peak_flops, training_flops
 from .micro_batch import MicroBatch, plan_micro_batches
 from .objectives import Columns, LossTerm, Objective, final_positions
 from .residency import Residency
+from .weights import export_model, gather_checkpoint, gather_parameters
 
 COLLECTIVE_MARGIN_S = 120.0  # a collective fails so much later than the driver gives a stage up, and names its stacks
 
@@ -126,7 +126,7 @@ class LearnerWorker:
             settings,
             lambda: load_pretrained(role.kind, path, **common),
             lambda: build_skeleton(role.kind, path, **common),
-            lambda: read_tensors(path),
+            lambda skeleton: read_parameters(skeleton, path),
         )
         if role.kind == "scalar" and (role.zero_head or not has_reward_head(path)):
             zero.fill_normal(model.score.weight, 0.0 if role.zero_head else 0.02)
@@ -277,9 +277,16 @@ class LearnerWorker:
         return np.concatenate([np.zeros(1, np.float32), log_probs.float().cpu().numpy()])
 
     def sync_weights(
-        self, version: int, probes: tuple[np.ndarray, np.ndarray], temperature: float, tolerance: float
+        self,
+        version: int,
+        probes: tuple[np.ndarray, np.ndarray],
+        temperature: float,
+        tolerance: float,
+        weight_names: str = "transformers",
     ) -> Iterator[SyncMessage]:
         """Yields the messages of a sync of the actor; only rank 0 has buckets. All ranks must call.
+
+        ``weight_names``: what the engine knows (see the configs of engines), 'transformers' or 'checkpoint' names.
 
         Ray seals each bucket before it asks for the next one, and starts no update before the last message. So host
         tensors go out without a copy here. The last message is made while the receivers load the weights and score the
@@ -288,7 +295,9 @@ class LearnerWorker:
         self.residency.require("weights")
         yield Begin(version)
         fingerprints, num_bytes = [], 0
-        for bucket in split_into_buckets(self._tensors("actor")):
+        gather = gather_checkpoint if weight_names == "checkpoint" else gather_parameters
+        named = gather(zero.module_of(self.engines["actor"]), self.rank == 0, self._count_progress)
+        for bucket in split_into_buckets(named):
             yield bucket
             fingerprints.append(fingerprint(bucket, hashes_every_byte(version)))
             num_bytes += bucket.num_bytes
@@ -309,30 +318,12 @@ class LearnerWorker:
         On a CPU they are the live parameters, not copies.
         """
         self.residency.require("weights")
-        tensors = dict(self._tensors(role))
+        module = zero.module_of(self.engines[role])
+        tensors = dict(gather_parameters(module, self.rank == 0, self._count_progress))
         return tensors if self.rank == 0 else None
 
-    def _tensors(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and host tensor of each parameter on rank 0, one at a time, with adapters merged.
-
-        All ranks must call.
-        """
-        module = zero.module_of(self.engines[role])
-        prefix = "model.base_model.model." if hasattr(module.model, "peft_config") else "model."
-        adapted = {name: layer for name, layer in module.named_modules() if hasattr(layer, "get_delta_weight")}
-        for name, parameter in module.named_parameters():
-            if "lora_" in name:
-                continue
-            self.num_begun += 1
-            layer = adapted.get(name.removesuffix(".weight").removesuffix(".base_layer"))
-            with zero.gathered([parameter] if layer is None else list(layer.parameters())):
-                if self.rank:
-                    continue
-                tensor = parameter.detach()
-                if layer is not None and name.endswith("base_layer.weight"):
-                    tensor = tensor + layer.get_delta_weight("default").to(tensor.dtype)
-                tensor = tensor.to("cpu", copy=zero.is_partitioned(parameter))
-            yield name.removeprefix(prefix).replace(".base_layer.", "."), tensor
+    def _count_progress(self) -> None:
+        self.num_begun += 1
 
     def export(self, directory: str, role: str = "actor") -> None:
         """Writes the model in Hugging Face format (safetensors), adapters merged.
@@ -340,15 +331,8 @@ class LearnerWorker:
         Value heads go into a folder of it.
         """
         tensors = self.weights(role)
-        if tensors is None:
-            return
-        heads = {name.removeprefix(HEADS): tensors.pop(name) for name in list(tensors) if name.startswith(HEADS)}
-        core = zero.module_of(self.engines[role]).core
-        saved_names = core.state_dict().keys()
-        buffers = {name: buffer.cpu() for name, buffer in core.named_buffers() if name in saved_names}
-        core.save_pretrained(directory, state_dict=tensors | buffers)
-        if heads:
-            save_heads(heads, directory)
+        if tensors is not None:
+            export_model(zero.module_of(self.engines[role]), tensors, directory)
 
     def save(self, directory: str) -> None:
         """Writes this rank's shards of all trained roles, and its random state."""

@@ -119,13 +119,13 @@ def build_model(
     settings: dict[str, Any],
     pretrained: Callable[[], Any],
     skeleton: Callable[[], Any],
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]],
+    tensors: Callable[[Any], Iterator[tuple[str, Tensor]]],
 ) -> Any:
     """A model with its weights.
 
-    At ZeRO-3 the skeleton is partitioned when it is built. Rank 0 then reads one tensor at a time, so no rank holds the
-    whole model. Raises BadInput if a parameter has no saved tensor; only a scalar head may have none
-    (:func:`fill_normal` sets it). ``settings`` are those of :func:`deepspeed_config`.
+    At ZeRO-3 the skeleton is partitioned when it is built, and gets one of its ``tensors`` at a time, so no rank holds
+    the whole model. Raises BadInput if a parameter has no saved tensor, or one of another shape; only a scalar head may
+    have none (:func:`fill_normal` sets it). ``settings`` are those of :func:`deepspeed_config`.
     """
     if config.zero_stage < 3:
         return pretrained()
@@ -136,12 +136,17 @@ def build_model(
     parameters = dict(model.named_parameters())
     buffers, missing = dict(model.named_buffers()), set(parameters)
     rank = torch.distributed.get_rank()
-    for name, tensor in tensors():
+    for name, tensor in tensors(model):
         parameter = parameters.get(name)
         if parameter is None:
             if name in buffers:
                 buffers[name].copy_(tensor)
             continue
+        if tensor.shape != parameter.ds_shape:
+            raise BadInput(
+                f"model.path: the saved tensor of {name} has shape {tuple(tensor.shape)}, the model's has "
+                f"{tuple(parameter.ds_shape)}"
+            )
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if rank == 0:
                 parameter.data.copy_(tensor)

@@ -7,14 +7,12 @@ bytes. The ``kind`` of a model names its head: policy, scalar, masked, classes, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,6 +27,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from ..config import BadInput, LoraConfig, ModelConfig
+from .checkpoint_format import find_saved_tensors, note_rules
 from .directory import context_length, find_local_model
 from .log_probs import PolicyModel, Ragged, ScalarModel
 from .seq2seq import Seq2SeqModel
@@ -170,24 +169,9 @@ def build_skeleton(
     with no_init_weights():  # it would set the row of the padding token to 0, which a shard may lack
         model = AUTO_CLASSES[kind].from_config(transformers_config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()
+    if any(Path(path).glob("*.safetensors")):
+        note_rules(model, find_saved_tensors(path))
     return model
-
-
-def read_tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything saved in a local directory, with one tensor in memory at a time.
-
-    Raises BadInput if there are no safetensors files.
-    """
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise BadInput(
-            f"{path}: has no .safetensors files, from which learner.zero_stage: 3 reads the weights; save the model as "
-            "safetensors"
-        )
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, opened.get_tensor(name)
 
 
 def wrap_model(kind: str, model: Any, *, attention: str, lora: LoraConfig | None = None) -> Any:

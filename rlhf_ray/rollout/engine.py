@@ -109,7 +109,7 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Loads new weights by transformers' names.
+        """Loads new weights, by the names that the engine's config asks for (``weight_names``).
 
         Raises ValueError that names a tensor that is missing, unknown or of another shape.
         """

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config import BadInput, ModelConfig, VLLMEngineConfig, resolve_dtype
+from ..models.checkpoint_format import checkpoint_shapes
 from ..models.load import base_directory, build_skeleton
 from .engine import PARTS, Completion, Counters, Decoding, Request, Sampling
 
@@ -49,7 +50,7 @@ class VLLMEngine:
         path = base_directory(str(model.path))
         with torch.device("meta"):
             causal = build_skeleton("policy", path, dtype=torch.float32, trust_remote_code=model.trust_remote_code)
-        self.shapes = {name: tuple(p.shape) for name, p in causal.named_parameters()}
+        self.shapes = checkpoint_shapes(causal)
         args = {"model": path, "trust_remote_code": model.trust_remote_code, "max_model_len": max_length}
         args |= _arguments(config, device)
         try:

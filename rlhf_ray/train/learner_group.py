@@ -138,13 +138,19 @@ class LearnerGroup:
         return predictions
 
     def sync_weights(
-        self, version: int, temperature: float, probes: tuple[np.ndarray, np.ndarray], tolerance: float
+        self,
+        version: int,
+        temperature: float,
+        probes: tuple[np.ndarray, np.ndarray],
+        tolerance: float,
+        weight_names: str,
     ) -> Iterator[Any]:
         """References to the messages of a sync of the actor (weights/messages.py), each as soon as it is made.
 
-        ``probes``: see :func:`probe_tokens`. ``tolerance``: by how many nats an engine may differ on the probe; see :func:`sync_tolerance`.
+        ``probes``: see :func:`probe_tokens`. ``tolerance``: by how many nats an engine may differ on the probe; see
+        :func:`sync_tolerance`. ``weight_names``: those that the engine knows.
         """
-        return self.group.stream("sync_weights", version, probes, temperature, tolerance)
+        return self.group.stream("sync_weights", version, probes, temperature, tolerance, weight_names)
 
     def save(self, directory: Path) -> None:
         """Writes every rank's shards into ``directory``."""

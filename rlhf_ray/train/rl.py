@@ -195,7 +195,8 @@ class RL:
         """Sends the actor's weights to every rollout worker, verified. Returns the metrics of the sync."""
         began = time.monotonic()
         temperature, tolerance = self.job.rollout.temperature, sync_tolerance(self.job)
-        messages = self.learners.sync_weights(version, temperature, self.probes, tolerance)
+        names = self.job.rollout.engine.weight_names
+        messages = self.learners.sync_weights(version, temperature, self.probes, tolerance, names)
         self.transport.send(messages, self.rollout.actors)
         results = [self._sync_result(index) for index in range(len(self.rollout))]
         for index, result in enumerate(results):

@@ -29,7 +29,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some of the tensors, by transformers' names."""
+    """Some of the tensors, by the names that the engine knows."""
 
     tensors: dict[str, PackedTensor]
 

@@ -85,7 +85,9 @@ def syncs(job, model, rounds):
     ours, theirs, found, cpu = [], [], [], []
     for version in range(1, rounds + 4):
         began, before = time.perf_counter(), cpu_seconds()
-        transport.send(learners.sync_weights(version, 1.0, probes, sync_tolerance(learners.job)), worker.actors)
+        transport.send(
+            learners.sync_weights(version, 1.0, probes, sync_tolerance(learners.job), "transformers"), worker.actors
+        )
         result = transport.receive(worker.actors[0])
         took, spent = time.perf_counter() - began, cpu_seconds() - before
         if source is None:

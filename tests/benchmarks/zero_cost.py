@@ -50,7 +50,7 @@ class Learner:
     def update_on(self, role, terms, *batches):
         return {"actor/lr": (0.0, 1.0)}
 
-    def sync_weights(self, version, probe, temperature, tolerance):
+    def sync_weights(self, version, probes, temperature, tolerance, weight_names):
         yield "begin"
         yield "manifest"
         yield "answer"

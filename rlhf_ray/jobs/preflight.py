@@ -16,13 +16,14 @@ from ..config import BadInput, DataConfig, FunctionReward, Job, ModelConfig, Rul
 from ..config.jobs import STAGE
 from ..data import examples
 from ..data.context import check_prompt_context, check_row_context
-from ..models.directory import context_length, fetch_config, find_local_model
+from ..models.directory import context_length, fetch_config, find_local_model, has_experts
 from ..rewards.rules import bind_rule
 from ..run.reader import read_manifest
 from .kind import JobNeeds
 from .kinds import kind_of
 
 NO_VALUES: Mapping[str, Any] = {}
+ATTENTION_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "lm_head"})
 
 
 def check_job(job: Job, *, packages: bool = True) -> None:
@@ -60,6 +61,17 @@ def _check_single(job: SingleJob, stages: Mapping[str, SingleJob], packages: boo
         if isinstance(term, RuleReward):
             bind_rule(term.rule, term.options)  # its name and its options
     _check_context(needs, stages)
+    if needs.model is not None and needs.model.lora is not None:
+        _check_adapters(needs.model.lora.targets, _model_values(needs.model, stages))
+
+
+def _check_adapters(targets: list[str] | str, values: Mapping[str, Any]) -> None:
+    """Raises BadInput if adapters would be put on experts or their router: these are no linear layers."""
+    if has_experts(values) and not ATTENTION_LAYERS.issuperset([targets] if isinstance(targets, str) else targets):
+        raise BadInput(
+            "model.lora.targets: adapters on the experts of a mixture of experts are not supported; take "
+            "model.lora.targets=[q_proj, k_proj, v_proj, o_proj], or train without model.lora"
+        )
 
 
 def _check_context(needs: JobNeeds, stages: Mapping[str, SingleJob]) -> None:

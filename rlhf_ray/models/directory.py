@@ -75,3 +75,8 @@ def num_saved_parameters(directory: str) -> int | None:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return total
+
+
+def has_experts(values: Mapping[str, Any]) -> bool:
+    """Whether config.json's values are those of a mixture of experts."""
+    return any(values.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ModelConfig, SingleJob
 from ..config.jobs import STAGE
 from ..jobs.kinds import kind_of
-from ..models.directory import fetch_config
+from ..models.directory import fetch_config, has_experts
 from ..toy import world as toy
 from .requirements import Models
 from .shape import FAMILIES, Shape, shape_of
@@ -49,6 +49,11 @@ def model_shape(model: ModelConfig, stages: Stages) -> Shape:
     else:
         values, source = _config_values(path, model.revision), f"{path}: config.json"
     shape = shape_of(values, source)
+    if shape is None and has_experts(values):
+        raise NoEstimate(
+            f"no formula for the mixture of experts {values.get('model_type')}; there is no expert parallelism, so its "
+            "weights, gradients and optimizer states must fit on the GPUs at learner.zero_stage: 3"
+        )
     if shape is None:
         raise NoEstimate(f"no formula for model_type {values.get('model_type')}; expected one of {', '.join(FAMILIES)}")
     return shape

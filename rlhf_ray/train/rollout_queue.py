@@ -142,8 +142,9 @@ class RolloutQueue:
                 "term returned None), so their reward is 0; let one of the functions return a number"
             )
         if not (has_reward(batch) & ~without_any_term(batch.reward_parts)).any():
+            names = ", ".join(term.name for term in self.job.rewards.terms)
             raise RewardError(
-                f"step {pending.request.step}: no sample got a reward; on_error: drop leaves out some, not all, "
+                f"step {pending.request.step}: no sample got a reward (terms: {names}); on_error: drop leaves out some, not all, "
                 "and one term at least must apply to some of them"
             )
         rollouts = filter_rollouts(batch, self.job.algorithm)

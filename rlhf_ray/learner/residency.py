@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,19 +19,17 @@ class Residency:
 
     'weights' are those of trained roles, 'optimizer' is everything else that training them needs between two steps
     (master weights, moments, gradient buffers), and 'reference' is the frozen roles' weights. ``engines`` is what a
-    worker holds, by role; ``averages`` names more tensors that belong to the optimizer.
+    worker holds, by role; ``averages`` are more tensors that belong to the optimizer.
     """
 
-    def __init__(
-        self, engines: Mapping[str, Any], device: torch.device, averages: Callable[[], list[Tensor]] = list
-    ) -> None:
+    def __init__(self, engines: Mapping[str, Any], device: torch.device, averages: Collection[Tensor] = ()) -> None:
         self.device = device
         trained = [engine for engine in engines.values() if is_trained(engine)]
         frozen = [engine for engine in engines.values() if not is_trained(engine)]
         self.parts = {
             "weights": HostOffload(lambda: [t for engine in trained for t in weight_tensors(engine)]),
             "optimizer": HostOffload(
-                lambda: [*averages(), *(t for engine in trained for t in optimizer_tensors(engine))]
+                lambda: [*averages, *(t for engine in trained for t in optimizer_tensors(engine))]
             ),
             "reference": HostOffload(lambda: [t for engine in frozen for t in weight_tensors(engine)]),
         }
@@ -73,6 +71,8 @@ def weight_tensors(engine: Any) -> Iterator[Tensor]:
         yield parameter.data
         if zero.is_partitioned(parameter):
             yield parameter.ds_tensor  # type: ignore[attr-defined]
+            if getattr(parameter, "ds_secondary_tensor", None) is not None:  # the node's copy of learner.node_copies
+                yield parameter.ds_secondary_tensor  # type: ignore[attr-defined]
     yield from module.buffers()
 
 
@@ -97,6 +97,8 @@ def optimizer_tensors(engine: Any) -> Iterator[Tensor]:
                 stack.append(item.grad)
         elif isinstance(item, Mapping):
             stack.extend(item.values())
+        elif isinstance(item, torch.optim.Optimizer):  # DeepSpeed's optimizers are none, but hold one
+            stack.extend([item.state, item.param_groups])
         elif isinstance(item, list | tuple | set | frozenset):
             stack.extend(item)
         elif _may_hold_tensors(item):
@@ -104,6 +106,5 @@ def optimizer_tensors(engine: Any) -> Iterator[Tensor]:
 
 
 def _may_hold_tensors(item: Any) -> bool:
-    """Objects of DeepSpeed and torch's optimizers, not functions, groups of processes or modules."""
-    module = type(item).__module__ or ""
-    return module.startswith(("deepspeed.runtime", "torch.optim")) and hasattr(item, "__dict__")
+    """Objects of DeepSpeed's runtime, not functions, groups of processes or modules."""
+    return (type(item).__module__ or "").startswith("deepspeed.runtime") and hasattr(item, "__dict__")

@@ -107,7 +107,9 @@ class LearnerWorker:
         )
         self.ranks_per_node = zero.ranks_on_each_node(zero.gather_host_names()) if self.config.node_copies else 1
         info = {role.name: self._build(role) for role in self.roles.values()}
-        self.residency = Residency(self.engines, self.device, self._averaged)
+        self.residency = Residency(
+            self.engines, self.device, [v for averages in self.averages.values() for v in averages.values]
+        )
         dtype = DTYPES[next(iter(self.roles.values())).model.dtype]
         float32_flops = peak_flops(self.device, torch.float32)
         self.peak_flops = float32_flops if dtype == torch.float32 else peak_flops(self.device, dtype)
@@ -155,9 +157,7 @@ class LearnerWorker:
             info["padded_reason"] = module.padded_reason
         return info
 
-    def _averaged(self) -> list[torch.Tensor]:
-        return [value for averages in self.averages.values() for value in averages.values]
-
+    @explains_memory
     def keep_awake(self, parts: Collection[str]) -> dict[str, int]:
         """Puts the other parts of :class:`Residency` to sleep and wakes these. Returns the bytes each gave or took."""
         return self.residency.keep_awake(parts)

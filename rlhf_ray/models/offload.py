@@ -34,6 +34,7 @@ class HostOffload:
         storages = {s._cdata: s for s in (t.untyped_storage() for t in self._tensors()) if s.resizable() and s.nbytes()}
         self._buffers = {key: self._buffer(key, storage) for key, storage in storages.items()}
         self._asleep = [(storage, self._buffers[key]) for key, storage in storages.items()]
+        _synchronize(self._asleep)  # other streams may still write
         for storage, host in self._asleep:
             host.copy_(_bytes_of(storage), non_blocking=True)
         _synchronize(self._asleep)

@@ -189,8 +189,7 @@ class _TokenScores(torch.autograd.Function):
             chosen = weight[targets]
             hidden_grad = (chosen if expected_weights is None else chosen - expected_weights).mul_(scale)
         if needs_weight:
-            num_chunks = len(hidden.split(ctx.size))
-            weight_grad = torch.zeros_like(weight, dtype=weight.dtype if num_chunks == 1 else torch.float32)
+            weight_grad = torch.zeros_like(weight, dtype=torch.float32)  # a frequent target is added many times
         if needs_bias:
             bias_grad = torch.zeros_like(bias, dtype=torch.float32)
         if needs_weight or needs_bias or ctx.entropy_grad:

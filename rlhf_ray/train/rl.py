@@ -169,8 +169,8 @@ class RL:
             if self.data.pretraining is not None:
                 terms.append(self._pretraining_term(self.data.pretraining, rows))
             metrics |= self.learners.update("actor", terms)
-        if self.kl.adapts:
-            self.kl.update(mean_sequence_kl(batch), len(batch))
+            if self.kl.adapts:  # not while only the critic learns: the policy's KL says nothing then
+                self.kl.update(mean_sequence_kl(batch), len(batch))
         return step_metrics.with_effective_samples(metrics)
 
     def _pretraining_term(self, text: PretrainingText, mini_batches: list[np.ndarray]) -> LossTerm:

@@ -22,8 +22,8 @@ class EqualLengths(RolloutWorker):
 
     kind = "equal"
 
-    def __init__(self, config, model, eos, place):
-        super().__init__(config, model, NEVER, place)
+    def __init__(self, config, model, eos, resources):
+        super().__init__(config, model, NEVER, resources)
 
     @cached_property
     def engine(self):

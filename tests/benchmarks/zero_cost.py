@@ -13,7 +13,7 @@ class Engine:
     """Answers a chunk with ready-made sequences."""
 
     def receive(self, item):
-        return SimpleNamespace(probe_difference=0.0, verify_s=0.0, num_bytes=0)
+        return SimpleNamespace(probe_difference=0.0, verify_s=0.0, num_bytes=0, misses=0)
 
     def generate(self, version, chunk, piece):
         per, longest = chunk.samples, PROMPT + RESPONSE

@@ -45,7 +45,7 @@ test-unit: install
 test-integration: install
 	$(BIN)/pytest tests/integration -m "not learning and not real and not benchmark and not hosts and not rehearsal" --durations 15
 
-rehearsal: install  ## the code path of several GPUs without GPUs: ZeRO-3 on gloo with a real vocabulary
+rehearsal: install  ## the code path of eight GPUs without GPUs: two raylets, ZeRO-3 on gloo, a real vocabulary, kills, a resume
 	$(BIN)/pytest -m rehearsal
 
 test-learning: install  ## slow: the reward rises for each algorithm; three seeds of the quickstart
@@ -66,7 +66,7 @@ bench: install $(PEERS)  ## timings, paired against a peer or a limit
 	for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 	$(BIN)/python -m tests.benchmarks.table
 
-gpu: install  ## on one CUDA device: what needs it, then MFU, rollout throughput, sync and a step of 0.5 to 1.5 billion parameters
+gpu: install  ## a first day on GPUs: memory by phase, out of memory, MFU, rollouts, sync; steps for more GPUs are skipped
 	PYTHON=$(BIN)/python tests/gpu/run.sh
 
 lock: install  ## docker/*.lock from constraints.txt

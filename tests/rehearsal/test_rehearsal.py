@@ -142,6 +142,7 @@ def check_metrics(run_dir):
         numbers = [value for value in line.values() if isinstance(value, float)]
         assert any("loss" in name for name in line)
         assert np.isfinite(numbers).all(), line
+        assert line["rollout/length_max"] > 128, "an answer must have two of the head's chunks"
 
 
 def test_colocated_ppo_on_eight_ranks_survives_the_loss_of_a_rank(start, engine, timed, tmp_path):

@@ -11,7 +11,9 @@ from rlhf_ray.run.metric_names import describe
 from rlhf_ray.run.reader import read_metrics
 
 ROOT = Path(__file__).parents[1]
-JOBS = {path.stem: path for path in sorted((ROOT / "jobs").rglob("*.yaml"))}  # by name, whatever folder they are in
+PRESETS = {path.stem: path for path in sorted((ROOT / "jobs" / "presets").glob("*.yaml"))}  # planned, never run
+JOBS = {path.stem: path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.stem not in PRESETS}
+"""Job files by name, whatever folder they are in."""
 TINY = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 128, "tie_word_embeddings": True,

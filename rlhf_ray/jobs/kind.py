@@ -39,7 +39,8 @@ class Training:
     """The work of the learner in one optimizer step of a job of ``num_steps`` steps.
 
     ``sequences`` of at most ``max_tokens`` tokens each; the head computes logits for ``scored_share`` of the tokens.
-    ``has_reference``: whether a frozen copy of the model scores the sequences too.
+    ``has_reference``: whether a frozen copy of the model scores the sequences too; ``offload_reference``: whether it is in
+    host memory except then.
     """
 
     learner: LearnerConfig
@@ -48,6 +49,7 @@ class Training:
     max_tokens: int
     scored_share: float = 1.0
     has_reference: bool = False
+    offload_reference: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ def needs(job: RLJob) -> JobNeeds:
             max_tokens=generation.max_tokens,
             scored_share=rollout.max_new_tokens / generation.max_tokens,
             has_reference=job.needs_reference,
+            offload_reference=job.reference.offload,
         ),
         generation=generation,
         rl_step=RLStep(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,15 @@ from .memory import BYTES, GPU_PROCESS, Need
 from .model_shapes import job_models
 from .requirements import Lengths, Setting
 from .simulate import Layout
+from .stage_memory import (
+    GPUMemory,
+    RoleMemory,
+    gpu_stage_bytes,
+    role_memory,
+    sleeping_learner_bytes,
+    sleeping_reward_bytes,
+    stage_residents,
+)
 
 RAY = 0.7e9  # bytes of the driver, the raylet and Ray's other processes
 
@@ -30,7 +41,8 @@ class Forecast:
     """Where a job runs, and what it takes.
 
     ``needs``: of one worker, by role. ``device_bytes``: of the fullest device; ``host_bytes``: of the fullest node's
-    memory. ``seconds``: by stage of a step.
+    memory. ``gpus``: the kinds of GPUs by the workers on them, the fullest first; none on a CPU. ``seconds``: by stage of
+    a step.
     """
 
     job: SingleJob
@@ -39,6 +51,7 @@ class Forecast:
     needs: dict[str, Need]
     device_bytes: float
     host_bytes: float
+    gpus: tuple[GPUMemory, ...]
     seconds: dict[str, float]
 
     @property
@@ -67,13 +80,16 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
         role_needs["rollout"] = needs.rollout(job_needs.generation, setting.models, cluster)
         role_needs["reward"] = needs.reward(setting.models, job_needs)
     nodes = set(plan.nodes)
-    host_bytes = max(_host_bytes(job_needs, plan, setting, node) for node in nodes)
+    memories = {} if cpu else role_memory(job_needs, setting.models, role_needs)
+    host_bytes = max(_host_bytes(job_needs, plan, setting, memories, node) for node in nodes)
+    gpus: tuple[GPUMemory, ...] = ()
     if cpu:
         workers = {node: _workers_on(plan, role_needs, node) for node in nodes}
         host_bytes += max(sum(n.stays(cpu) + n.comes(cpu) for n in workers[node]) for node in nodes)
         device_bytes = host_bytes
     else:
-        device_bytes = max(_slot_bytes(job_needs, plan, role_needs, slot) for slot in range(len(plan.slots)))
+        gpus = _gpu_memories(job_needs, plan, memories)
+        device_bytes = gpus[0].peak if gpus else 0.0
     shared = replace(setting, share=min(1.0, plan.num_threads / cluster.cores) if cpu else 1.0)
     return Forecast(
         job=job,
@@ -82,6 +98,7 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
         needs=role_needs,
         device_bytes=device_bytes,
         host_bytes=host_bytes,
+        gpus=gpus,
         seconds=_seconds(job, shared, plan),
     )
 
@@ -96,20 +113,38 @@ def _workers_on(plan: Plan, role_needs: Mapping[str, Need], node: int) -> list[N
     return [role_needs[r] for r, seats in plan.seats.items() for s in seats if plan.nodes[s] == node]
 
 
-def _slot_bytes(job_needs: JobNeeds, plan: Plan, role_needs: Mapping[str, Need], slot: int) -> float:
-    """Bytes of one GPU of a slot. If roles take turns, one of them peaks at a time."""
-    workers = [role_needs[role] for role, count in plan.workers_on_gpu(slot).items() for _ in range(count)]
+def _time_shared(job_needs: JobNeeds, plan: Plan) -> bool:
+    """Whether roles use the same GPUs in turns, and so move to host memory and back."""
     generation = job_needs.generation
-    turns = plan.colocated and (generation is None or generation.rollout.ahead == 0)
-    peaks = [n.comes(cpu=False) for n in workers]
-    return sum(n.stays(cpu=False) for n in workers) + (max(peaks, default=0.0) if turns else sum(peaks))
+    return plan.colocated and job_needs.training is not None and generation is not None and not generation.rollout.ahead
 
 
-def _host_bytes(job_needs: JobNeeds, plan: Plan, setting: Setting, node: int) -> float:
+def _gpu_memories(job_needs: JobNeeds, plan: Plan, memories: Mapping[str, RoleMemory]) -> tuple[GPUMemory, ...]:
+    """The GPUs by the workers on them, the fullest first."""
+    residents = stage_residents(job_needs, time_shared=_time_shared(job_needs, plan))
+    at_once = job_needs.generation is not None and job_needs.generation.rollout.ahead > 0
+    counts: Counter[tuple[tuple[str, int], ...]] = Counter()
+    for slot, resources in enumerate(plan.slots):
+        if workers := plan.workers_on_gpu(slot):
+            counts[tuple(workers.items())] += math.ceil(resources["GPU"])
+    kinds = [
+        GPUMemory(
+            workers=dict(workers),
+            stage_bytes=gpu_stage_bytes(dict(workers), memories, residents, at_once=at_once),
+            count=count,
+        )
+        for workers, count in counts.items()
+    ]
+    return tuple(sorted(kinds, key=lambda gpu: -gpu.peak))
+
+
+def _host_bytes(
+    job_needs: JobNeeds, plan: Plan, setting: Setting, memories: Mapping[str, RoleMemory], node: int
+) -> float:
     """Host memory of a node, without what workers on a CPU take.
 
-    That is Ray and the published weights in the object store. On a node with GPUs it is also the processes, the weights
-    of sleeping engines, and the models that are being loaded: below ZeRO-3 each rank loads a whole one.
+    That is Ray and the published weights in the object store. On a node with GPUs it is also the processes, what sleeps
+    there, and the models that are being loaded: below ZeRO-3 each rank loads a whole one.
     """
     num = setting.models.policy.num_parameters
     model, training, generation = job_needs.model, job_needs.training, job_needs.generation
@@ -120,6 +155,11 @@ def _host_bytes(job_needs: JobNeeds, plan: Plan, setting: Setting, node: int) ->
         return total
     num_workers = {role: sum(plan.nodes[s] == node for s in seats) for role, seats in plan.seats.items()}
     total += GPU_PROCESS * sum(num_workers.values())
+    residents = stage_residents(job_needs, time_shared=_time_shared(job_needs, plan))
+    if "learner" in memories:
+        total += num_workers["learner"] * sleeping_learner_bytes(memories, residents)
+    if "reward" in memories and plan.share["reward"].get("GPU"):
+        total += num_workers["reward"] * sleeping_reward_bytes(memories, residents)
     if training is not None and generation is not None and plan.colocated:
         total += num_workers["rollout"] * BYTES[generation.rollout.engine.dtype] * num
     if training is not None and training.learner.zero_stage < 3:

@@ -26,6 +26,10 @@ PROCESS = 0.55e9  # a worker that has imported everything
 GPU_PROCESS = 2.5e9  # the same with CUDA's libraries
 HEAP = 1.36  # memory of a process over what lives in it (malloc)
 CACHING = 1.08  # the same of a GPU (the caching allocator)
+RESERVED = 1.2
+"""What torch's allocator reserves over the activations it has allocated. Micro-batches differ in length, so freed blocks do not fit the
+next ones. Without expandable segments it would be up to 1.5; a learner has them (actors/environment.py)."""
+ACTIVATIONS = {"activations", "logits"}
 INNER = {
     "gpt2": 5,
     "gpt_neox": 2,
@@ -37,12 +41,14 @@ WIDE = {"gpt2": 4, "gpt_neox": 3, "bert": 4}  # activations of the model's width
 @dataclass(frozen=True)
 class Need:
     """What one worker of a role takes of its device, bytes by name: ``resident`` for good, ``working`` while its stage computes (for a
-    learner: forward and backward), ``step`` while an optimizer step is taken; ``managed``: within a budget that an engine keeps itself."""
+    learner: forward and backward), ``step`` while an optimizer step is taken, ``scoring`` in a forward pass alone; ``managed``: within a
+    budget that an engine keeps itself."""
 
     role: str
     resident: Mapping[str, float]
     working: Mapping[str, float] = field(default_factory=dict)
     step: Mapping[str, float] = field(default_factory=dict)
+    scoring: Mapping[str, float] = field(default_factory=dict)
     managed: bool = False
 
     def stays(self, cpu: bool) -> float:
@@ -55,7 +61,12 @@ class Need:
         work, step = sum(self.working.values()), sum(self.step.values())
         if self.managed:
             return work
-        return (work + step) * HEAP if cpu else max(work, step) * CACHING
+        return (work + step) * HEAP if cpu else max(activation_bytes(self.working), step * CACHING)
+
+
+def activation_bytes(working: Mapping[str, float]) -> float:
+    """What a GPU's allocator reserves for working memory: RESERVED of activations, CACHING of the rest."""
+    return sum((RESERVED if name in ACTIVATIONS else CACHING) * count for name, count in working.items())
 
 
 def layer_activations(s: Shape, dtype: str, wide: bool = False) -> float:
@@ -117,6 +128,13 @@ def activations(
     kept = s.num_layers * b * s.hidden * tokens
     again = layer * tokens + backward
     return {"activations": kept + max(again, last), "logits": max(0.0, head - max(again, last))}
+
+
+def scoring_activations(s: Shape, tokens: float, scored: float, dtype: str, on_gpu: bool = False) -> dict[str, float]:
+    """Bytes at the peak of a forward pass without a backward pass: one layer's activations, and a chunk's logits."""
+    states_of_head = (28.0 if BYTES[dtype] == 4 else 22.0 if s.gated else 16.0) * s.hidden * tokens
+    logits = 12.0 * min(scored, head_chunk(s.vocab, on_gpu)) * s.vocab
+    return {"activations": max(layer_activations(s, dtype) * tokens, states_of_head), "logits": logits}
 
 
 def states(num: float, trained: float, dtype: str, stage: int, ranks: int, cpu: bool, optimizer: str = "adamw") -> Need:

@@ -83,10 +83,14 @@ def learner(job_needs: JobNeeds, models: Models, cpu: bool, per_node: int) -> Ne
         critic = memory.states(
             models.critic.scalar_parameters, models.critic.scalar_parameters, m.dtype, stage, ranks, cpu, optimizer
         )
-        resident["critic"] = sum(critic.resident.values())
+        resident["critic"] = critic.resident["weights"]
+        resident["critic optimizer"] = critic.resident["optimizer"]
         working["critic gradients"] = critic.working["gradients"]
         step["critic step"] = 0.0 if not cpu else sum(critic.step.values())
-    return Need("learner", resident, working, step)
+    scoring = memory.scoring_activations(p, tokens, scored, m.dtype, on_gpu=not cpu)
+    if "whole parameters" in working:
+        scoring["whole parameters"] = working["whole parameters"]
+    return Need("learner", resident, working, step, scoring)
 
 
 def rollout(generation: Generation, models: Models, cluster: Cluster) -> Need:
@@ -114,13 +118,12 @@ def reward(models: Models, job_needs: JobNeeds) -> Need:
     return Need("reward", {"reward models": weights}, {"activations": passing} if passing else {})
 
 
-def kv_cache_sequences(generation: Generation, models: Models, need: Need) -> float:
-    """How many of the longest sequences a vLLM worker's KV cache holds at once."""
+def kv_cache_sequences(generation: Generation, models: Models, need: Need, num_tokens: float) -> float:
+    """How many sequences of ``num_tokens`` a vLLM worker's KV cache holds at once."""
     e = generation.rollout.engine
-    longest = generation.max_tokens
     each = memory.kv_bytes(models.policy, memory.BYTES[e.dtype]) / e.num_gpus
     cache = {**need.resident, **need.working}["KV cache"]  # resident on a CPU, where no engine sleeps
-    return cache / (longest * each)
+    return cache / (num_tokens * each)
 
 
 def learner_work(job_needs: JobNeeds, shape: Shape, share: float, scalar: bool = False) -> stages.Learning:

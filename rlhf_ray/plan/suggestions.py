@@ -110,6 +110,18 @@ def shard_gradients(job: SingleJob) -> str | None:
     return "learner.zero_stage=2" if learner and learner.zero_stage < 2 else None
 
 
+def offload_optimizer(job: SingleJob) -> str | None:
+    """The optimizer's states sleep on the host while the engines generate."""
+    learner = _learner(job)
+    return "learner.offload=optimizer" if learner and _rollout(job) and learner.offload == "none" else None
+
+
+def offload_learner(job: SingleJob) -> str | None:
+    """All of the learner sleeps on the host while the engines generate."""
+    learner = _learner(job)
+    return "learner.offload=all" if learner and _rollout(job) and learner.offload != "all" else None
+
+
 def shard_weights(job: SingleJob) -> str | None:
     """ZeRO-3: weights are divided among the ranks too."""
     return "learner.zero_stage=3" if _learner(job) else None
@@ -152,6 +164,8 @@ def separate_devices(job: SingleJob) -> str | None:
 TO_FIT: tuple[Suggestion, ...] = (
     recompute_activations,
     shard_gradients,
+    offload_optimizer,
+    offload_learner,
     shard_weights,
     smallest_micro_batches,
     bfloat16_engine,

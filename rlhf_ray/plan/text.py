@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BadInput, Job, SingleJob, resolve_dtypes
-from ..jobs.kind import JobNeeds
+from ..jobs.kind import Generation, JobNeeds
 from ..jobs.kinds import kind_of
 from . import forecast, suggestions
 from . import requirements as needs
@@ -19,6 +19,7 @@ from .forecast import Forecast
 from .hardware import GIB, GPUS, Cluster, cluster, this_machine
 from .model_shapes import NoEstimate, job_models
 from .requirements import Models, Setting
+from .stage_memory import GPUMemory
 
 SCALES = (1, 4, 16, 64, 256)
 TIGHT = 0.1
@@ -136,13 +137,37 @@ def _memory(f: Forecast) -> Iterator[str]:
         yield f"memory of each {role} worker: {named}; with its process {size(need.stays(cpu) + need.comes(cpu))}"
     generation = kind_of(f.job).needs(f.job).generation
     if generation is not None and generation.rollout.engine.memory_reservation is not None:
-        capacity = max(0.0, needs.kv_cache_sequences(generation, f.setting.models, f.needs["rollout"]))
-        max_rows = generation.rollout.engine.max_rows
-        yield f"a rollout worker's KV cache holds {capacity:.0f} of the longest sequences at once (max_rows {max_rows})"
+        yield _kv_cache_line(f, generation)
     turns = " (roles in turns)" if f.plan.colocated and not cpu and getattr(f.job.cluster, "colocate", False) else ""
     yield f"the fullest {'machine' if cpu else 'GPU'}: {size(f.device_bytes)} of {size(on.device.memory)}{turns}" + (
         "" if cpu else f"; host RAM of the fullest node: {size(f.host_bytes)} of {size(on.host_memory)}"
     )
+    for gpu in f.gpus:
+        yield from _gpu_lines(gpu)
+
+
+def _kv_cache_line(f: Forecast, generation: Generation) -> str:
+    longest, mean = generation.max_tokens, f.setting.lengths.prompt + float(f.setting.lengths.responses.mean())
+    capacities = [
+        max(0.0, needs.kv_cache_sequences(generation, f.setting.models, f.needs["rollout"], num_tokens))
+        for num_tokens in (longest, mean)
+    ]
+    return (
+        f"a rollout worker's KV cache holds {capacities[0]:.0f} of the longest sequences ({longest} tokens) at once, "
+        f"{capacities[1]:.0f} of the mean length ({mean:.0f}); max_rows is {generation.rollout.engine.max_rows}"
+    )
+
+
+def _gpu_lines(gpu: GPUMemory) -> Iterator[str]:
+    """The fullest stage of a kind of GPU, and a table of the bytes of all its stages."""
+    workers = ", ".join(f"{count} {role}" for role, count in gpu.workers.items())
+    gpus = "1 GPU" if gpu.count == 1 else f"{gpu.count} GPUs"
+    if len(set(gpu.stage_bytes.values())) == 1:
+        yield f"{gpus} with {workers}: {size(gpu.peak)} in every stage"
+        return
+    yield f"{gpus} with {workers}: fullest in {gpu.fullest_stage}, {size(gpu.peak)}"
+    for stage, count in gpu.stage_bytes.items():
+        yield f"  {stage:<16} {size(count):>10}"
 
 
 def _time(job_needs: JobNeeds, f: Forecast) -> Iterator[str]:

@@ -33,7 +33,7 @@ def test_every_job_file_loads_and_is_the_same_after_a_round_trip(file):
     assert parse(job.model_dump(mode="json"), "again") == job
 
 
-@pytest.mark.parametrize("file", JOBS, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in JOBS if f.parent.name != "presets"], ids=lambda f: f.stem)
 def test_plan_prints_the_arithmetic(file):
     assert answer(load_job(file), this_machine()).lines
 

@@ -106,7 +106,7 @@ def test_files_that_a_page_names_are_there(file):
 
 def test_every_job_file_is_in_the_index():
     index = (ROOT / "jobs" / "README.md").read_text()
-    linked = set(re.findall(r"\]\(([\w/]+\.(?:yaml|py))\)", index))
+    linked = set(re.findall(r"\]\(([\w/.]+\.(?:yaml|py))\)", index))
     files = {
         str(file.relative_to(ROOT / "jobs")) for file in (ROOT / "jobs").rglob("*") if file.suffix in (".yaml", ".py")
     }

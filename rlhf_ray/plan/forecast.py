@@ -85,7 +85,7 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
     gpus: tuple[GPUMemory, ...] = ()
     if cpu:
         workers = {node: _workers_on(plan, role_needs, node) for node in nodes}
-        host_bytes += max(sum(n.stays(cpu) + n.comes(cpu) for n in workers[node]) for node in nodes)
+        host_bytes += max(sum(n.resident_bytes(cpu) + n.peak_extra_bytes(cpu) for n in workers[node]) for node in nodes)
         device_bytes = host_bytes
     else:
         gpus = _gpu_memories(job_needs, plan, memories)

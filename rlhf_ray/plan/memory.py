@@ -1,8 +1,9 @@
-"""Bytes of each role, by formula: what stays (weights, optimizer) and what comes and goes with its stage (activations, KV cache).
+"""Bytes of each role, by formula: resident (weights, optimizer), and only in its stage (activations, KV cache).
 
 The constants below were fitted to what torch's profiler counts for transformers' own models and DeepSpeed 0.19
-(tests/unit/plan/test_memory.py does it again for activations). b is 2 bytes for bfloat16 and 4 for float32; N parameters, T tokens of a
-micro-batch, L layers, h width, a width of all heads, k that of the key heads, f inner width of the MLP, V vocabulary.
+(tests/unit/plan/test_memory.py does it again for activations). b is 2 bytes for bfloat16 and 4 for float32; N parameters,
+T tokens of a micro-batch, L layers, h width, a width of all heads, k that of the key heads, f inner width of the MLP,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,19 +31,17 @@ RESERVED = 1.2
 """What torch's allocator reserves over the activations it has allocated. Micro-batches differ in length, so freed blocks do not fit the
 next ones. Without expandable segments it would be up to 1.5; a learner has them (actors/environment.py)."""
 ACTIVATIONS = {"activations", "logits"}
-INNER = {
-    "gpt2": 5,
-    "gpt_neox": 2,
-    "bert": 2,
-}  # inner activations kept by an MLP of two products, by its activation function
+INNER = {"gpt2": 5, "gpt_neox": 2, "bert": 2}  # inner activations that an MLP of two products keeps, by family
 WIDE = {"gpt2": 4, "gpt_neox": 3, "bert": 4}  # activations of the model's width kept by a layer's norms
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one worker of a role takes of its device, bytes by name: ``resident`` for good, ``working`` while its stage computes (for a
-    learner: forward and backward), ``step`` while an optimizer step is taken, ``scoring`` in a forward pass alone; ``managed``: within a
-    budget that an engine keeps itself."""
+    """Bytes that one worker of a role takes of its device, by name.
+
+    ``resident``: all the time. ``working``: while its stage computes (a learner: forward and backward). ``step``: during an
+    optimizer step. ``scoring``: in a forward pass alone. ``managed``: the engine keeps within a budget of its own.
+    """
 
     role: str
     resident: Mapping[str, float]
@@ -51,13 +50,16 @@ class Need:
     scoring: Mapping[str, float] = field(default_factory=dict)
     managed: bool = False
 
-    def stays(self, cpu: bool) -> float:
-        """What is taken all the time."""
+    def resident_bytes(self, cpu: bool) -> float:
+        """Bytes of the process and of what is resident."""
         return sum(self.resident.values()) * (HEAP if cpu else CACHING) + (PROCESS if cpu else CONTEXT)
 
-    def comes(self, cpu: bool) -> float:
-        """What is taken besides at the peak. On a CPU freed memory mostly stays with malloc, so that what is never there together adds
-        up; a GPU's caching allocator uses it again."""
+    def peak_extra_bytes(self, cpu: bool) -> float:
+        """Bytes on top of the resident ones at the peak.
+
+        On a CPU malloc mostly keeps freed memory, so parts that are never there together add up. A GPU's caching allocator
+        uses freed memory again.
+        """
         work, step = sum(self.working.values()), sum(self.step.values())
         if self.managed:
             return work
@@ -140,10 +142,11 @@ def scoring_activations(s: Shape, tokens: float, scored: float, dtype: str, on_g
 def states(num: float, trained: float, dtype: str, stage: int, ranks: int, cpu: bool, optimizer: str = "adamw") -> Need:
     """Weights, gradients and optimizer of ``num`` parameters of which ``trained`` learn, on one of ``ranks``.
 
-    The optimizer keeps MOMENTS bytes of each parameter that learns. In bfloat16 a float32 master copy comes on top (4), at ZeRO 1 to 3 in
-    float32 too. ZeRO 1 shards moments and master, 2 the gradients too, 3 everything (Rajbhandari et al., 2020). Gradients are
-    summed in float32 whatever the model's dtype, with DeepSpeed's reduction bucket (allocated whole on a GPU) and at stage 3 the
-    parameters that are whole; a step flattens them, and copies them to float32.
+    The optimizer keeps MOMENTS bytes of each parameter that learns. In bfloat16 a float32 master copy (4 bytes) comes on
+    top, and at ZeRO 1 to 3 in float32 too. ZeRO 1 shards moments and master, 2 the gradients too, 3 everything
+    (Rajbhandari et al., 2020). Gradients are summed in float32 whatever the model's dtype. DeepSpeed's reduction bucket is
+    allocated whole on a GPU, and at stage 3 some parameters are gathered. A step flattens the gradients and copies them to
+    float32.
     """
     b, p = BYTES[dtype], ranks if stage > 0 else 1
     master = 4.0 if stage > 0 or b == 2 else 0.0
@@ -172,8 +175,10 @@ def kv_bytes(s: Shape, size: int) -> float:
 
 
 def embedded_engine(s: Shape, rows: int, longest: int, dtype: str, cpu: bool) -> dict[str, float]:
-    """Bytes of the embedded engine: weights; a cache for ``rows`` rows of ``longest`` tokens, rounded up to 64, in float32 on a
-    CPU; five (rows, V) float32 tensors to sample from."""
+    """Bytes of the embedded engine: weights, KV cache, and five (rows, V) float32 tensors to sample from.
+
+    The cache has ``rows`` rows of ``longest`` tokens, rounded up to 64; on a CPU it is in float32.
+    """
     room = 64 * math.ceil(longest / 64)
     return {
         "weights": float(BYTES[dtype] * s.num_parameters),
@@ -183,8 +188,10 @@ def embedded_engine(s: Shape, rows: int, longest: int, dtype: str, cpu: bool) ->
 
 
 def vllm_engine(s: Shape, ranks: int, dtype: str, budget: float, cache: float | None) -> dict[str, float]:
-    """Bytes of one GPU of a vLLM worker over ``ranks`` GPUs: its ``budget`` is weights, working space and, unless ``cache`` says how
-    large, a KV cache of what is left (below 0: the weights do not fit)."""
+    """Bytes of one GPU of a vLLM worker over ``ranks`` GPUs, within its ``budget``.
+
+    The KV cache has ``cache`` bytes; if that is None, what weights and working space leave. Below 0 the weights do not fit.
+    """
     weights = BYTES[dtype] * s.num_parameters / ranks
     space = 1.5 * GIB
     return {"weights": weights, "space": space, "KV cache": budget - weights - space if cache is None else cache}

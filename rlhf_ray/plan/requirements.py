@@ -132,14 +132,15 @@ def learner_work(job_needs: JobNeeds, shape: Shape, share: float, scalar: bool =
     assert training is not None
     assert model is not None
     learner_config = training.learner
-    num = float(shape.scalar_parameters if scalar else shape.num_parameters)
-    trained = num if model.lora is None or scalar else float(shape.adapter_parameters(model.lora.rank))
+    num_parameters = float(shape.scalar_parameters if scalar else shape.num_parameters)
+    lora = None if scalar else model.lora
+    num_trained = num_parameters if lora is None else float(shape.adapter_parameters(lora.rank))
     return stages.Learning(
         shape=shape,
-        num=num,
-        trained=trained,
+        num_parameters=num_parameters,
+        num_trained=num_trained,
         dtype=model.dtype,
-        stage=learner_config.zero_stage,
+        zero_stage=learner_config.zero_stage,
         ranks=learner_config.num_workers,
         checkpointing=model.gradient_checkpointing,
         micro_batch_tokens=learner_config.micro_batch_tokens,
@@ -199,7 +200,8 @@ def simulated_work(job: SingleJob, setting: Setting, num_steps: int, seed: int =
         learn += rl_step.epochs * stages.updating(critic, unscored, rl_step.num_mini_batches, cluster)
     reward_peaks = [cluster.device.flops(dtype) for dtype in job_needs.reward_dtypes]
     reward_work = sum(  # seconds at peak speed
-        stages.passes(s, tokens, squares, 0.0) / peak for s, peak in zip(models.rewards, reward_peaks, strict=True)
+        stages.forward_pass_flops(s, tokens, squares, 0.0) / peak
+        for s, peak in zip(models.rewards, reward_peaks, strict=True)
     ) / len(chunks[0])
     reward_share = efficiency.share(efficiency.score, models.policy.hidden) * setting.share
     sync = stages.sync(models.policy, model.dtype, cluster.device) + efficiency.call_s

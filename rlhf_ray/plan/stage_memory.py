@@ -102,7 +102,7 @@ def _learner(job_needs: JobNeeds, models: Models, need: Need) -> RoleMemory:
         working={
             "annotate": scoring,
             "annotate_heldout": scoring,
-            "learn": need.comes(cpu=False),
+            "learn": need.peak_extra_bytes(cpu=False),
             "sync": sync,
             "export": sync,
         },

@@ -1,7 +1,8 @@
-"""Seconds of each stage from FLOPs, bytes and what a device does at its best; nothing here is fitted to a run (calibrate.py is).
+"""Seconds of each stage, from FLOPs, bytes and the device's peak; nothing is fitted to a run (calibrate.py does that).
 
-2 FLOPs for each parameter and token of a forward pass, attention's 4 L a c for a token that sees c others; the backward pass costs twice
-the forward, recomputation once more. A decode step reads all weights and the cache of every row, or computes: whichever takes longer.
+A forward pass takes 2 FLOPs for each parameter and token, and attention 4 L a c for a token that sees c others. The
+backward pass takes twice the forward pass, and recomputation one more. A decode step reads all weights and the cache of
+every row, or computes: the longer of the two counts.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from .shape import Shape
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of a device's peak that stages of a wide model reach; half of them at ``half_width``, since thin products are slow. And
-    seconds that no formula has: of a layer in a decode step, of an optimizer step, of a sequence in a layer (packed attention goes
-    through them one by one on a CPU), of a call of the driver to workers, of a step's rollouts, and of each
-    request in them. ``sync``: byte/s of a weight sync."""
+    """Shares of a device's peak, and seconds that no formula gives.
+
+    ``learn``, ``score`` and ``decode_flops`` are shares of the peak FLOP/s, ``decode_bytes`` of the memory bandwidth, for a
+    wide model. At a hidden size of ``half_width`` they are half as large, since products of thin matrices are slow.
+    Seconds: ``layer_s`` of a layer in a decode step, ``update_s`` of an optimizer step, ``row_s`` of a sequence in a layer
+    (packed attention on a CPU takes sequences one by one), ``call_s`` of a call of the driver to workers, ``rollout_s`` of a
+    step's rollouts, ``request_s`` of each request in them. ``sync``: byte/s of a weight sync.
+    """
 
     learn: float
     score: float
@@ -38,9 +43,9 @@ class Efficiency:
     request_s: float
     sync: float
 
-    def share(self, of: float, hidden: int) -> float:
-        """The share of the peak for a model of this width."""
-        return of * hidden / (hidden + self.half_width)
+    def share(self, wide_share: float, hidden: int) -> float:
+        """The share of the peak for a model of this width; ``wide_share`` is that of a wide one."""
+        return wide_share * hidden / (hidden + self.half_width)
 
 
 CPU = Efficiency(
@@ -59,15 +64,21 @@ def efficiency(device: Device) -> Efficiency:
     return CPU if device.is_cpu else GPU
 
 
-def passes(s: Shape, tokens: float, squares: float, read: float) -> float:
-    """FLOPs of one forward pass over causal sequences whose squared lengths sum to ``squares``; the head reads ``read`` positions."""
-    return forward_flops(s.body * tokens + s.head * read, s.attention_width, causal_pairs(squares))
+def forward_pass_flops(s: Shape, tokens: float, squared_lengths: float, scored: float) -> float:
+    """FLOPs of one forward pass over causal sequences.
+
+    ``squared_lengths`` is the sum of their squared lengths; the head reads ``scored`` positions.
+    """
+    return forward_flops(s.body * tokens + s.head * scored, s.attention_width, causal_pairs(squared_lengths))
 
 
 def decode_step(
     s: Shape, rows: np.ndarray, context: np.ndarray, dtype: str, device: Device, ranks: float, layer_s: float
 ) -> np.ndarray:
-    """Seconds of decode steps with ``rows`` sequences of ``context`` tokens on average (arrays of one shape), over ``ranks`` devices."""
+    """Seconds of decode steps with ``rows`` sequences of ``context`` tokens on average, over ``ranks`` devices.
+
+    ``rows``, ``context`` and the result are arrays of one shape.
+    """
     e = efficiency(device)
     weights = BYTES[dtype] * (s.body + s.head) / ranks
     cache = kv_bytes(s, 4 if device.is_cpu else BYTES[dtype]) * rows * context / ranks
@@ -78,7 +89,10 @@ def decode_step(
 
 
 def live_rows(lengths: Sequence[int], max_rows: int) -> np.ndarray:
-    """How many sequences are decoded in each step, where a free row is filled at once from the queue ``lengths``."""
+    """The number of sequences that are decoded in each step, if a free row is filled at once from the queue ``lengths``.
+
+    For example, lengths [3, 1, 1] with two rows: both rows in steps 0 and 1, one row in step 2, so [2, 2, 1].
+    """
     free: list[int] = [0] * min(max_rows, len(lengths))
     begins: list[int] = []
     for length in lengths:
@@ -91,8 +105,7 @@ def live_rows(lengths: Sequence[int], max_rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Engine:
-    """What generates: its model, how many rows at a time, in which dtype, over how many devices (or which share of one), compiled into
-    graphs or not."""
+    """An engine: its model, rows at a time, dtype, devices (or the share of one), and whether it has CUDA graphs."""
 
     shape: Shape
     max_rows: int
@@ -108,7 +121,7 @@ def generation(engine: Engine, lengths: Sequence[int], prompt: float, prompts: f
     context = prompt + np.arange(len(rows)) % max(1, max(lengths))
     layer_s = GRAPHS if engine.graphs and not device.is_cpu else e.layer_s
     decode = float(decode_step(s, rows, context, engine.dtype, device, engine.ranks, layer_s).sum())
-    prefill = passes(s, prompts * prompt, prompts * prompt**2, prompts)
+    prefill = forward_pass_flops(s, prompts * prompt, prompts * prompt**2, prompts)
     return (
         decode
         + e.request_s * len(lengths)
@@ -118,13 +131,13 @@ def generation(engine: Engine, lengths: Sequence[int], prompt: float, prompts: f
 
 @dataclass(frozen=True)
 class Learning:
-    """What the learner's ranks compute with: their model's shape and options, and how much of a device each rank has."""
+    """What the learner's ranks compute with: the model's shape and options, and the share of a device that a rank has."""
 
     shape: Shape
-    num: float
-    trained: float
+    num_parameters: float
+    num_trained: float
     dtype: str
-    stage: int
+    zero_stage: int
     ranks: int
     checkpointing: bool
     micro_batch_tokens: int
@@ -133,24 +146,24 @@ class Learning:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the learner sees of a step: how many sequences, their tokens, the sum of their squared lengths, positions the head reads."""
+    """A step's samples: sequences, their tokens, the sum of their squared lengths, and positions that the head reads."""
 
     rows: float
     tokens: float
-    squares: float
-    read: float
+    squared_lengths: float
+    scored: float
 
 
-def scoring(m: Learning, seen: Samples, cluster: Cluster) -> float:
+def scoring(m: Learning, samples: Samples, cluster: Cluster) -> float:
     """Seconds of one forward pass over a step's samples, shared by the ranks."""
     e, ranks = efficiency(cluster.device), m.ranks * m.share
     speed = cluster.device.flops(m.dtype) * e.share(e.score, m.shape.hidden) * ranks
-    rows = e.row_s * seen.rows * m.shape.num_layers / ranks / 3.0
-    compute = passes(m.shape, seen.tokens, seen.squares, seen.read) / speed
-    return compute + rows + _micro_batches(m, seen.tokens) * _exchange(m, cluster) * (m.stage == 3)
+    rows = e.row_s * samples.rows * m.shape.num_layers / ranks / 3.0
+    compute = forward_pass_flops(m.shape, samples.tokens, samples.squared_lengths, samples.scored) / speed
+    return compute + rows + _micro_batches(m, samples.tokens) * _exchange(m, cluster) * (m.zero_stage == 3)
 
 
-def updating(m: Learning, seen: Samples, steps: int, cluster: Cluster) -> float:
+def updating(m: Learning, samples: Samples, steps: int, cluster: Cluster) -> float:
     """Seconds of forward and backward over a step's samples once, in ``steps`` optimizer steps.
 
     Ranks exchange (p - 1)/p of: at ZeRO 0 and 1 gradients and parameters once a step, at 2 gradients for each micro-batch, at 3
@@ -158,28 +171,31 @@ def updating(m: Learning, seen: Samples, steps: int, cluster: Cluster) -> float:
     """
     device, e, ranks = cluster.device, efficiency(cluster.device), m.ranks * m.share
     recompute = 4.0 / 3.0 if m.checkpointing else 1.0
-    flops = TRAINING * recompute * passes(m.shape, seen.tokens, seen.squares, seen.read)
+    flops = TRAINING * recompute * forward_pass_flops(m.shape, samples.tokens, samples.squared_lengths, samples.scored)
     compute = flops / (device.flops(m.dtype) * e.share(e.learn, m.shape.hidden) * ranks)
-    compute += e.row_s * seen.rows * m.shape.num_layers * recompute / ranks + e.update_s * steps
-    micros = max(steps, _micro_batches(m, seen.tokens))
-    share = m.trained / max(1.0, m.num)
+    compute += e.row_s * samples.rows * m.shape.num_layers * recompute / ranks + e.update_s * steps
+    micros = max(steps, _micro_batches(m, samples.tokens))
+    share = m.num_trained / max(1.0, m.num_parameters)
     rounds = {0: 2.0 * steps * share, 1: 2.0 * steps * share, 2: (micros + steps) * share, 3: micros * (2.0 + share)}
-    optimizer = steps * 28.0 * m.trained / (m.ranks if m.stage else 1) / device.bandwidth
-    return compute + rounds[m.stage] * _exchange(m, cluster) + optimizer
+    optimizer = steps * 28.0 * m.num_trained / (m.ranks if m.zero_stage else 1) / device.bandwidth
+    return compute + rounds[m.zero_stage] * _exchange(m, cluster) + optimizer
 
 
 def _micro_batches(m: Learning, tokens: float) -> float:
-    """Of one rank."""
+    """Micro-batches of one rank in one pass over the samples."""
     return max(1.0, np.ceil(tokens / m.ranks / m.micro_batch_tokens))
 
 
 def _exchange(m: Learning, cluster: Cluster) -> float:
-    """Seconds to move (p - 1)/p of the model's bytes once between ranks: over the node's links, or what a rank has of the network."""
+    """Seconds to move (p - 1)/p of the model's bytes once between ranks.
+
+    Ranks of one node use its links; ranks of several nodes share each node's network.
+    """
     if m.ranks == 1:
         return 0.0
     inside = m.ranks <= cluster.per_node
     speed = cluster.device.link if inside else cluster.network / min(cluster.per_node, m.ranks)
-    return BYTES[m.dtype] * m.num * (m.ranks - 1) / m.ranks / (0.7 * speed)
+    return BYTES[m.dtype] * m.num_parameters * (m.ranks - 1) / m.ranks / (0.7 * speed)
 
 
 def sync(s: Shape, dtype: str, device: Device) -> float:

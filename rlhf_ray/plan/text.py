@@ -134,7 +134,7 @@ def _memory(f: Forecast) -> Iterator[str]:
     for role, need in f.needs.items():
         parts = {**need.resident, **need.working, **need.step}
         named = " + ".join(f"{name} {size(v)}" for name, v in parts.items() if v) or "nothing of its own"
-        yield f"memory of each {role} worker: {named}; with its process {size(need.stays(cpu) + need.comes(cpu))}"
+        yield f"memory of each {role} worker: {named}; with its process {size(need.resident_bytes(cpu) + need.peak_extra_bytes(cpu))}"
     generation = kind_of(f.job).needs(f.job).generation
     if generation is not None and generation.rollout.engine.memory_reservation is not None:
         yield _kv_cache_line(f, generation)

@@ -61,4 +61,4 @@ def test_the_peak_of_a_learner(tmp_path, stage, checkpointing):
         "batch_size": 2 * TOKENS // LENGTH, "max_length": LENGTH,
     }, "job")  # fmt: skip
     need = needs.learner(job, needs.Models(shape_of(VALUES)), cpu=True, per_node=1)
-    assert need.stays(cpu=True) + need.comes(cpu=True) == pytest.approx(most, rel=0.25)
+    assert need.resident_bytes(cpu=True) + need.peak_extra_bytes(cpu=True) == pytest.approx(most, rel=0.25)

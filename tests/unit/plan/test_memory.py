@@ -94,4 +94,4 @@ def test_memory_that_was_measured_on_a_gpu():
     states = memory.states(num, num, "bfloat16", 1, 1, cpu=False)
     acts = memory.activations(model, 22867.0, 20800.0, "bfloat16", False, on_gpu=True)
     need = memory.Need("learner", states.resident, {**states.working, **acts}, states.step)
-    assert need.stays(cpu=False) + need.comes(cpu=False) == pytest.approx(48.57 * GIB, rel=0.25)
+    assert need.resident_bytes(cpu=False) + need.peak_extra_bytes(cpu=False) == pytest.approx(48.57 * GIB, rel=0.25)

@@ -29,12 +29,12 @@ def test_a_decode_step_is_bound_by_memory_and_then_by_products():
 
 def test_training_is_three_forward_passes_and_recomputation_a_fourth():
     s, on = shape_of(GIANTS["qwen2-7b"]), cluster("8xH100-80GB")
-    seen = stages.Samples(1.0, 1000, 0, 1000)
-    forward = stages.passes(s, seen.tokens, seen.squares, seen.read)
+    samples = stages.Samples(1.0, 1000, 0, 1000)
+    forward = stages.forward_pass_flops(s, samples.tokens, samples.squared_lengths, samples.scored)
     assert forward == 2 * (s.body + s.head) * 1000
     e = stages.efficiency(on.device)
     plain, again = (stages.Learning(s, s.num_parameters, 0.0, "bfloat16", 1, 1, c, 1 << 20) for c in (False, True))
-    seconds = [stages.updating(m, seen, 1, on) - e.update_s for m in (plain, again)]
+    seconds = [stages.updating(m, samples, 1, on) - e.update_s for m in (plain, again)]
     assert seconds[0] == pytest.approx(3 * forward / (989e12 * e.share(e.learn, 3584)))
     assert seconds[1] == pytest.approx(seconds[0] * 4 / 3)
 
@@ -48,7 +48,7 @@ ON_H200 = [  # shape, lengths, seconds of an optimizer step on one H200 (LOG.md,
 def test_learner_steps_that_were_measured_on_a_gpu(name, kind, seconds):
     model, sizes = a_benchmarks_shape(name), rollout_vs_generate.lengths(kind, 256, 1008)
     whole = sizes + 16.0
-    seen = stages.Samples(256, whole.sum(), (whole**2).sum(), float(sizes.sum()))
+    samples = stages.Samples(256, whole.sum(), (whole**2).sum(), float(sizes.sum()))
     num = float(model.num_parameters)
     learning = stages.Learning(model, num, num, "bfloat16", 1, 1, False, 32768)
-    assert stages.updating(learning, seen, 1, cluster("1xH200")) == pytest.approx(seconds, rel=0.25)
+    assert stages.updating(learning, samples, 1, cluster("1xH200")) == pytest.approx(seconds, rel=0.25)

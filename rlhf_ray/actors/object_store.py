@@ -35,7 +35,7 @@ def store_remark(model_bytes: float, num_tokens: int, nodes: Nodes) -> str | Non
     if needed <= room:
         return None
     return (
-        f"object store: the smallest node has room for {room / 1e9:.1f} GB, and {VERSIONS} versions of the weights with "
-        f"a step's samples take up to {needed / 1e9:.1f} GB, so weight syncs will wait for the disk; "
+        f"object store: the smallest node has room for {room / 1e9:.1f} GB, and {VERSIONS} versions of the weights "
+        f"with a step's samples take up to {needed / 1e9:.1f} GB, so weight syncs will wait for the disk; "
         + store_remedy(needed)
     )

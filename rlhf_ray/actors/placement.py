@@ -229,9 +229,9 @@ def _tensor_parallel_gpus(demand: Demand, configured: dict[str, float]) -> dict[
     if max(gpus[role] * count for role, count in counts.items()) > counts["learner"]:
         models = f" and {counts['reward']} reward" if "reward" in counts and reward else ""
         raise BadInput(
-            f"colocated rollout workers on {width:g} GPUs each (tensor_parallel_size) share those of the learner ranks, and "
-            f"{counts['rollout']} rollout{models} workers do not fit on learner.num_workers = {counts['learner']} GPUs; "
-            "change one of them, or set cluster.colocate=false"
+            f"colocated rollout workers on {width:g} GPUs each (tensor_parallel_size) share those of the learner "
+            f"ranks, and {counts['rollout']} rollout{models} workers do not fit on "
+            f"learner.num_workers = {counts['learner']} GPUs; change one of them, or set cluster.colocate=false"
         )
     return {role: gpus[role] for role in counts}
 

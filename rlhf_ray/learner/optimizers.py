@@ -15,7 +15,7 @@ ADAM_RMS = 0.2  # root mean square of an AdamW update over its learning rate, in
 
 
 def make_optimizer(model: nn.Module, config: LearnerConfig, lr: float) -> Any:
-    """AdamW, in float32 or 8 bits, or SGD, of what is trainable in ``model``; vectors (biases, norms) have no weight decay.
+    """AdamW, in float32 or 8 bits, or SGD, of what is trainable in ``model``; biases and norms have no weight decay.
 
     Raises BadInput for adamw_8bit on a CPU.
     """

@@ -51,7 +51,7 @@ class Residency:
         return moved | {name: -self.parts[name].wake() for name in PARTS if name in names}
 
     def require(self, *names: str) -> None:
-        """Raises RuntimeError if a part sleeps: its tensors are empty, and a stage that forgot to wake it would crash."""
+        """Raises RuntimeError if a part sleeps: its tensors are empty, so a stage that did not wake it would crash."""
         asleep = sorted(set(names) - self.awake)
         if asleep:
             raise RuntimeError(

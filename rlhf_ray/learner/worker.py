@@ -206,7 +206,7 @@ class LearnerWorker:
     def update(self, role: str, terms: Sequence[LossTerm]) -> Sums:
         """Optimizer steps on the sum of ``terms``: coefficient times loss over weight. Returns this rank's metric sums.
 
-        A step whose gradient is not finite is skipped, and counted in 'ROLE/skipped_steps', which is absent if none was.
+        A step whose gradient is not finite is skipped, and counted in 'ROLE/skipped_steps' (absent if none was).
         All terms have rows for the same number of steps, and ``term.batch`` is a Batch. All ranks compute the same plan
         and run the same number of micro-batches.
         """

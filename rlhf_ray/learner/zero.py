@@ -232,7 +232,7 @@ def backward(engine: Any, loss_sum: Tensor, divisor: float) -> None:
 def optimizer_step(engine: Any) -> float | None:
     """Clips, updates, and returns the global gradient norm before clipping.
 
-    None: the gradient is not finite, and the step is skipped. Weights, moments and schedule are as before, on all ranks.
+    None: the gradient is not finite, and all ranks skip the step. Weights, moments and schedule are as before.
     """
     if hasattr(engine, "gradient_sums"):
         engine.gradient_sums.release()

@@ -72,7 +72,7 @@ class DeviceMemory:
         self.now = self._residents("start")
 
     def before_restart(self) -> None:
-        """Makes room for learner ranks that are about to load their models anew; the old ranks are about to be killed."""
+        """Makes room for learner ranks that will load their models again; the old ranks will be killed next."""
         self.now = replace(self.now, learner=LEARNER_PARTS)
         self.enter("start")
 

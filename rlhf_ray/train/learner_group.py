@@ -99,7 +99,10 @@ class LearnerGroup:
             lost = True
 
     def keep_awake(self, parts: Collection[str]) -> list[dict[str, int]]:
-        """Puts the other parts of the learner's memory (learner/residency.py) to sleep; bytes each gave or took, by rank."""
+        """Wakes these parts of the learner's memory (learner/residency.py), and puts the others to sleep.
+
+        Returns the bytes that each part gave or took, by rank.
+        """
         return self.group.broadcast("keep_awake", parts)
 
     def annotate(self, batch: Batch, temperature: float, columns: Sequence[str]) -> Batch:
@@ -120,8 +123,9 @@ class LearnerGroup:
         metrics = means_of(merge_sums(self.group.broadcast("update_on", role, terms, *batches)))
         if num_skipped := metrics.get(f"{role}/skipped_steps"):
             notice(
-                f"{role}: {num_skipped:.0f} of {len(terms[0].rows)} optimizer steps were skipped, because their gradients "
-                "were not finite; if that goes on, lower learner.lr, or look for infinite rewards or advantages"
+                f"{role}: {num_skipped:.0f} of {len(terms[0].rows)} optimizer steps were skipped, because their "
+                "gradients were not finite; if that goes on, lower learner.lr, or look for infinite rewards or "
+                "advantages"
             )
         return metrics
 

@@ -138,14 +138,14 @@ class RolloutQueue:
         batch = self._with_rewards(pending.scored())
         if num_without_term := int(without_any_term(batch.reward_parts).sum()):
             notice(
-                f"step {pending.request.step}: no reward term applies to {num_without_term} of {len(batch)} samples (every "
-                "term returned None), so their reward is 0; let one of the functions return a number"
+                f"step {pending.request.step}: no reward term applies to {num_without_term} of {len(batch)} samples "
+                "(every term returned None), so their reward is 0; let one of the functions return a number"
             )
         if not (has_reward(batch) & ~without_any_term(batch.reward_parts)).any():
             names = ", ".join(term.name for term in self.job.rewards.terms)
             raise RewardError(
-                f"step {pending.request.step}: no sample got a reward (terms: {names}); on_error: drop leaves out some, not all, "
-                "and one term at least must apply to some of them"
+                f"step {pending.request.step}: no sample got a reward (terms: {names}); on_error: drop leaves out "
+                "some, not all, and one term at least must apply to some of them"
             )
         rollouts = filter_rollouts(batch, self.job.algorithm)
         metrics["rollout/dropped"] += float(rollouts.num_failed)

@@ -73,6 +73,7 @@ class LearnerWorker:
         self.ranks_per_node = 1  # as zero.ranks_on_each_node() counts them; known if config.node_copies
         self.engines: dict[str, Any] = {}
         self.averages: dict[str, zero.PolyakAverages] = {}
+        self.residency = Residency({}, self.device)  # start() has the engines
         self.widths: dict[str, int] = {}  # hidden size of each role, for the cost of its micro-batches
         self.micro_batch: Batch | None = None  # the one that is computed
         self.num_begun = 0

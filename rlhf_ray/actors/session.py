@@ -21,6 +21,7 @@ from .._compat import WORKER_SETUP
 from ..config import BadInput, ClusterConfig
 from ..run.outcome import Stopped
 
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPEAT_S = 1.0  # a signal that comes so soon after the first is the same request
 
@@ -90,7 +91,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"runtime_env": {"worker_process_setup_hook": WORKER_SETUP}}
+    options: dict[str, Any] = {}
+    if SUBMITTED not in os.environ:  # else Ray would take it for the whole environment and delete the working directory
+        options["runtime_env"] = {"worker_process_setup_hook": WORKER_SETUP}
     options |= {"address": address} if address else {"include_dashboard": False, "address": "local"}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     earlier_children = set(psutil.Process().children())

@@ -17,7 +17,6 @@ from . import preflight
 from .kind import RunContext
 from .kinds import PIPELINE, kind_of
 
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 NOT_THE_RESULT = re.compile(
     r"(num_steps|cluster|run\.dir|log|checkpoint)\b"
 )  # options that leave a finished run as it is
@@ -31,11 +30,15 @@ def run(job: Job, console: Console) -> None:
     if is_finished(job):
         console.print(f"finished already, nothing to do: {Path(job.run.dir).absolute()}")
         return
-    from ..actors.session import check_run_dir, check_shared, ray_session, stop_on_signals
+    from ..actors.session import SUBMITTED, check_run_dir, check_shared, ray_session, stop_on_signals
 
     check_run_dir(job.run.dir, submitted=SUBMITTED in os.environ)
     with stop_on_signals() as stop, RunDir(job) as run_dir:
         preflight.check_job(job)
+        # Torch and transformers read the working directory at their import. Under `ray job submit` Ray deletes it and makes
+        # it again when two raylets of one host start workers, so they are imported before that.
+        from ..train import rl  # noqa: F401
+
         notice("starting Ray")
         with ray_session(job.cluster):
             import ray

@@ -16,11 +16,10 @@ from ray import tune
 from rich.console import Console
 
 from ..actors.placement import cluster_nodes
-from ..actors.session import Stop, check_run_dir, check_shared, ray_session, stop_on_signals
+from ..actors.session import SUBMITTED, Stop, check_run_dir, check_shared, ray_session, stop_on_signals
 from ..config import Search, TuneConfig, parse, set_values
 from ..config.tune import values_to_check
 from ..jobs import preflight
-from ..jobs.start import SUBMITTED
 from ..run.directory import RunDir
 from ..run.outcome import Failed, Stopped
 from .objective import SearchObjective, base_job, job_tree, search_objective

@@ -153,7 +153,8 @@ def test_plan_and_data_refuse_what_train_refuses_with_the_same_message(
 
 def test_the_context_is_that_of_an_earlier_stage_or_of_config_json(tmp_path, capsys):
     quickstart = str(ROOT / "jobs" / "quickstart.yaml")
-    assert main(["plan", quickstart, "stages.ppo.rollout.max_new_tokens=4000"]) == 2
+    overrides = [f"run.dir={tmp_path}", "stages.ppo.rollout.max_new_tokens=4000"]  # a finished stage is not checked
+    assert main(["plan", quickstart, *overrides]) == 2
     assert "rlhf-ray: stages.ppo: data.max_prompt_tokens " in capsys.readouterr().err
     file = written(tmp_path, {**GIANTS["qwen2-7b"], "max_position_embeddings": 39})
     assert main(["plan", file, "--gpus", "8xH100-80GB"]) == 2

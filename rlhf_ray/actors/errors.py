@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ..config import BadInput
 
-DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
+DEAD = (RayActorError,)
 CONNECTION_TEXT = re.compile(
     r"connection (closed|reset|refused|aborted)|broken pipe|socket timeout|timed out waiting|gloo/transport"
     r"|gloo connect|nccl (error|communicator)|nccl(Remote|System|Internal)Error|processgroupnccl|caused pair closure",
@@ -56,8 +56,11 @@ def is_infrastructure(error: BaseException) -> bool:
     """Whether a restart may help: an error of Ray, a process group, or a connection, and not of the job.
 
     torch has classes for NCCL's errors, which are recognised by name so that torch need not be imported here. gloo's
-    are plain RuntimeErrors, which only their text tells apart.
+    are plain RuntimeErrors, which only their text tells apart. Ray replaces an error that cannot be pickled by a plain
+    RayError, so that is an error of the job.
     """
+    if type(error) is RayError:
+        return False
     if isinstance(error, RayError | ConnectionError):
         return True
     if any(ancestor.__name__ == "DistError" for ancestor in type(error).__mro__):

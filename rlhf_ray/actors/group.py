@@ -209,6 +209,8 @@ class WorkerGroup:
             notice(f"{self.role} worker {index} died and is replaced")
             ray.kill(self.actors[index])
             self.actors[index] = self._spawn(index)
+            if self.ended:  # kill(), which takes no lock, may have missed it
+                ray.kill(self.actors[index])
             self.restore_worker(index)
 
     def restore_worker(self, index: int) -> None:
@@ -232,7 +234,7 @@ class WorkerGroup:
             )
 
     def kill(self) -> None:
-        """Ends all workers for good."""
+        """Ends all workers for good. Takes no lock, since a replacement may hold it while it is prepared."""
         self.ended = True
         for actor in self.actors:
             ray.kill(actor)

@@ -152,11 +152,16 @@ class Dispatcher:
         """Metrics of the engines since the last call.
 
         Tokens generated in each second of the busiest engine, seconds of all engines, and the idle share of their rows.
+        A dead engine has none. Raises StageTimeout.
         """
+        calls = [actor.take_counters.remote() for actor in self.rollout.actors]
+        late = ray.wait(calls, num_returns=len(calls), timeout=self.deadline_s)[1]
+        if late:
+            raise StageTimeout(self.rollout.describe_hang("take_counters", [calls.index(call) for call in late]))
         counters = []
-        for actor in self.rollout.actors:
+        for call in calls:
             with contextlib.suppress(*DEAD):
-                counters.append(ray.get(actor.take_counters.remote(), timeout=self.deadline_s))
+                counters.append(ray.get(call))
         tokens = sum(engine["tokens"] for engine in counters)
         busiest_s = max((engine["seconds"] for engine in counters), default=0.0)
         return {

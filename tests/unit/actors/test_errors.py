@@ -1,5 +1,7 @@
 """Which errors of workers restart a gang, and which of several is the cause."""
 
+import threading
+
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
@@ -55,6 +57,22 @@ def test_what_a_gang_raises_for_an_error():
     assert isinstance(failed, WorkerFailed)
     assert str(failed) == "learner worker 1 failed in update: ValueError: labels are missing"
     assert failed.__cause__ is error  # whose text has the worker's traceback
+
+
+class Unpicklable(Exception):
+    """An error that holds what cannot leave its process."""
+
+    def __init__(self):
+        super().__init__("no labels")
+        self.lock = threading.Lock()
+
+
+def test_an_error_that_cannot_be_pickled_is_the_jobs_own():
+    error = task_error(Unpicklable())
+    failed = gang_error("learner", 1, "update", error)
+    assert isinstance(failed, WorkerFailed)
+    assert "Unpicklable" in str(failed)
+    assert index_of_cause({0: ActorDiedError(), 1: error}) == 1
 
 
 def test_an_error_without_text_has_its_types_name():

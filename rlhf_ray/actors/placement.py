@@ -124,8 +124,8 @@ class Plan:
         )
 
     def device_of(self, role: str) -> str:
-        """Where the models of a role live: a role without a GPU stays on the CPU."""
-        return self.device if self.share[role].get("GPU") or self.device == "cpu" else "cpu"
+        """Where the models of a role live: a role without a GPU, or without workers, is on the CPU."""
+        return self.device if self.share.get(role, {}).get("GPU") or self.device == "cpu" else "cpu"
 
 
 def _in_words(resources: Resources) -> str:

@@ -1,8 +1,8 @@
 """The algorithms: for each ``algorithm.type`` its advantage estimator and its policy loss.
 
 To see how an algorithm works, find its record in ``ALGORITHMS`` and follow the two functions to advantages.py and
-losses.py. To add one, write the maths there, a variant in config/algorithm.py and a record here. Two facts that the
-planner needs without torch are class attributes of the config variant: ``greedy_baseline`` and ``token_advantages``.
+losses.py. To add one, write the maths there, a variant in config/algorithm.py and a record here. What the planner needs
+without torch are class attributes of the config variant: ``has_critic``, ``greedy_baseline``, ``token_advantages``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ class LearnerConfig(Section):
         description="AdamW; with moments of 8 bits (bitsandbytes, GPUs only); Muon for hidden matrices and AdamW for "
         "the rest (ZeRO 1 to 3, no adapters); or plain SGD (for comparisons).",
     )
-    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decays of AdamW's two moments; sgd ignores them.")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.95),
+        description="Decays of AdamW's two moments. Muon has them only for embeddings, head and vectors; sgd has none.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay; decoupled, except for sgd.")
     node_copies: bool = Field(
         False,

@@ -70,18 +70,19 @@ def forecast(job: SingleJob, setting: Setting) -> Forecast:
     """The forecast of one job. Raises BadInput if it cannot be placed."""
     cluster = setting.cluster
     cpu = cluster.device.is_cpu
-    job = resolve_dtypes(job, cluster.device.kind)
     plan = placed(job, cluster)
+    at_reward = kind_of(job).needs(resolve_dtypes(job, plan.device_of("reward")))  # which may be the CPU of a GPU node
+    job = resolve_dtypes(job, cluster.device.kind)
     job_needs = kind_of(job).needs(job)
     role_needs: dict[str, Need] = {}
     if job_needs.training is not None:
         role_needs["learner"] = needs.learner(job_needs, setting.models, cpu, cluster.per_node)
     if job_needs.generation is not None:
         role_needs["rollout"] = needs.rollout(job_needs.generation, setting.models, cluster)
-        role_needs["reward"] = needs.reward(setting.models, job_needs)
+        role_needs["reward"] = needs.reward(setting.models, at_reward)
     nodes = set(plan.nodes)
     memories = {} if cpu else role_memory(job_needs, setting.models, role_needs)
-    host_bytes = max(_host_bytes(job_needs, plan, setting, memories, node) for node in nodes)
+    host_bytes = max(_host_bytes(job_needs, plan, setting, role_needs, memories, node) for node in nodes)
     gpus: tuple[GPUMemory, ...] = ()
     if cpu:
         workers = {node: _workers_on(plan, role_needs, node) for node in nodes}
@@ -139,12 +140,17 @@ def _gpu_memories(job_needs: JobNeeds, plan: Plan, memories: Mapping[str, RoleMe
 
 
 def _host_bytes(
-    job_needs: JobNeeds, plan: Plan, setting: Setting, memories: Mapping[str, RoleMemory], node: int
+    job_needs: JobNeeds,
+    plan: Plan,
+    setting: Setting,
+    role_needs: Mapping[str, Need],
+    memories: Mapping[str, RoleMemory],
+    node: int,
 ) -> float:
     """Host memory of a node, without what workers on a CPU take.
 
     That is Ray and the published weights in the object store. On a node with GPUs it is also the processes, what sleeps
-    there, and the models that are being loaded: below ZeRO-3 each rank loads a whole one.
+    there, reward models without a GPU, and the models that are being loaded: below ZeRO-3 each rank loads a whole one.
     """
     num = setting.models.policy.num_parameters
     model, training, generation = job_needs.model, job_needs.training, job_needs.generation
@@ -160,6 +166,9 @@ def _host_bytes(
         total += num_workers["learner"] * sleeping_learner_bytes(memories, residents)
     if "reward" in memories and plan.share["reward"].get("GPU"):
         total += num_workers["reward"] * sleeping_reward_bytes(memories, residents)
+    elif "reward" in role_needs:
+        need = role_needs["reward"]
+        total += num_workers["reward"] * (need.resident_bytes(cpu=True) + need.peak_extra_bytes(cpu=True))
     if training is not None and generation is not None and plan.colocated:
         total += num_workers["rollout"] * BYTES[generation.rollout.engine.dtype] * num
     if training is not None and training.learner.zero_stage < 3:

@@ -69,7 +69,7 @@ def learner(job_needs: JobNeeds, models: Models, cpu: bool, per_node: int) -> Ne
         num += trained
     actor = memory.states(num, trained, m.dtype, stage, ranks, cpu, optimizer)
     resident, step = dict(actor.resident), dict(actor.step)
-    if c.node_copies and stage == 3 and per_node < ranks:
+    if c.node_copies and stage == 3 and 1 < per_node < ranks:
         resident["copy for the node"] = memory.BYTES[m.dtype] * num / per_node
     tokens = float(c.micro_batch_tokens)
     tokens = min(tokens, float(training.max_tokens * -(-training.sequences // ranks)))

@@ -174,7 +174,7 @@ def updating(m: Learning, samples: Samples, steps: int, cluster: Cluster) -> flo
     flops = TRAINING * recompute * forward_pass_flops(m.shape, samples.tokens, samples.squared_lengths, samples.scored)
     compute = flops / (device.flops(m.dtype) * e.share(e.learn, m.shape.hidden) * ranks)
     compute += e.row_s * samples.rows * m.shape.num_layers * recompute / ranks + e.update_s * steps
-    micros = max(steps, _micro_batches(m, samples.tokens))
+    micros = steps * _micro_batches(m, samples.tokens / steps)
     share = m.num_trained / max(1.0, m.num_parameters)
     rounds = {0: 2.0 * steps * share, 1: 2.0 * steps * share, 2: (micros + steps) * share, 3: micros * (2.0 + share)}
     optimizer = steps * 28.0 * m.num_trained / (m.ranks if m.zero_stage else 1) / device.bandwidth
@@ -182,7 +182,7 @@ def updating(m: Learning, samples: Samples, steps: int, cluster: Cluster) -> flo
 
 
 def _micro_batches(m: Learning, tokens: float) -> float:
-    """Micro-batches of one rank in one pass over the samples."""
+    """Micro-batches of one rank in one pass over so many ``tokens`` of all ranks: those of one optimizer step at most."""
     return max(1.0, np.ceil(tokens / m.ranks / m.micro_batch_tokens))
 
 

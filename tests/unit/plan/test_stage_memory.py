@@ -61,6 +61,14 @@ def test_a_reward_model_is_awake_only_in_rollouts_and_evaluations():
         assert (count - without[stage] > weights) is (stage in ("rollout", "evaluate"))
 
 
+def test_reward_models_on_the_cpus_of_a_gpu_node_are_counted_there():
+    """Whole and in float32, since `dtype: auto` is that on a CPU."""
+    term = f"rewards.terms=[{{name: model, type: model, path: {MODEL}}}]"
+    on_cpu = forecast_of("rewards.num_workers=2", "cluster.gpus.reward=0", term)
+    weights = 4 * on_cpu.setting.models.rewards[0].scalar_parameters
+    assert on_cpu.host_bytes - forecast_of("rewards.num_workers=2").host_bytes > 2 * weights
+
+
 def test_activations_count_with_what_the_allocator_reserves(monkeypatch):
     """The reserved memory is counted where the learner works, and not in the rollout, before which it is given back."""
     from rlhf_ray.plan import memory

@@ -39,6 +39,18 @@ def test_training_is_three_forward_passes_and_recomputation_a_fourth():
     assert seconds[1] == pytest.approx(seconds[0] * 4 / 3)
 
 
+def test_each_optimizer_step_has_micro_batches_of_its_own():
+    """Four steps of one and a half micro-batches are eight, not six: at ZeRO-2 each reduces the gradients once."""
+    s, on = shape_of(GIANTS["qwen2-7b"]), cluster("8xH100-80GB")
+    num = float(s.num_parameters)
+    learning = stages.Learning(s, num, num, "bfloat16", 2, 8, False, 1000)
+    alone = stages.Learning(s, num, num, "bfloat16", 1, 8, False, 1000)
+    samples = stages.Samples(96.0, 8 * 6000.0, 0.0, 0.0)
+    difference = stages.updating(learning, samples, 4, on) - stages.updating(alone, samples, 4, on)
+    exchange = 2 * num * 7 / 8 / (0.7 * on.device.link)
+    assert difference == pytest.approx((8 + 4 - 2 * 4) * exchange)  # ZeRO-1 has two exchanges a step
+
+
 ON_H200 = [  # shape, lengths, seconds of an optimizer step on one H200 (LOG.md, 2026-11-27); no constant was fitted to them
     ("0.5B", "equal", 2.782), ("0.5B", "skewed", 0.872), ("1.5B", "equal", 5.710), ("1.5B", "skewed", 1.635),
 ]  # fmt: skip
